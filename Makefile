@@ -1,0 +1,43 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: setup report test test-all lab notebooks readme lock clean
+
+setup: .venv/.installed  ## make .venv with the locked versions, the package and its kernel
+
+.venv/.installed: requirements.lock settings.ini setup.py pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name bloodcell_nb
+	touch $@
+
+report: setup  ## the main job on drawn cells: analysis and custom CNN, then the page
+	bloodcell run analysis custom_cnn --data synthetic:n=2000,duplicates=8,spoiled=20 --profile quick --out reports/synthetic
+
+test: setup  ## export and clean leave nothing to do, ruff, the notebooks, pytest
+	tests/check_tree.sh
+	ruff check .
+	nbdev_test --n_workers 1 --do_print
+	pytest
+
+test-all: test  ## also every recipe, at smoke size
+	bloodcell run --data synthetic:n=400 --profile smoke --out $(or $(OUT),reports/synthetic/smoke)
+
+lab: setup  ## JupyterLab on the notebooks
+	jupyter lab --notebook-dir nbs
+
+notebooks: setup  ## run every notebook in place, as committed
+	for notebook in nbs/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
+	nbdev_clean
+
+readme: setup  ## README.md from nbs/index.ipynb
+	jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#](images/#](nbs/images/#' > README.md
+
+lock: setup  ## requirements.lock from what is installed
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable > requirements.lock
+
+clean:
+	rm -rf .venv bloodcell_nb.egg-info
