@@ -1,0 +1,26 @@
+"Where real cells lie, and a small source for runs."
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _data(name):
+    place = os.environ.get("BLOODCELL_DATA")
+    if not place:
+        pytest.skip("real cells: set BLOODCELL_DATA to the folder that holds pbc96.zip and pbc_originals/")
+    path = Path(place) / name
+    assert path.exists(), f"BLOODCELL_DATA holds no {name}"
+    return path
+
+
+@pytest.fixture(scope="session")
+def pbc96():
+    "16,093 real cells, 96x96, with parts."
+    return _data("pbc96.zip")
+
+
+@pytest.fixture(scope="session")
+def originals():
+    "200 untouched originals and the pixels that the rebuild must give."
+    return _data("pbc_originals")

@@ -1,0 +1,150 @@
+"The bloodcell command as a user meets it: in a process of its own."
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+FAST = {"notebook": "40_custom_cnn", "filters": [4, 4], "dense_units": 8, "batch_size": 16, "epochs": 4}
+SOURCE = "synthetic:n=200"
+
+
+def bloodcell(*arguments, cwd=None):
+    return subprocess.run(["bloodcell", *map(str, arguments)], capture_output=True, text=True, cwd=cwd or ROOT)
+
+
+def recipe(folder, name, **values):
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(FAST | {"recipe": name} | values))
+    return path
+
+
+def one_line_error(done, *words):
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_bad_input_costs_one_line(tmp_path):
+    out = tmp_path / "out"
+    one_line_error(bloodcell("inspect", tmp_path / "none.npz"), "no such file")
+    one_line_error(bloodcell("inspect", "synthetic:cells=3"), "'cells=3' is not understood")
+    one_line_error(bloodcell("inspect", "medmnist:96"), "28, 64, 128, 224")
+    one_line_error(bloodcell("convert", SOURCE, tmp_path / "file.npz", "--size", "0"), "size is 0")
+    one_line_error(bloodcell("run", "custom_ccn", "--out", out), "no recipe custom_ccn", "custom_cnn")
+    one_line_error(bloodcell("run", recipe(tmp_path, "bad", epoch=3), "--out", out), "bad.yaml", "unknown key epoch; did you mean epochs?")
+    one_line_error(bloodcell("run", recipe(tmp_path, "bad", dropout=2), "--out", out), "dropout is 2", "less than 1")
+    one_line_error(bloodcell("run", tmp_path / "none.yaml", "--out", out), "none.yaml: cannot be read")
+    one_line_error(bloodcell("run", "analysis", "--data", tmp_path / "none.zip", "--out", out), "no such file")
+    one_line_error(bloodcell("run", "analysis", "--data", "medmnist:5", "--out", out), "28, 64, 128, 224")
+    one_line_error(bloodcell("report", tmp_path / "none"), "no such folder")
+    (tmp_path / "file").write_text("")
+    one_line_error(bloodcell("run", "analysis", "--data", SOURCE, "--out", tmp_path / "file"), "not a folder")
+    assert not out.exists()
+
+
+def test_convert_leaves_nothing_half_written(tmp_path):
+    (tmp_path / "cells" / "basophil").mkdir(parents=True)
+    (tmp_path / "cells" / "basophil" / "1.png").write_bytes(b"broken")
+    one_line_error(bloodcell("convert", tmp_path / "cells", tmp_path / "new.npz"), "basophil/1.png cannot be read")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells"]
+
+
+def test_same_recipe_same_metrics_and_skip(tmp_path):
+    path = recipe(tmp_path, "twice", epochs=2)
+    for out in ("first", "second"):
+        done = bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--out", tmp_path / out)
+        assert done.returncode == 0, done.stderr
+        assert "twice: done" in done.stdout and str(tmp_path / out / "index.html") in done.stdout
+    first, second = (json.loads((tmp_path / out / "twice" / "metrics.json").read_text())["results"] for out in ("first", "second"))
+    for part in ("val", "test"):
+        assert first[part] == second[part]
+    assert first["training"]["history"] == second["training"]["history"]
+    assert "twice: skipped" in bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--out", tmp_path / "first").stdout
+    again = bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--seed", "1", "--out", tmp_path / "first")
+    assert "twice: done" in again.stdout, "another seed is another run"
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    path = recipe(tmp_path, "killed", epochs=12, filters=[16, 32])
+    arguments = ["bloodcell", "run", str(path), "--data", "synthetic:n=400", "--profile", "full", "--out"]
+    assert subprocess.run([*arguments, str(tmp_path / "whole")], capture_output=True).returncode == 0
+    process = subprocess.Popen([*arguments, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    work = tmp_path / "cut" / "killed.partial"
+    state = work / "state" / "training" / "state.json"
+    deadline = time.monotonic() + 120
+    while not (state.exists() and json.loads(state.read_text())["epoch"] >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, "no second epoch"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(3)  # the kernel ends itself once it finds its parent gone
+    assert not (tmp_path / "cut" / "killed").exists() and json.loads((work / "status.json").read_text())["state"] == "running"
+    assert json.loads(state.read_text())["epoch"] < 12, "killed too late to test anything"
+    assert subprocess.run([*arguments, str(tmp_path / "cut")], capture_output=True).returncode == 0
+    whole, cut = (json.loads((tmp_path / out / "killed" / "metrics.json").read_text())["results"] for out in ("whole", "cut"))
+    for key, values in whole["training"]["history"].items():
+        np.testing.assert_allclose(cut["training"]["history"][key], values, atol=1e-5)
+    assert cut["training"]["best_epoch"] == whole["training"]["best_epoch"]
+    np.testing.assert_allclose(cut["test"]["nll"], whole["test"]["nll"], atol=1e-4)
+    assert cut["test"]["confusion_matrix"] == whole["test"]["confusion_matrix"]
+    assert not (tmp_path / "cut" / "killed" / "state").exists() and not work.exists()
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    "Runs a notebook with one cell put before its last; gives status and folder."
+    from bloodcell_nb import pipeline
+    from bloodcell_nb.runs import read_recipe
+
+    def execute(code, timeout=None):
+        root = tmp_path / "project"
+        (root / "nbs").mkdir(parents=True, exist_ok=True)
+        notebook = nbformat.read(ROOT / "nbs" / "40_custom_cnn.ipynb", 4)
+        parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+        notebook.cells = [parameters, nbformat.v4.new_code_cell(code)]
+        nbformat.write(notebook, root / "nbs" / "40_custom_cnn.ipynb")
+        monkeypatch.setattr(pipeline, "project_root", lambda: root)
+        chosen = read_recipe(recipe(tmp_path, "faulty")).model_copy(update={"source": SOURCE})
+        return pipeline.execute(chosen, tmp_path / "out", timeout=timeout), tmp_path / "out" / "faulty.partial"
+
+    return execute
+
+
+@pytest.mark.parametrize("code, timeout, expected", [
+    ("raise ValueError('no cells today\\nsecond line')", None, "ValueError: no cells today"),
+    ("import os; os._exit(1)", None, "DeadKernelError"),
+    ("import time; time.sleep(600)", 3, "CellTimeoutError"),
+    ("pass", None, "wrote no metrics.json"),
+], ids=["exception", "dead kernel", "timeout", "no record"])
+def test_a_failing_run_says_why(faulty, code, timeout, expected):
+    status, folder = faulty(code, timeout)
+    assert status["state"] == "failed" and expected in status["error"] and "\n" not in status["error"]
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+    assert nbformat.read(folder / "notebook.ipynb", 4).cells
+    assert not (folder.parent / "faulty").exists()
+
+
+def test_others_go_on_after_a_failure(tmp_path):
+    bad = recipe(tmp_path, "bad", class_weights=[1.0, 2.0])  # two weights for eight classes: seen when the data are there
+    good = recipe(tmp_path, "good", epochs=1)
+    done = bloodcell("run", bad, good, "--data", SOURCE, "--profile", "smoke", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "bad: failed" in done.stdout and "expected 8, one a class" in done.stdout and "good: done" in done.stdout
+    assert "Did not finish" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_papermill_alone(tmp_path):
+    path = recipe(tmp_path, "alone", epochs=1)
+    done = subprocess.run(["papermill", str(ROOT / "nbs" / "40_custom_cnn.ipynb"), str(tmp_path / "out.ipynb"), "-f", str(path), "-p", "source", SOURCE,
+                           "-p", "out", str(tmp_path / "run"), "--no-progress-bar"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "unknown parameter" not in done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"]["filters"] == [4, 4]

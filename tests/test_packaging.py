@@ -1,0 +1,107 @@
+"Dependencies, notebooks and recipes agree with each other."
+import json
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import papermill
+import pytest
+import yaml
+
+from bloodcell_nb.report import results_table
+from bloodcell_nb.runs import SCHEMAS, read_recipe, recipes
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[1-9]*.ipynb"))
+
+
+def settings():
+    config = ConfigParser()
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+def pins(lines):
+    "Name, as package indexes compare it, and version."
+    return {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in lines}
+
+
+def test_one_source_of_dependencies():
+    direct = pins((settings()["requirements"] + settings()["dev_requirements"]).split())
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    listed = next(entry["pip"] for entry in conda if isinstance(entry, dict))
+    assert pins(line for line in listed if "==" in line) == direct
+    assert "-e ." in listed and "python=3.11" in conda
+    locked = pins((ROOT / "requirements.lock").read_text().split())
+    assert {name: locked.get(name) for name in direct} == direct
+
+
+def test_lock_holds_versions_only():
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+", line), line
+
+
+def test_nothing_of_this_machine_is_committed():
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    mine = [str(ROOT), str(Path.home()) + "/"]
+    for name in filter(None, files):
+        path = ROOT / name
+        if path.suffix in {".png", ".npz"} or not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert not [place for place in mine if place in text], name
+
+
+def test_no_picture_of_real_cells_is_committed():
+    files = subprocess.run(["git", "ls-files", "reports"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert not [name for name in files if "/cells/" in name or name.endswith("cells.html")]
+    for name in files:
+        if name.endswith("notebook.ipynb"):
+            outputs = [output for cell in json.loads((ROOT / name).read_text())["cells"] for output in cell.get("outputs", [])]
+            assert not [output for output in outputs if output.get("metadata", {}).get("cells") and "image/png" in output["data"]], name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_one_parameters_cell(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    assert "#|" not in "".join(tagged[0]["source"])
+    for line in "".join(tagged[0]["source"]).splitlines():
+        assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), line
+
+
+@pytest.mark.parametrize("notebook", SCHEMAS)
+def test_parameters_cell_agrees_with_schema(notebook, caplog):
+    found = papermill.inspect_notebook(str(ROOT / "nbs" / f"{notebook}.ipynb"))
+    assert not caplog.records, "papermill cannot read a line of the parameters cell"
+    fields = SCHEMAS[notebook].model_fields
+    assert set(found) == set(fields)
+    small = {"notebook", "recipe", "source", "epochs", "embedding_images", "smote_images", "val_share"}  # demonstration's own
+    for name in set(fields) - small:
+        default = found[name]["default"]
+        assert yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[name].default, name
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipe(name):
+    recipe = read_recipe(recipes()[name])
+    assert recipe.source == "synthetic" and recipe.out == "", "a recipe names no data and no place"
+    if "40" in recipe.notebook:
+        from bloodcell_nb.custom_cnn import custom_cnn
+
+        assert custom_cnn((96, 96), 8, recipe.filters, recipe.dropout, recipe.dense_units, recipe.head_dropout, recipe.batch_norm, recipe.l2).count_params() > 0
+
+
+def test_import_is_instant():
+    heavy = "assert not {'keras', 'tensorflow', 'sklearn'} & set(sys.modules)"
+    code = f"import sys, time; s = time.perf_counter(); import bloodcell_nb; print(time.perf_counter() - s); import bloodcell_nb.data; {heavy}"
+    assert float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) < 0.3
+
+
+def test_readme_shows_the_records():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in results_table(ROOT / "reports" / "pbc96").splitlines():
+        assert line in readme

@@ -1,0 +1,94 @@
+"What must hold on real cells; skipped where they are not at hand."
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bloodcell_nb.analysis import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
+from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, course_arrays, fold_indices, load, save, split_indices
+
+
+@pytest.fixture(scope="module")
+def cells(pbc96):
+    return load(pbc96)
+
+
+@pytest.fixture(scope="module")
+def course(cells):
+    arrays = course_arrays(cells)
+    return arrays["images"], arrays["labels"]
+
+
+def test_counts(cells):
+    assert len(cells) == 16093
+    assert cells.part("train").counts.tolist() == list(COURSE_COUNTS)
+    assert [len(cells.part(part)) for part in ("train", "val", "test")] == [11959, 1712, 2422]
+
+
+def test_rebuild_is_pixel_exact(originals):
+    rebuilt = load(originals / "jpg")
+    assert len(rebuilt) == 200 and rebuilt.counts.tolist() == [25] * 8
+    folders = dict(zip(CLASS_NAMES, (*CLASS_NAMES[:3], "ig", *CLASS_NAMES[4:]), strict=True))
+    for image, label, name in zip(rebuilt.images, rebuilt.labels, rebuilt.ids, strict=True):
+        expected = Image.open(originals / "expected_96" / folders[CLASS_NAMES[label]] / f"{name}.png").convert("RGB")
+        assert np.array_equal(image, np.asarray(expected)), name
+
+
+def test_originals_to_course_file(originals, tmp_path):
+    file = tmp_path / "training_set.npz"
+    done = subprocess.run(["bloodcell", "convert", str(originals / "jpg"), str(file), "--course"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(file) as arrays:
+        assert arrays["images"].shape == (2000, 96, 96, 3) and arrays["images"].dtype == np.uint8
+        assert arrays["labels"].shape == (2000, 1)
+    assert (load(file).counts >= 225).all()
+
+
+def test_course_file(course):
+    images, labels = course
+    assert images.shape == (13759, 96, 96, 3) and labels.shape == (13759, 1)
+    assert np.bincount(labels[:, 0]).tolist() == [1052, 2381, 1285, 2226, 1049, 1393, 2530, 1843]
+    assert (images[11959:13559] == images[11959]).all() and (images[13559:] == images[13559]).all()
+    assert np.bincount(labels[11959:13559, 0]).tolist() == [200] * 8 and (labels[13559:] == 5).all()
+
+
+def test_duplicates_in_the_course_file(course):
+    images, labels = course
+    start = time.perf_counter()
+    hashes = perceptual_hashes(images)
+    assert time.perf_counter() - start < 20
+    groups = duplicate_groups(hashes, 8)
+    found = list_groups(groups)
+    # 17 pairs are pixel-identical before encoding; WebP encodes equal pixels to equal bytes, so the hash finds all of them
+    assert [len(group) for group in found] == [1600, 200] + [2] * 17
+    assert all((images[group] == images[group[0]]).all() for group in found), "a false group"
+    assert [len(list_groups(duplicate_groups(hashes, distance))) for distance in (0, 25)] == [19, 19], "any threshold up to 25 bits does"
+    from bloodcell_nb.data import Cells
+
+    whole = Cells(images, labels)
+    reasons = clean(whole, groups)
+    assert [int((reasons == reason).sum()) for reason in DROPPED] == [1800, 2, 16]
+    kept = whole[reasons == ""]
+    assert len(kept) == 11959 - 18
+    train, val = split_indices(kept.labels, 0.2)
+    assert np.abs(np.bincount(kept.labels[val]) / kept.counts - 0.2).max() < 0.005
+
+
+def test_duplicates_never_straddle(cells):
+    train = cells.part("train")
+    groups = duplicate_groups(perceptual_hashes(train.images), 8)
+    for seed in range(3):
+        a, b = split_indices(train.labels, 0.1, groups, seed=seed)
+        assert not set(groups[a]) & set(groups[b])
+    for a, b in fold_indices(train.labels, 5, groups):
+        assert not set(groups[a]) & set(groups[b])
+
+
+def test_png_tree_and_back(cells, tmp_path):
+    some = cells.part("val")[:200]
+    tree = save(some, tmp_path / "tree")
+    back = load(tree)
+    order = np.lexsort((some.ids,))
+    assert np.array_equal(back.images, some.images[order]) and (back.labels == some.labels[order]).all() and (back.ids == some.ids[order]).all()
