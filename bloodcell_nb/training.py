@@ -315,7 +315,7 @@ def score(
         "confusion_matrix": confusion,
     }
 
-# %% ../nbs/30_training.ipynb #382ee70b
+# %% ../nbs/30_training.ipynb #434b5945
 def plot_learning_curves(
     history: dict,  # value of each metric after each epoch
     best_epoch: int,  # marked
@@ -359,7 +359,7 @@ def plot_class_scores(
     ax.plot(x + 0.2, [values["recall"] for values in classes.values()], "kv", markersize=4, label="recall")
     ax.set_xticks(x, [name.replace(" ", "\n") for name in classes], fontsize=8, rotation=30)
     ax.set(ylabel="F1", ylim=(0, 1.05))
-    ax.legend(fontsize=7, loc="lower right")
+    ax.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     return ax
 
 
@@ -395,7 +395,7 @@ def plot_seconds(
     ax.set(xlabel="seconds")
     return ax
 
-# %% ../nbs/30_training.ipynb #f1bbeb0e
+# %% ../nbs/30_training.ipynb #061d1a30
 def evaluate(
     fitted: Fit,
     splits: Splits,
@@ -427,7 +427,7 @@ def draw_results(fitted: Fit, scores: dict, test: Cells, probabilities: np.ndarr
     fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     plot_class_scores(scores, ax)
     worst = min(scores["per_class"], key=lambda name: scores["per_class"][name]["f1"])
-    ax.set_title(f"Hardest class on the test part: {worst}")
+    ax.set_title(f"Hardest class on the test part: {worst}", loc="left", fontsize=10)
     run.figure(fig, "class_scores")
     fig, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
     plot_reliability(test.labels, probabilities, ax)
