@@ -79,14 +79,14 @@ def plot_accuracies(
     ax.invert_yaxis()
     return ax
 
-# %% ../nbs/90_report.ipynb #ec183d4b
+# %% ../nbs/90_report.ipynb #0c0ae5c4
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2rem; margin-top: 3rem; } h3 { margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: .85rem; } .wide { overflow-x: auto; }
 th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #ddd; } th:first-child, td:first-child { text-align: left; }
 figure { margin: 0; } figcaption { font-size: .8rem; color: #555; } figure img { max-width: 100%; height: auto; }
-.figures { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; } .figures figure { flex: 0 1 auto; max-width: 44rem; }
+.figures { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; } .figures figure { flex: 0 1 auto; max-width: 35rem; }
 .note { color: #555; } .failed { color: #a33; } code { background: #f2f2f2; padding: 0 .2rem; }
 """
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Share', 'Rate', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Recipe', 'AnalysisRecipe', 'TrainingRecipe', 'CustomCNNRecipe',
-           'check_recipe', 'read_recipe', 'recipe_of', 'project_root', 'recipes', 'with_profile', 'code_fingerprint',
-           'run_key', 'device_name', 'environment', 'peak_memory', 'write_text', 'write_json', 'show_table', 'Run']
+           'Phase', 'TransferRecipe', 'check_recipe', 'read_recipe', 'recipe_of', 'project_root', 'recipes',
+           'with_profile', 'code_fingerprint', 'run_key', 'device_name', 'environment', 'peak_memory', 'write_text',
+           'write_json', 'show_table', 'Run']
 
 # %% ../nbs/02_runs.ipynb #cdd96d94
 import difflib
@@ -31,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import bloodcell_nb
 from .data import SYNTHETIC, Cells, DataError, fingerprint, is_synthetic
 
-# %% ../nbs/02_runs.ipynb #c05d35fe
+# %% ../nbs/02_runs.ipynb #7b46d76d
 class RecipeError(DataError):
     "A recipe that cannot be run; one line."
 
@@ -75,6 +76,15 @@ class TrainingRecipe(Recipe):
     class_weights: Literal["none", "balanced"] | list[Annotated[float, Field(ge=0)]] = "none"
     balance: Literal["none", "oversample", "smote"] = "none"  # of the training part
     folds: int = Field(0, ge=0)  # 0: one training; k: also k-fold cross-validation of training and validation part
+    optimizer: Literal["adam", "adamw", "nadam", "lion", "sgd"] = "adam"
+    schedule: Literal["constant", "cosine", "cosine_restarts", "exponential"] = "constant"  # of the learning rate, step by step
+    plateau: bool = False  # halve the learning rate after three epochs without a better validation accuracy
+    final_learning_rate: float = Field(1e-6, gt=0, le=1)  # where a schedule ends and a plateau stops
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    augmentation: list[str | dict] = []  # operations on training batches, as 20_augmentation explains
+    mixing: Literal["replace", "double", "part"] = "replace"  # how MixUp and CutMix are applied
+    mixing_share: Share = 0.25  # of a batch, for part
+    validation_noise: float = Field(0.0, ge=0, le=128)  # standard deviation of white noise on the validation part, in grey levels
 
 
 class CustomCNNRecipe(TrainingRecipe):
@@ -88,9 +98,36 @@ class CustomCNNRecipe(TrainingRecipe):
     l2: float = Field(0.0, ge=0, le=1)  # weight decay of kernels
 
 
-SCHEMAS = {"10_analysis": AnalysisRecipe, "40_custom_cnn": CustomCNNRecipe}
+class Phase(BaseModel):
+    "One stage of training a pretrained model: what may move, how fast, how long."
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-# %% ../nbs/02_runs.ipynb #0cc2749b
+    trainable: str = Field(pattern=r"^(head|all|last \d+|layers [\w, ]+)$")  # head, all, last N (layers), or layers NAME, NAME (parts of their names)
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, le=1)
+
+
+class TransferRecipe(TrainingRecipe):
+    "45_transfer"
+    notebook: Literal["45_transfer"]
+    epochs: int = Field(1000, ge=1)  # at most so many in each phase
+    phases: list[Phase] = Field(min_length=1)
+    backbone: str
+    weights: str = "imagenet"  # imagenet (downloaded by Keras), none, or a file of weights without the top
+    alpha: float = Field(1.0, gt=0, le=2)  # width of MobileNetV2
+    resize: int | None = Field(None, ge=32, le=1024)  # the model resizes its input to so many pixels a side
+    dropout: Rate = 0.3  # before the hidden layer
+    dense_units: int = Field(256, ge=1)
+    activation: Literal["relu", "swish", "gelu"] = "relu"  # of the hidden layer
+    initializer: Literal["he_uniform", "he_normal", "glorot_uniform"] = "he_uniform"  # of the hidden layer
+    l2: float = Field(0.0, ge=0, le=1)  # weight decay of the head's kernels
+    head_dropout: Rate = 0.3  # before the output
+    train_batch_norm: bool = False  # True: the backbone's batch normalisation learns and uses batch statistics
+
+
+SCHEMAS = {"10_analysis": AnalysisRecipe, "40_custom_cnn": CustomCNNRecipe, "45_transfer": TransferRecipe}
+
+# %% ../nbs/02_runs.ipynb #3510a839
 def check_recipe(
     parameters: dict,  # what the recipe says
     where: str = "recipe",  # named in an error
@@ -106,6 +143,12 @@ def check_recipe(
         raise RecipeError(f"{where}: {_one_line(error.errors()[0], schema)}") from None
     if isinstance(weights := getattr(recipe, "class_weights", None), list) and len(weights) < 2:
         raise RecipeError(f"{where}: class_weights has {len(weights)} entry; expected none, balanced, or one number a class")
+    if getattr(recipe, "plateau", False) and recipe.schedule != "constant":
+        raise RecipeError(f"{where}: plateau is true with schedule {recipe.schedule!r}; one thing can set the learning rate: use schedule constant")
+    if getattr(recipe, "augmentation", None):
+        from bloodcell_nb.augmentation import check_policy
+
+        check_policy(recipe.augmentation, f"{where}: augmentation")
     if getattr(recipe, "folds", 0) == 1:
         raise RecipeError(f"{where}: folds is 1; expected 0 (no cross-validation) or 2 and more")
     return recipe
@@ -178,7 +221,7 @@ def with_profile(
     lowered = {key: cap if values[key] is None else min(values[key], cap) for key, cap in PROFILES[profile].items() if key in values}
     return recipe.model_copy(update=lowered)
 
-# %% ../nbs/02_runs.ipynb #a9587b03
+# %% ../nbs/02_runs.ipynb #80a81804
 def _modules(text, seen):
     "Files of the project's modules that a text imports, and those that they import."
     for name in re.findall(r"(?:from|import) bloodcell_nb\.(\w+)", text):
@@ -206,8 +249,9 @@ def run_key(
     recipe: Recipe,
 ) -> str:  # 16 hexadecimal digits
     "Identify a run by its recipe, data and code."
-    parts = [recipe.model_dump_json(exclude={"out", "source"}), fingerprint(recipe.source), code_fingerprint(recipe.notebook),
-             os.environ.get("KERAS_BACKEND", "tensorflow")]
+    weights = getattr(recipe, "weights", "")
+    parts = [recipe.model_dump_json(exclude={"out", "source", "weights"}), fingerprint(recipe.source), code_fingerprint(recipe.notebook),
+             fingerprint(weights) if Path(weights).is_file() else weights, os.environ.get("KERAS_BACKEND", "tensorflow")]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 # %% ../nbs/02_runs.ipynb #f68d537f
@@ -243,7 +287,7 @@ def peak_memory() -> int:  # MiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024**2 if sys.platform == "darwin" else 1024))
 
-# %% ../nbs/02_runs.ipynb #31aa23d5
+# %% ../nbs/02_runs.ipynb #4faf65e8
 def write_text(path: Path, text: str) -> Path:
     "Write a text file whole or not at all."
     path = Path(path)
@@ -287,6 +331,7 @@ class Run:
         self.started, self.seconds = datetime.now(UTC), {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.synthetic = is_synthetic(recipe.source)
+        self.key, self.code = run_key(recipe), code_fingerprint(recipe.notebook)  # now: files may change while it runs
 
     @contextmanager
     def clock(self, name: str):
@@ -338,11 +383,13 @@ class Run:
         results: dict,  # what was measured
     ) -> dict:  # the whole record
         "Write metrics.json."
-        source = Path(self.recipe.source).name if Path(self.recipe.source).expanduser().exists() else self.recipe.source  # no path of this machine
+        said = self.recipe.model_dump(exclude={"out"})
+        said |= {key: Path(said[key]).name for key in ("source", "weights") if key in said and Path(said[key]).exists()}  # no path of this machine
+        source = said["source"]
         record = {
-            "recipe": self.recipe.model_dump(exclude={"out"}) | {"source": source},
+            "recipe": said,
             "data": {"source": source, "fingerprint": fingerprint(self.recipe.source), "synthetic": self.synthetic},
-            "code": code_fingerprint(self.recipe.notebook),
+            "code": self.code,
             "environment": environment(),
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": {"total": (datetime.now(UTC) - self.started).total_seconds(), **self.seconds},

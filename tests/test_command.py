@@ -68,7 +68,7 @@ def test_same_recipe_same_metrics_and_skip(tmp_path):
         assert first[part] == second[part]
     assert first["training"]["history"] == second["training"]["history"]
     assert "twice: skipped" in bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--out", tmp_path / "first").stdout
-    again = bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--seed", "1", "--out", tmp_path / "first")
+    again = bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--set", "seed=1", "--out", tmp_path / "first")
     assert "twice: done" in again.stdout, "another seed is another run"
 
 
