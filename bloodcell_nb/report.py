@@ -79,12 +79,12 @@ def plot_accuracies(
     ax.invert_yaxis()
     return ax
 
-# %% ../nbs/90_report.ipynb #0c0ae5c4
+# %% ../nbs/90_report.ipynb #c42964a6
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2rem; margin-top: 3rem; } h3 { margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: .85rem; } .wide { overflow-x: auto; }
-th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #ddd; } th:first-child, td:first-child { text-align: left; }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #ddd; } th:first-child, td:first-child, .words td, .words th { text-align: left; }
 figure { margin: 0; } figcaption { font-size: .8rem; color: #555; } figure img { max-width: 100%; height: auto; }
 .figures { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; } .figures figure { flex: 0 1 auto; max-width: 35rem; }
 .note { color: #555; } .failed { color: #a33; } code { background: #f2f2f2; padding: 0 .2rem; }
@@ -119,9 +119,9 @@ def _row(run):
 _HEADER = ["run", "profile", "test accuracy", "balanced accuracy", "macro F1", "ECE", "test cells", "parameters", "best epoch", "images/s", "seconds"]
 
 
-def _table(header, rows):
+def _table(header, rows, kind=""):
     lines = ["<tr>" + "".join(f"<{tag}>{value}</{tag}>" for value in row) + "</tr>" for tag, row in [("th", header), *(("td", row) for row in rows)]]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    return f'<div class="wide {kind}"><table>{"".join(lines)}</table></div>'
 
 
 def _analysis_table(results):
@@ -131,7 +131,7 @@ def _analysis_table(results):
     return _table(["measure", "value"], [["images", f"{results['images']:,}"], ["imbalance ratio", f"{results['imbalance_ratio']:.2f}"],
                                          ["duplicate groups", f"{results['duplicate_groups']} ({results['conflicting_groups']} with conflicting labels)"],
                                          ["dropped", escape(dropped)], ["kept", f"{results['kept']:,}"], ["most alike", escape(pairs)],
-                                         ["pairs that the original report named", escape(named)]])
+                                         ["pairs that the original report named", escape(named)]], "words")
 
 
 def _section(run, with_cells):
@@ -177,7 +177,7 @@ def build_report(
                 pictures.append(f"<h2>{escape(run.name)}, {escape(run.data)}</h2>" + _figures(run, "cells"))
     if failed := [run for run in runs if not run.metrics]:
         rows = [[escape(run.name), escape(run.status["state"]), escape(str(run.status.get("error", "")))] for run in failed]
-        body.append('<h2 class="failed">Did not finish</h2>' + _table(["run", "state", "error"], rows))
+        body.append('<h2 class="failed">Did not finish</h2>' + _table(["run", "state", "error"], rows, "words"))
     if pictures:
         body.append('<p class="note">Pictures of real cells: <a href="cells.html">cells.html</a>, only on the machine that made them.</p>')
         write_text(folder / "cells.html", _page("Pictures of real cells", "".join(pictures)))

@@ -1,0 +1,79 @@
+"""Images per second of each augmentation operation and of the recipes' policies, keras-cv against Keras' own layers, in one run.
+
+    python benchmarks/augmentation.py [--batch 64] [--seconds 2]
+
+Prints a Markdown table. keras-cv needs the TensorFlow backend.
+"""
+import argparse
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+
+from bloodcell_nb import augmentation
+from bloodcell_nb.runs import device_name, environment, read_recipe, recipes
+from bloodcell_nb.synthetic import draw_cells
+
+
+def images_per_second(policy, images, labels, seconds):
+    "Speed of a policy compiled as a TensorFlow function, after one call to trace it."
+    import tensorflow as tf
+
+    step = tf.function(policy.__call__)
+    step(images, labels)
+    calls, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        keras.ops.convert_to_numpy(step(images, labels)[0])
+        calls += 1
+    return calls * len(images) / (time.perf_counter() - start)
+
+
+def with_library(library, make):
+    "Build a policy with the layers of one library; None where it has none."
+    build = augmentation.build_layer
+    if library == "Keras":
+        def own(name, parameters, seed=0):
+            operation = augmentation.OPERATIONS[name]
+            if operation.keras is None:
+                raise LookupError(name)
+            return operation.keras(keras.layers, parameters, seed)
+
+        augmentation.build_layer = own
+    try:
+        return make()
+    except LookupError:
+        return None
+    finally:
+        augmentation.build_layer = build
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch")
+    parser.add_argument("--seconds", type=float, default=2, help="that each measurement lasts")
+    options = parser.parse_args()
+    cells = draw_cells(max(options.batch, 16))[: options.batch]
+    images = keras.ops.convert_to_tensor(cells.images)
+    labels = keras.ops.convert_to_tensor(keras.utils.to_categorical(cells.labels, 8))
+    policies = {name: ([name], "replace", 0.25) for name in augmentation.OPERATIONS}
+    for name, path in recipes().items():
+        recipe = read_recipe(path)
+        if getattr(recipe, "augmentation", None):
+            given = (recipe.augmentation, recipe.mixing, recipe.mixing_share)
+            if not any(given == other for other in policies.values()):
+                policies[f"recipe {name}"] = given
+    libraries = environment()["libraries"]
+    print(f"{device_name()}, batch {options.batch}, 96x96, keras-cv {libraries['keras-cv']}, Keras {libraries['keras']}\n")
+    print("| operation or policy | keras-cv, images/s | Keras, images/s |\n|---|---|---|")
+    for name, given in policies.items():
+        speeds = []
+        for library in ("keras-cv", "Keras"):
+            policy = with_library(library, lambda given=given: augmentation.Policy(*given))
+            speeds.append("none" if policy is None else f"{images_per_second(policy, images, labels, options.seconds):,.0f}")
+        print(f"| {name} | {' | '.join(speeds)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
