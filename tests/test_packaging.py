@@ -79,7 +79,8 @@ def test_parameters_cell_agrees_with_schema(notebook, caplog):
     assert not caplog.records, "papermill cannot read a line of the parameters cell"
     fields = SCHEMAS[notebook].model_fields
     assert set(found) == set(fields)
-    small = {"notebook", "recipe", "source", "epochs", "embedding_images", "smote_images", "val_share", "backbone", "weights", "alpha", "phases"}  # demonstration's own
+    small = {"notebook", "recipe", "source", "epochs", "val_share", "embedding_images", "smote_images",
+             "backbone", "weights", "alpha", "phases"}  # the demonstration's own
     for name in set(fields) - small:
         default = found[name]["default"]
         assert yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[name].default, name
