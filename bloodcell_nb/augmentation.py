@@ -94,7 +94,7 @@ OPERATIONS = {
     "CutMix": Operation({"factor": 1.0}, *[lambda m, p, s: _cut_mix_layer(p, s)] * 2, mixes_labels=True),
 }
 
-# %% ../nbs/20_augmentation.ipynb #e8037e8d
+# %% ../nbs/20_augmentation.ipynb #80b3eaad
 def draw_patterns(
     count: int = 16,  # how many
     seed: int = 0,
@@ -136,13 +136,13 @@ def _overlay_layer(parameters, seed):
 
         def build(self, shape):
             patterns = np.stack([np.asarray(Image.fromarray(picture).resize((shape[2], shape[1]))) for picture in draw_patterns(seed=seed)])
-            self.patterns = keras.ops.convert_to_tensor(patterns.astype(np.float32))
+            self.patterns = patterns.astype(np.float32)  # not yet a tensor: that would belong to the graph that builds the layer
 
         def call(self, images, training=False):
             if not training:
                 return images
             ops, n = keras.ops, keras.ops.shape(images)[0]
-            picked = ops.take(self.patterns, keras.random.randint((n,), 0, len(self.patterns), seed=self.generator), axis=0)
+            picked = ops.take(ops.convert_to_tensor(self.patterns), keras.random.randint((n,), 0, len(self.patterns), seed=self.generator), axis=0)
             share = keras.random.uniform((n, 1, 1, 1), 0, parameters["strength"], seed=self.generator)
             on = keras.random.uniform((n, 1, 1, 1), seed=self.generator) < parameters["probability"]
             share = ops.where(on, share, ops.zeros_like(share))
@@ -303,7 +303,7 @@ def with_noise(
     noise = np.random.default_rng(seed).normal(0, stddev, cells.images.shape).astype(np.float32)
     return replace(cells, images=np.clip(np.round(cells.images + noise), 0, 255).astype(np.uint8))
 
-# %% ../nbs/20_augmentation.ipynb #4af94816
+# %% ../nbs/20_augmentation.ipynb #bb196dca
 def augmented(
     model,  # keras model: images to probabilities; it is what is trained, and what is saved
     policy: Policy,
@@ -312,18 +312,22 @@ def augmented(
     "Wrap a classifier so that its training step augments."
     import keras
 
-    ops = keras.ops
+    ops, apply = keras.ops, policy
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        apply = tf.function(policy.__call__)  # keras-cv's RandAugment branches on tensors, which Keras itself does not translate
 
     class Augmented(keras.Model):
         def __init__(self):
             super().__init__(name="augmented")
-            self.network, self.augmenters, self.policy = model, policy.layers, policy
+            self.network, self.augmenters = model, policy.layers
             self.generator = policy.generator
 
         def call(self, inputs, training=False):
             images, labels = inputs["images"], inputs["labels"]
             if training:
-                images, labels = self.policy(images, labels)
+                images, labels = apply(images, labels)
             return {"probabilities": self.network(images, training=training), "labels": labels}
 
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
