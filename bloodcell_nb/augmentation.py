@@ -6,8 +6,9 @@
 __all__ = ['OPERATIONS', 'MIXING', 'Operation', 'draw_patterns', 'check_policy', 'build_layer', 'Policy', 'with_noise',
            'augmented']
 
-# %% ../nbs/20_augmentation.ipynb #d7e4f412
+# %% ../nbs/20_augmentation.ipynb #df391538
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -195,7 +196,7 @@ def _check_random_apply(given, where):
         raise DataError(f"{where}: RandomApply: k is {given['k']!r}; expected 1 to {len(inner)}, the number of operations")
     return {"k": given["k"], "of": inner}
 
-# %% ../nbs/20_augmentation.ipynb #b3f991bc
+# %% ../nbs/20_augmentation.ipynb #58ef62ae
 def build_layer(
     name: str,
     parameters: dict,  # all of them
@@ -206,7 +207,9 @@ def build_layer(
 
     operation = OPERATIONS[name]
     if keras.backend.backend() == "tensorflow":
-        import keras_cv
+        with warnings.catch_warnings():  # tqdm's, of a missing widget
+            warnings.simplefilter("ignore")
+            import keras_cv
 
         logging.getLogger("tensorflow").setLevel(logging.ERROR)  # keras-cv's loops over a batch warn once for each of their steps
         return operation.keras_cv(keras_cv.layers, parameters, seed)
@@ -303,7 +306,7 @@ def with_noise(
     noise = np.random.default_rng(seed).normal(0, stddev, cells.images.shape).astype(np.float32)
     return replace(cells, images=np.clip(np.round(cells.images + noise), 0, 255).astype(np.uint8))
 
-# %% ../nbs/20_augmentation.ipynb #bb196dca
+# %% ../nbs/20_augmentation.ipynb #206298b9
 def augmented(
     model,  # keras model: images to probabilities; it is what is trained, and what is saved
     policy: Policy,
@@ -323,6 +326,9 @@ def augmented(
             super().__init__(name="augmented")
             self.network, self.augmenters = model, policy.layers
             self.generator = policy.generator
+
+        def build(self, input_shape):
+            self.built = True  # the network comes built, the operations hold no weights
 
         def call(self, inputs, training=False):
             images, labels = inputs["images"], inputs["labels"]
