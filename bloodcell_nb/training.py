@@ -292,15 +292,20 @@ def predict(
     "Probabilities of the classes."
     return np.asarray(model.predict(cells.images, batch_size=batch_size, verbose=0), np.float32)
 
-# %% ../nbs/30_training.ipynb #23f7ddea
+# %% ../nbs/30_training.ipynb #a0cd06e6
+def _confidence_bins(labels, probabilities, bins):
+    "Confidence of each answer, whether it is right, and the number of its bin."
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    return confidence, right, np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+
+
 def expected_calibration_error(
     labels: np.ndarray,  # (n,)
     probabilities: np.ndarray,  # (n, classes)
     bins: int = 10,  # equal widths of confidence
 ) -> float:
     "Mean gap between confidence and accuracy over bins of confidence (Guo et al. 2017, eq. 3)."
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    confidence, right, place = _confidence_bins(labels, probabilities, bins)
     gaps = np.bincount(place, confidence - right, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
 
@@ -347,7 +352,7 @@ def score(
         "confusion_matrix": confusion,
     }
 
-# %% ../nbs/30_training.ipynb #434b5945
+# %% ../nbs/30_training.ipynb #bf84d20b
 def plot_learning_curves(
     history: dict,  # value of each metric after each epoch
     best_epoch: int,  # marked
@@ -402,8 +407,7 @@ def plot_reliability(
     bins: int = 10,
 ):  # the axes
     "Accuracy over confidence; on the diagonal the model is as right as it is sure."
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    confidence, right, place = _confidence_bins(labels, probabilities, bins)
     count = np.bincount(place, minlength=bins)
     used = count > 0
     accuracy = np.bincount(place, right, minlength=bins)[used] / count[used]
