@@ -9,7 +9,7 @@ __all__ = ['custom_cnn']
 import keras
 from keras import layers
 
-# %% ../nbs/40_custom_cnn.ipynb #555bc084
+# %% ../nbs/40_custom_cnn.ipynb #7574102e
 def custom_cnn(
     image_size: tuple = (96, 96),  # height and width in pixels
     classes: int = 8,
@@ -34,5 +34,5 @@ def custom_cnn(
     x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dense(dense_units, activation="relu", **kernel)(x)
     x = layers.Dropout(head_dropout)(x)
-    outputs = layers.Dense(classes, activation="softmax")(x)
+    outputs = layers.Dense(classes, activation="softmax", dtype="float32")(x)
     return keras.Model(inputs, outputs, name="custom_cnn")

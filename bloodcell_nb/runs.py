@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import bloodcell_nb
 from .data import SYNTHETIC, Cells, DataError, fingerprint, is_synthetic
 
-# %% ../nbs/02_runs.ipynb #7b46d76d
+# %% ../nbs/02_runs.ipynb #f239e95f
 class RecipeError(DataError):
     "A recipe that cannot be run; one line."
 
@@ -85,6 +85,9 @@ class TrainingRecipe(Recipe):
     mixing: Literal["replace", "double", "part"] = "replace"  # how MixUp and CutMix are applied
     mixing_share: Share = 0.25  # of a batch, for part
     validation_noise: float = Field(0.0, ge=0, le=128)  # standard deviation of white noise on the validation part, in grey levels
+    ema: Rate = 0.0  # momentum of the running average of the weights, which is what is validated and kept; 0: none
+    mixed_precision: bool = False  # bfloat16 arithmetic with float32 weights, for a GPU
+    eager: bool = False  # steps without a compiled graph: quicker for a few of them (TensorFlow only)
 
 
 class CustomCNNRecipe(TrainingRecipe):
@@ -202,9 +205,9 @@ def recipes() -> dict[str, Path]:  # file of each recipe, by name
     "The recipes that ship with the project."
     return {path.stem: path for path in sorted((project_root() / "recipes").glob("*.yaml"))}
 
-# %% ../nbs/02_runs.ipynb #8a66437d
+# %% ../nbs/02_runs.ipynb #05a2cc2b
 PROFILES = {
-    "smoke": {"epochs": 1, "limit": 160, "folds": 2, "embedding_images": 200, "smote_images": 200},
+    "smoke": {"epochs": 1, "limit": 64, "folds": 2, "embedding_images": 64, "smote_images": 64, "eager": True},
     "quick": {"epochs": 7, "folds": 2, "embedding_images": 1500, "smote_images": 600},
     "full": {},
 }
@@ -218,7 +221,7 @@ def with_profile(
     if profile not in PROFILES:
         raise RecipeError(f"profile is {profile!r}; expected one of {', '.join(PROFILES)}")
     values = recipe.model_dump()
-    lowered = {key: cap if values[key] is None else min(values[key], cap) for key, cap in PROFILES[profile].items() if key in values}
+    lowered = {key: cap if values[key] is None or cap is True else min(values[key], cap) for key, cap in PROFILES[profile].items() if key in values}
     return recipe.model_copy(update=lowered)
 
 # %% ../nbs/02_runs.ipynb #80a81804

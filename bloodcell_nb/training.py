@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['Splits', 'limit_cells', 'prepare', 'Batches', 'class_weight_dict', 'make_optimizer', 'Progress', 'Fit', 'fit',
-           'predict', 'expected_calibration_error', 'score', 'plot_learning_curves', 'plot_confusion_matrix',
-           'plot_class_scores', 'plot_reliability', 'plot_seconds', 'evaluate', 'draw_results', 'cross_validate',
-           'finish_training']
+           'precision', 'predict', 'expected_calibration_error', 'score', 'plot_learning_curves',
+           'plot_confusion_matrix', 'plot_class_scores', 'plot_reliability', 'plot_seconds', 'evaluate', 'draw_results',
+           'show_scores', 'cross_validate', 'finish_training']
 
-# %% ../nbs/30_training.ipynb #1491dfd6
+# %% ../nbs/30_training.ipynb #9226b544
 import json
 import logging
 import os
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import keras
 import matplotlib.pyplot as plt
@@ -23,7 +25,8 @@ import numpy as np
 from .analysis import CLASS_COLOURS, balance_classes, clean, duplicate_groups, perceptual_hashes, plot_matrix
 from .augmentation import Policy, augmented, with_noise
 from .data import Cells, DataError, fold_indices, load, split_indices
-from .runs import Recipe, Run, TrainingRecipe, write_json
+from .runs import Recipe, Run, TrainingRecipe, show_table, write_json
+from .shift import one_corruption_each, stand_in
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model in a notebook
 
@@ -116,7 +119,7 @@ def class_weight_dict(
         raise DataError(f"class_weights has {len(setting)} numbers; expected {classes}, one a class")
     return dict(enumerate(map(float, setting)))
 
-# %% ../nbs/30_training.ipynb #806296d1
+# %% ../nbs/30_training.ipynb #de49409c
 def make_optimizer(
     recipe: TrainingRecipe,
     steps: int,  # of the whole training, for the schedules
@@ -131,9 +134,12 @@ def make_optimizer(
     elif recipe.schedule == "exponential":
         rate = schedules.ExponentialDecay(rate, steps, floor)
     kinds = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW, "nadam": keras.optimizers.Nadam, "lion": keras.optimizers.Lion}
-    return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True) if recipe.optimizer == "sgd" else kinds[recipe.optimizer](rate)
+    average = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
+    if recipe.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **average)
+    return kinds[recipe.optimizer](rate, **average)
 
-# %% ../nbs/30_training.ipynb #c88578a4
+# %% ../nbs/30_training.ipynb #47b25c18
 class Progress(keras.callbacks.Callback):
     "Keep history and times, leave a progress line, and write a state to resume from after each epoch."
 
@@ -227,6 +233,16 @@ class Fit:
     seconds: dict  # first step (building the graph), training, validation
     images_per_second: float  # of training, the first step not counted
 
+    @cached_property
+    def final(self) -> keras.Model:
+        "The model to predict with and to save: in float32 whatever it was trained in."
+        config = json.dumps(self.model.get_config())
+        if '"mixed_bfloat16"' not in config:
+            return self.model
+        model = type(self.model).from_config(json.loads(config.replace('"mixed_bfloat16"', '"float32"')))
+        model.set_weights(self.model.get_weights())
+        return model
+
     def record(self) -> dict:
         "For metrics.json."
         return {"history": self.history, "best_epoch": self.best_epoch, "epochs": len(self.history["loss"]), "stopped_early": self.stopped_early,
@@ -252,14 +268,15 @@ def fit(
         trained({key: value[:1] for key, value in inputs.items()})  # builds it
     batches = Batches(train, recipe.batch_size, recipe.seed, bool(recipe.augmentation))
     trained.compile(make_optimizer(recipe, len(batches) * recipe.epochs), keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-                  jit_compile=_compiles(bool(recipe.augmentation)),
+                  jit_compile=_compiles(bool(recipe.augmentation)), run_eagerly=recipe.eager and keras.backend.backend() == "tensorflow",
                   metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"), keras.metrics.F1Score(average="macro", name="macro_f1")])
     trained.optimizer.build(trained.trainable_variables)
     folder = run.folder / "state" / name
     folder.mkdir(parents=True, exist_ok=True)
     best = folder / "best.weights.h5"
     mode = "min" if recipe.monitor.endswith("loss") else "max"
-    remembered = [keras.callbacks.ModelCheckpoint(best, recipe.monitor, save_best_only=True, save_weights_only=True, mode=mode),
+    average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if recipe.ema else []  # before whoever saves weights
+    remembered = [*average, keras.callbacks.ModelCheckpoint(best, recipe.monitor, save_best_only=True, save_weights_only=True, mode=mode),
                   keras.callbacks.EarlyStopping(recipe.monitor, patience=recipe.patience, mode=mode)]
     if recipe.plateau:  # the report's setting
         remembered.append(keras.callbacks.ReduceLROnPlateau("val_accuracy", factor=0.5, patience=3, min_lr=recipe.final_learning_rate, mode="max"))
@@ -282,6 +299,19 @@ def _compiles(augments):
     import tensorflow as tf
 
     return "auto" if tf.config.list_physical_devices("GPU") and not augments else False
+
+# %% ../nbs/30_training.ipynb #550f82bf
+@contextmanager
+def precision(
+    recipe: TrainingRecipe,
+):
+    "Layers made inside compute in bfloat16 with float32 weights, where the recipe asks for mixed precision."
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if recipe.mixed_precision else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 # %% ../nbs/30_training.ipynb #e2954818
 def predict(
@@ -431,19 +461,21 @@ def plot_seconds(
     ax.set(xlabel="seconds")
     return ax
 
-# %% ../nbs/30_training.ipynb #5cf3b623
+# %% ../nbs/30_training.ipynb #db838049
 def evaluate(
     fitted: Fit,
     splits: Splits,
     run: Run,
-) -> dict:  # results for metrics.json: of the training, and scores of the validation and the test part
-    "Score a trained model, save its predictions, and draw every figure of it."
+) -> dict:  # results for metrics.json: of the training, and scores of validation, test, corrupted test and stand-in
+    "Score a trained model on clean, corrupted and heavily distorted cells, save its predictions, and draw every figure of it."
+    with run.clock("distort"):
+        parts = {"val": splits.val, "test": splits.test, "corrupted": one_corruption_each(splits.test), "stand_in": stand_in(splits.test)}
     with run.clock("predict"):
-        said = {"val": predict(fitted.model, splits.val), "test": predict(fitted.model, splits.test)}
+        said = {part: predict(fitted.final, cells) for part, cells in parts.items()}
     with run.clock("score"):
-        scores = {part: score(getattr(splits, part).labels, said[part], splits.test.class_names, seed=run.recipe.seed) for part in said}
-    for part in said:
-        run.predictions(getattr(splits, part), said[part], part)
+        scores = {part: score(cells.labels, said[part], cells.class_names, seed=run.recipe.seed) for part, cells in parts.items()}
+    for part, cells in parts.items():
+        run.predictions(cells, said[part], part)
     with run.clock("figures"):
         draw_results(fitted, scores["test"], splits.test, said["test"], run)
     return {"training": fitted.record(), **scores}
@@ -475,7 +507,18 @@ def draw_results(fitted: Fit, scores: dict, test: Cells, probabilities: np.ndarr
     ax.set_title(f"Training: {fitted.images_per_second:.0f} images/s")
     run.figure(fig, "seconds")
 
-# %% ../nbs/30_training.ipynb #224b2311
+# %% ../nbs/30_training.ipynb #ca7887ef
+def show_scores(
+    results: dict,  # of `evaluate`
+):
+    "Show the headline scores on the clean, the corrupted and the heavily distorted test cells."
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece")
+    parts = {"clean test cells": "test", "corrupted": "corrupted", "stand-in for the hidden test": "stand_in"}
+    show_table(["score [95 % interval]", *parts], [
+        (name.replace("_", " "), *("{:.4f} [{:.4f}, {:.4f}]".format(results[part][name], *results[part]["interval_95"][name]) for part in parts.values()))
+        for name in names])
+
+# %% ../nbs/30_training.ipynb #18a544cb
 def cross_validate(
     build,  # function without arguments that makes a new model
     splits: Splits,  # training and validation part are put together and folded
@@ -493,7 +536,7 @@ def cross_validate(
     accuracies, f1s = [], []
     for k, (train, val) in enumerate(fold_indices(cells.labels, recipe.folds, groups, seed=recipe.seed)):
         fitted = train_one(build(), balance_classes(cells[train], recipe.balance, recipe.seed), cells[val], recipe, run, f"fold {k + 1}")
-        scores = score(cells.labels[val], predict(fitted.model, cells[val]), cells.class_names, resamples=10)
+        scores = score(cells.labels[val], predict(fitted.final, cells[val]), cells.class_names, resamples=10)
         accuracies.append(scores["accuracy"])
         f1s.append(scores["macro_f1"])
     return {"folds": recipe.folds, "accuracy": accuracies, "macro_f1": f1s,
@@ -507,7 +550,7 @@ def finish_training(
     run: Run,
 ) -> dict:  # the record
     "Save the model, write the record, remove what was only there for resuming."
-    fitted.model.save(run.folder / "model.keras")
+    fitted.final.save(run.folder / "model.keras")
     record = run.finish(results)
     shutil.rmtree(run.folder / "state", ignore_errors=True)
     return record

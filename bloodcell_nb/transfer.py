@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREPROCESSING', 'BACKBONES', 'preprocess', 'load_backbone', 'transfer_model', 'set_trainable', 'fit_phases']
 
-# %% ../nbs/45_transfer.ipynb #80879a97
+# %% ../nbs/45_transfer.ipynb #4ba66736
 import re
 import warnings
 from pathlib import Path
@@ -15,7 +15,7 @@ from keras import layers
 
 from .data import Cells, DataError
 from .runs import Run, TransferRecipe
-from .training import Fit, fit
+from .training import Fit, fit, precision
 
 # %% ../nbs/45_transfer.ipynb #43aaab39
 _EFFICIENT = [f"EfficientNetB{k}" for k in range(8)] + [f"EfficientNetV2{k}" for k in "SML"]
@@ -41,7 +41,7 @@ def preprocess(
         return layers.Normalization(mean=[103.939, 116.779, 123.68], variance=[1, 1, 1], name="caffe_mean")(x)
     return x
 
-# %% ../nbs/45_transfer.ipynb #aae55451
+# %% ../nbs/45_transfer.ipynb #385e4f51
 def load_backbone(
     name: str,  # one of BACKBONES
     image_size: tuple,  # height and width that the network sees, in pixels
@@ -78,6 +78,11 @@ def transfer_model(
 ) -> keras.Model:  # uint8 (n, h, w, 3) to probabilities (n, classes)
     "Preprocessing, backbone and head. The backbone is the layer named backbone."
     keras.utils.set_random_seed(recipe.seed)
+    with precision(recipe):
+        return _transfer_model(recipe, image_size, classes)
+
+
+def _transfer_model(recipe, image_size, classes):
     seen = (recipe.resize, recipe.resize) if recipe.resize else image_size
     backbone = load_backbone(recipe.backbone, seen, recipe.weights, recipe.alpha)
     backbone.name = "backbone"
@@ -90,7 +95,7 @@ def transfer_model(
     x = layers.Dropout(recipe.dropout, name="dropout")(x)
     x = layers.Dense(recipe.dense_units, recipe.activation, kernel_initializer=recipe.initializer, kernel_regularizer=regularizer, name="hidden")(x)
     x = layers.Dropout(recipe.head_dropout, name="head_dropout")(x)
-    outputs = layers.Dense(classes, "softmax", kernel_initializer="glorot_uniform", kernel_regularizer=regularizer, name="output")(x)
+    outputs = layers.Dense(classes, "softmax", dtype="float32", kernel_initializer="glorot_uniform", kernel_regularizer=regularizer, name="output")(x)
     return keras.Model(inputs, outputs, name=re.sub(r"\W", "_", recipe.recipe))
 
 # %% ../nbs/45_transfer.ipynb #03ad16d4
