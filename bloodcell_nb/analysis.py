@@ -236,7 +236,7 @@ def plot_matrix(
     ax.set_yticks(range(len(names)), names, fontsize=8)
     return ax
 
-# %% ../nbs/10_analysis.ipynb #5f2fa761
+# %% ../nbs/10_analysis.ipynb #d0106f58
 def embedding_map(
     features: np.ndarray,  # (n, d)
     seed: int = 0,
@@ -269,7 +269,8 @@ def plot_embedding(
     markers = "os^Dv<>P"  # so that it reads in grey too
     for k, name in enumerate(class_names):
         ax.scatter(*points[labels == k].T, s=9, marker=markers[k % 8], color=CLASS_COLOURS[k % 8], label=name, alpha=0.75, linewidths=0)
-    ax.scatter(*points[np.asarray(marked, int)].T, s=70, facecolors="none", edgecolors="red", linewidths=1, label="outlier")
+    if len(marked):
+        ax.scatter(*points[np.asarray(marked, int)].T, s=70, facecolors="none", edgecolors="red", linewidths=1, label="outlier")
     ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     ax.legend(fontsize=7, markerscale=1.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Share', 'Rate', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Recipe', 'AnalysisRecipe', 'TrainingRecipe', 'CustomCNNRecipe',
-           'Phase', 'TransferRecipe', 'check_recipe', 'read_recipe', 'recipe_of', 'project_root', 'recipes',
-           'with_profile', 'code_fingerprint', 'run_key', 'device_name', 'environment', 'peak_memory', 'write_text',
-           'write_json', 'show_table', 'Run']
+           'Phase', 'TransferRecipe', 'StudyRecipe', 'EfficientNetRecipe', 'check_recipe', 'read_recipe', 'recipe_of',
+           'project_root', 'recipes', 'with_profile', 'code_fingerprint', 'runs_folder', 'run_key', 'device_name',
+           'environment', 'peak_memory', 'write_text', 'write_json', 'show_table', 'Run', 'Finished', 'read_runs']
 
-# %% ../nbs/02_runs.ipynb #cdd96d94
+# %% ../nbs/02_runs.ipynb #58f39160
 import difflib
 import hashlib
 import json
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import bloodcell_nb
 from .data import SYNTHETIC, Cells, DataError, fingerprint, is_synthetic
 
-# %% ../nbs/02_runs.ipynb #f239e95f
+# %% ../nbs/02_runs.ipynb #1393c656
 class RecipeError(DataError):
     "A recipe that cannot be run; one line."
 
@@ -50,7 +51,7 @@ class Recipe(BaseModel):
     source: str = SYNTHETIC  # where the cells come from, as for data.load
     out: str = ""  # run folder; empty: a temporary one
     seed: int = Field(0, ge=0, lt=2**31)
-    limit: int | None = Field(None, ge=64)  # at most so many images of each part
+    limit: int | None = Field(None, ge=32)  # at most so many images of each part
     val_share: Share = 0.1  # of the images that are not for testing, where the source has no parts
     test_share: Share = 0.2  # where the source has no parts
     hash_size: int = Field(16, ge=4, le=24)  # the perceptual hash has hash_size**2 bits
@@ -87,6 +88,7 @@ class TrainingRecipe(Recipe):
     validation_noise: float = Field(0.0, ge=0, le=128)  # standard deviation of white noise on the validation part, in grey levels
     ema: Rate = 0.0  # momentum of the running average of the weights, which is what is validated and kept; 0: none
     mixed_precision: bool = False  # bfloat16 arithmetic with float32 weights, for a GPU
+    snapshots: bool = False  # also keep the network as it is at the end of each cycle of cosine_restarts
     eager: bool = False  # steps without a compiled graph: quicker for a few of them (TensorFlow only)
 
 
@@ -105,7 +107,7 @@ class Phase(BaseModel):
     "One stage of training a pretrained model: what may move, how fast, how long."
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    trainable: str = Field(pattern=r"^(head|all|last \d+|layers [\w, ]+)$")  # head, all, last N (layers), or layers NAME, NAME (parts of their names)
+    trainable: str = Field(pattern=r"^(head|all|last \d+|layers [\w*, ]+)$")  # head, all, last N (layers), or layers NAME, NAME (parts of their names, * for anything)
     epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0, le=1)
 
@@ -128,9 +130,21 @@ class TransferRecipe(TrainingRecipe):
     train_batch_norm: bool = False  # True: the backbone's batch normalisation learns and uses batch statistics
 
 
-SCHEMAS = {"10_analysis": AnalysisRecipe, "40_custom_cnn": CustomCNNRecipe, "45_transfer": TransferRecipe}
+class StudyRecipe(Recipe):
+    "What every recipe has that reads finished runs instead of training."
+    runs: str = ""  # folder of the runs; empty: where its own run folder lies, else the committed ones of reports/pbc96
 
-# %% ../nbs/02_runs.ipynb #3510a839
+
+class EfficientNetRecipe(StudyRecipe):
+    "50_efficientnet"
+    notebook: Literal["50_efficientnet"]
+    before: str = ""  # run whose model shows the backbone before fine-tuning; empty: a small network of the notebook's own
+    after: str = ""  # run whose model is looked into
+
+
+SCHEMAS = {"10_analysis": AnalysisRecipe, "40_custom_cnn": CustomCNNRecipe, "45_transfer": TransferRecipe, "50_efficientnet": EfficientNetRecipe}
+
+# %% ../nbs/02_runs.ipynb #8556409a
 def check_recipe(
     parameters: dict,  # what the recipe says
     where: str = "recipe",  # named in an error
@@ -148,6 +162,8 @@ def check_recipe(
         raise RecipeError(f"{where}: class_weights has {len(weights)} entry; expected none, balanced, or one number a class")
     if getattr(recipe, "plateau", False) and recipe.schedule != "constant":
         raise RecipeError(f"{where}: plateau is true with schedule {recipe.schedule!r}; one thing can set the learning rate: use schedule constant")
+    if getattr(recipe, "snapshots", False) and recipe.schedule != "cosine_restarts":
+        raise RecipeError(f"{where}: snapshots is true with schedule {recipe.schedule!r}; a network is kept at the end of each cycle of cosine_restarts")
     if getattr(recipe, "augmentation", None):
         from bloodcell_nb.augmentation import check_policy
 
@@ -205,9 +221,9 @@ def recipes() -> dict[str, Path]:  # file of each recipe, by name
     "The recipes that ship with the project."
     return {path.stem: path for path in sorted((project_root() / "recipes").glob("*.yaml"))}
 
-# %% ../nbs/02_runs.ipynb #05a2cc2b
+# %% ../nbs/02_runs.ipynb #fb939ef4
 PROFILES = {
-    "smoke": {"epochs": 1, "limit": 64, "folds": 2, "embedding_images": 64, "smote_images": 64, "eager": True},
+    "smoke": {"epochs": 1, "limit": 32, "resize": 64, "folds": 2, "embedding_images": 64, "smote_images": 64, "eager": True},
     "quick": {"epochs": 7, "folds": 2, "embedding_images": 1500, "smote_images": 600},
     "full": {},
 }
@@ -221,10 +237,11 @@ def with_profile(
     if profile not in PROFILES:
         raise RecipeError(f"profile is {profile!r}; expected one of {', '.join(PROFILES)}")
     values = recipe.model_dump()
-    lowered = {key: cap if values[key] is None or cap is True else min(values[key], cap) for key, cap in PROFILES[profile].items() if key in values}
+    lowered = {key: cap if key == "eager" or values[key] is None else min(values[key], cap) for key, cap in PROFILES[profile].items()
+               if key == "limit" or values.get(key) is not None}
     return recipe.model_copy(update=lowered)
 
-# %% ../nbs/02_runs.ipynb #80a81804
+# %% ../nbs/02_runs.ipynb #8d5f9fa7
 def _modules(text, seen):
     "Files of the project's modules that a text imports, and those that they import."
     for name in re.findall(r"(?:from|import) bloodcell_nb\.(\w+)", text):
@@ -248,13 +265,27 @@ def code_fingerprint(
     return hashlib.sha256("\0".join([source, *(file.read_text(encoding="utf-8") for file in files)]).encode()).hexdigest()[:16]
 
 
+def runs_folder(
+    recipe: StudyRecipe,
+) -> Path:
+    "Where a study finds its runs."
+    return Path(recipe.runs) if recipe.runs else Path(recipe.out).parent if recipe.out else project_root() / "reports" / "pbc96"
+
+
+def _trained(folder):
+    "What identifies the finished trainings below a folder: their records."
+    records = (path.read_bytes() for path in sorted(Path(folder).glob("*/metrics.json")) if not path.parent.name.endswith(".partial"))
+    return hashlib.sha256(b"".join(hashlib.sha256(record).digest() for record in records if b'"training"' in record)).hexdigest()
+
+
 def run_key(
     recipe: Recipe,
 ) -> str:  # 16 hexadecimal digits
-    "Identify a run by its recipe, data and code."
+    "Identify a run by its recipe, data and code; a study also by the runs that it reads."
     weights = getattr(recipe, "weights", "")
-    parts = [recipe.model_dump_json(exclude={"out", "source", "weights"}), fingerprint(recipe.source), code_fingerprint(recipe.notebook),
-             fingerprint(weights) if Path(weights).is_file() else weights, os.environ.get("KERAS_BACKEND", "tensorflow")]
+    parts = [recipe.model_dump_json(exclude={"out", "source", "weights", "runs"}), fingerprint(recipe.source), code_fingerprint(recipe.notebook),
+             fingerprint(weights) if Path(weights).is_file() else weights, os.environ.get("KERAS_BACKEND", "tensorflow"),
+             _trained(runs_folder(recipe)) if hasattr(recipe, "runs") else ""]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 # %% ../nbs/02_runs.ipynb #f68d537f
@@ -290,7 +321,7 @@ def peak_memory() -> int:  # MiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024**2 if sys.platform == "darwin" else 1024))
 
-# %% ../nbs/02_runs.ipynb #4faf65e8
+# %% ../nbs/02_runs.ipynb #fee29b64
 def write_text(path: Path, text: str) -> Path:
     "Write a text file whole or not at all."
     path = Path(path)
@@ -355,12 +386,13 @@ class Run:
         fig,  # matplotlib figure, shown and closed here
         name: str,  # of the PNG file, without suffix
         shows_cells: bool = False,  # pictures of cells go to cells/, everything else to figures/
+        synthetic: bool = None,  # whether it rests on synthetic cells, and says so; None: if the run's source is
     ) -> Path:
         "Save a figure, show it, close it."
         import matplotlib.pyplot as plt
         from IPython.display import display
 
-        if self.synthetic:
+        if self.synthetic if synthetic is None else synthetic:
             fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
         path = self.folder / ("cells" if shows_cells else "figures") / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
@@ -374,9 +406,10 @@ class Run:
         cells: Cells,
         probabilities: np.ndarray,  # (n, classes)
         part: str = "test",
+        folder: Path = None,  # of a network kept beside the run's own; None: the run's
     ) -> Path:
         "Save what the model said of each cell."
-        path = self.folder / ("predictions.npz" if part == "test" else f"predictions_{part}.npz")
+        path = Path(folder or self.folder) / ("predictions.npz" if part == "test" else f"predictions_{part}.npz")
         np.savez_compressed(path, probabilities=np.asarray(probabilities, np.float32), labels=cells.labels, ids=cells.ids,
                             class_names=np.array(cells.class_names), image_size=cells.images.shape[1:3])
         return path
@@ -387,7 +420,7 @@ class Run:
     ) -> dict:  # the whole record
         "Write metrics.json."
         said = self.recipe.model_dump(exclude={"out"})
-        said |= {key: Path(said[key]).name for key in ("source", "weights") if key in said and Path(said[key]).exists()}  # no path of this machine
+        said |= {key: Path(said[key]).name for key in ("source", "weights", "runs") if said.get(key) and Path(said[key]).exists()}  # no path of this machine
         source = said["source"]
         record = {
             "recipe": said,
@@ -402,3 +435,47 @@ class Run:
         write_json(self.folder / "metrics.json", record)
         (self.folder / "progress.json").unlink(missing_ok=True)
         return record
+
+# %% ../nbs/02_runs.ipynb #b01e9ee9
+@dataclass(frozen=True)
+class Finished:
+    "A run folder, read."
+    folder: Path
+    status: dict  # status.json
+    metrics: dict  # metrics.json; empty where the run failed
+
+    @property
+    def name(self):
+        return self.status["recipe"]
+
+    @property
+    def data(self):
+        "Name of the data."
+        return self.metrics.get("data", {}).get("source", "")
+
+    @property
+    def synthetic(self):
+        return self.metrics.get("data", {}).get("synthetic", False)
+
+    @property
+    def test(self):
+        "Scores on the test part; empty for a run that trains nothing."
+        return self.metrics.get("results", {}).get("test", {})
+
+
+def read_runs(
+    folder: Path,  # holds run folders, at any depth
+) -> list[Finished]:  # by data and name
+    "Read the runs below a folder."
+    if not (folder := Path(folder)).is_dir():
+        raise DataError(f"{folder}: no such folder; name one that holds runs, such as reports/pbc96")
+    found = []
+    for path in sorted(folder.rglob("status.json")):
+        try:
+            status = json.loads(path.read_text(encoding="utf-8"))
+            done = status["state"] == "done"
+            metrics = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8")) if done else {}
+            found.append(Finished(path.parent, {"recipe": path.parent.name} | status, metrics))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path.parent}: its record cannot be read ({type(error).__name__}: {error}); run the recipe again or remove the folder") from None
+    return sorted(found, key=lambda run: (run.synthetic, run.data, "test" in run.metrics.get("results", {}), run.name))

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PREPROCESSING', 'BACKBONES', 'preprocess', 'load_backbone', 'transfer_model', 'set_trainable', 'fit_phases']
 
-# %% ../nbs/45_transfer.ipynb #4ba66736
+# %% ../nbs/45_transfer.ipynb #1a331299
 import re
 import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 
 import keras
@@ -98,10 +99,10 @@ def _transfer_model(recipe, image_size, classes):
     outputs = layers.Dense(classes, "softmax", dtype="float32", kernel_initializer="glorot_uniform", kernel_regularizer=regularizer, name="output")(x)
     return keras.Model(inputs, outputs, name=re.sub(r"\W", "_", recipe.recipe))
 
-# %% ../nbs/45_transfer.ipynb #03ad16d4
+# %% ../nbs/45_transfer.ipynb #17b132cc
 def set_trainable(
     model: keras.Model,  # of `transfer_model`
-    what: str,  # head; all; last N: the backbone's last N layers; layers NAME, NAME: those whose name holds one of these
+    what: str,  # head; all; last N: the backbone's last N layers; layers NAME, NAME: those whose name holds one of these, where * is anything
     train_batch_norm: bool = False,
 ) -> list[str]:  # names of the backbone's layers that have weights and may move
     "Freeze all of the backbone but what is named; the head always moves."
@@ -111,9 +112,9 @@ def set_trainable(
     weighted = [layer for layer in backbone.layers if layer.weights]
     if kind == "layers":
         parts = [part.strip() for part in rest.split(",") if part.strip()]
-        if missing := [part for part in parts if not any(part in layer.name for layer in weighted)]:
+        if missing := [part for part in parts if not any(fnmatch(layer.name, f"*{part}*") for layer in weighted)]:
             raise DataError(f"trainable: no layer of the backbone has {missing[0]!r} in its name; its last one is {weighted[-1].name}")
-        chosen = [layer for layer in weighted if any(part in layer.name for part in parts)]
+        chosen = [layer for layer in weighted if any(fnmatch(layer.name, f"*{part}*") for part in parts)]
     elif kind in ("head", "all", "last"):
         chosen = {"head": [], "all": weighted}.get(kind, weighted[-int(rest or 1) :])
     else:
@@ -124,7 +125,7 @@ def set_trainable(
         layer.trainable = layer.name in names and (train_batch_norm or not norm)
     return [layer.name for layer in backbone.layers if layer.trainable and layer.weights]
 
-# %% ../nbs/45_transfer.ipynb #fae30595
+# %% ../nbs/45_transfer.ipynb #922a0489
 def fit_phases(
     model: keras.Model,  # of `transfer_model`
     train: Cells,
@@ -143,4 +144,4 @@ def fit_phases(
     seconds = {key: sum(some.seconds[key] for some in fits) for key in fits[0].seconds}
     before = sum(len(some.history["loss"]) for some in fits[:-1])
     last = fits[-1]
-    return Fit(model, history, before + last.best_epoch, last.stopped_early, seconds, last.images_per_second), fits
+    return Fit(model, history, before + last.best_epoch, last.stopped_early, seconds, last.images_per_second, last.snapshots), fits

@@ -1,4 +1,5 @@
 "Dependencies, notebooks and recipes agree with each other."
+import functools
 import json
 import re
 import subprocess
@@ -10,8 +11,11 @@ import papermill
 import pytest
 import yaml
 
+from bloodcell_nb.augmentation import Policy
+from bloodcell_nb.custom_cnn import custom_cnn
 from bloodcell_nb.report import results_table
-from bloodcell_nb.runs import SCHEMAS, read_recipe, recipes
+from bloodcell_nb.runs import SCHEMAS, check_recipe, read_recipe, recipes
+from bloodcell_nb.transfer import set_trainable, transfer_model
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[1-9]*.ipynb"))
@@ -86,14 +90,29 @@ def test_parameters_cell_agrees_with_schema(notebook, caplog):
         assert yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[name].default, name
 
 
+@functools.lru_cache
+def built(backbone, alpha):
+    "A network of this backbone without weights; recipes that share one differ in what the tests below do with it."
+    return transfer_model(check_recipe({"notebook": "45_transfer", "recipe": "built", "backbone": backbone, "alpha": alpha, "weights": "none",
+                                        "phases": [{"trainable": "head", "epochs": 1, "learning_rate": 1e-3}]}), (96, 96))
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_recipe(name):
+    "Its schema, its network and what moves in each phase, its policy."
     recipe = read_recipe(recipes()[name])
     assert recipe.source == "synthetic" and recipe.out == "", "a recipe names no data and no place"
-    if "40" in recipe.notebook:
-        from bloodcell_nb.custom_cnn import custom_cnn
-
-        assert custom_cnn((96, 96), 8, recipe.filters, recipe.dropout, recipe.dense_units, recipe.head_dropout, recipe.batch_norm, recipe.l2).count_params() > 0
+    if recipe.notebook == "40_custom_cnn":
+        model = custom_cnn((96, 96), 8, recipe.filters, recipe.dropout, recipe.dense_units, recipe.head_dropout, recipe.batch_norm, recipe.l2)
+        assert model.output_shape == (None, 8)
+    if recipe.notebook == "45_transfer":
+        model = built(recipe.backbone, recipe.alpha)
+        moving = [len(set_trainable(model, phase.trainable, recipe.train_batch_norm)) for phase in recipe.phases]
+        assert moving == sorted(moving) and (moving[0] == 0) == (recipe.phases[0].trainable == "head")
+        assert all((phase.trainable == "head") == (count == 0) for phase, count in zip(recipe.phases, moving, strict=True))
+    if getattr(recipe, "augmentation", None):
+        policy = Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share)
+        assert len(policy.pixel) + len(policy.mixers) == len(recipe.augmentation)
 
 
 def test_import_is_instant():
