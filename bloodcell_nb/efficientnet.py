@@ -13,7 +13,7 @@ import numpy as np
 from .data import DataError
 from .runs import Finished
 
-# %% ../nbs/50_efficientnet.ipynb #11b99f24
+# %% ../nbs/50_efficientnet.ipynb #d18b618c
 @dataclass(frozen=True)
 class Step:
     "A step of a ladder."
@@ -55,23 +55,25 @@ SMALL_LADDER = (
 
 def _weights(run):
     "What a run began with, in words."
-    weights = run.metrics["recipe"].get("weights", "none")
-    return {"none": "random", "imagenet": "ImageNet"}.get(weights, weights if "imagenet" in weights.lower() else "from a file")
+    weights = run.metrics["recipe"].get("weights")
+    if weights is None:
+        return "" if "members" in run.metrics["recipe"] else "random"
+    return {"none": "random", "imagenet": "ImageNet"}.get(weights, f"file {weights}")
 
 
 def ladder_table(
     steps: tuple[Step],
     found: list[Finished],  # of `read_runs`
-) -> list[tuple]:  # step, report's figure, accuracy on clean and on stand-in cells with intervals, profile, weights
+) -> list[tuple]:  # step, report's figure, accuracy on clean and on stand-in cells with intervals, profile, weights, seed
     "What each step brought, from the records."
     known, rows = {run.name: run for run in found if run.test}, []
     for step in steps:
-        row = [step.what, f"{step.reported:.2f}" if step.reported else "", "no run yet", "", "", ""]
+        row = [step.what, f"{step.reported:.2f}" if step.reported else "", "no run yet", "", "", "", ""]
         if run := known.get(step.recipe):
             results = run.metrics["results"]
             scores = [results.get(part) for part in ("test", "stand_in")]
             texts = ["{:.3f} [{:.3f}, {:.3f}]".format(some["accuracy"], *some["interval_95"]["accuracy"]) if some else "not measured" for some in scores]
-            row[2:] = [*texts, run.status.get("profile", ""), _weights(run)]
+            row[2:] = [*texts, run.status.get("profile", ""), _weights(run), str(run.metrics["recipe"].get("seed", ""))]
         rows.append(tuple(row))
     return rows
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['load_model', 'split_model', 'embed', 'grad_cam', 'heat_overlay']
 
-# %% ../nbs/35_explain.ipynb #ec237046
+# %% ../nbs/35_explain.ipynb #9fa7bc9c
+import logging
 from pathlib import Path
 
 import keras
@@ -15,6 +16,8 @@ from matplotlib import colormaps
 from PIL import Image
 
 from .data import DataError
+
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model
 
 # %% ../nbs/35_explain.ipynb #41208426
 def load_model(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Share', 'Rate', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Recipe', 'AnalysisRecipe', 'TrainingRecipe', 'CustomCNNRecipe',
-           'Phase', 'TransferRecipe', 'StudyRecipe', 'EfficientNetRecipe', 'check_recipe', 'read_recipe', 'recipe_of',
-           'project_root', 'recipes', 'with_profile', 'code_fingerprint', 'runs_folder', 'run_key', 'device_name',
-           'environment', 'peak_memory', 'write_text', 'write_json', 'show_table', 'Run', 'Finished', 'read_runs']
+           'Phase', 'TransferRecipe', 'StudyRecipe', 'EfficientNetRecipe', 'ConvNeXtRecipe', 'EnsembleRecipe',
+           'RobustnessRecipe', 'check_recipe', 'read_recipe', 'recipe_of', 'project_root', 'recipes', 'with_profile',
+           'code_fingerprint', 'runs_folder', 'run_key', 'device_name', 'environment', 'peak_memory', 'write_text',
+           'write_json', 'show_table', 'Run', 'Finished', 'read_runs']
 
 # %% ../nbs/02_runs.ipynb #58f39160
 import difflib
@@ -33,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import bloodcell_nb
 from .data import SYNTHETIC, Cells, DataError, fingerprint, is_synthetic
 
-# %% ../nbs/02_runs.ipynb #1393c656
+# %% ../nbs/02_runs.ipynb #d0838d66
 class RecipeError(DataError):
     "A recipe that cannot be run; one line."
 
@@ -51,6 +52,7 @@ class Recipe(BaseModel):
     source: str = SYNTHETIC  # where the cells come from, as for data.load
     out: str = ""  # run folder; empty: a temporary one
     seed: int = Field(0, ge=0, lt=2**31)
+    split_seed: int = Field(0, ge=0, lt=2**31)  # of the split, where the source has no parts, and of the limit: runs of several seeds share them
     limit: int | None = Field(None, ge=32)  # at most so many images of each part
     val_share: Share = 0.1  # of the images that are not for testing, where the source has no parts
     test_share: Share = 0.2  # where the source has no parts
@@ -107,7 +109,7 @@ class Phase(BaseModel):
     "One stage of training a pretrained model: what may move, how fast, how long."
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    trainable: str = Field(pattern=r"^(head|all|last \d+|layers [\w*, ]+)$")  # head, all, last N (layers), or layers NAME, NAME (parts of their names, * for anything)
+    trainable: str = Field(pattern=r"^(head|all|last \d+|layers [\w*, ]+)$")  # as transfer.set_trainable explains
     epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0, le=1)
 
@@ -142,7 +144,27 @@ class EfficientNetRecipe(StudyRecipe):
     after: str = ""  # run whose model is looked into
 
 
-SCHEMAS = {"10_analysis": AnalysisRecipe, "40_custom_cnn": CustomCNNRecipe, "45_transfer": TransferRecipe, "50_efficientnet": EfficientNetRecipe}
+class ConvNeXtRecipe(StudyRecipe):
+    "60_convnext"
+    notebook: Literal["60_convnext"]
+
+
+class EnsembleRecipe(StudyRecipe):
+    "70_ensemble"
+    notebook: Literal["70_ensemble"]
+    members: list[str] = []  # run folders within `runs`; empty: two small networks of the notebook's own
+    weighting: Literal["mean", "weighted", "greedy"] = "mean"  # how members are weighed; what is fitted is fitted on the validation part
+    views: Literal[1, 2, 4, 8] = 1  # flips and quarter turns of each picture that are averaged
+
+
+class RobustnessRecipe(StudyRecipe):
+    "80_robustness"
+    notebook: Literal["80_robustness"]
+    models: list[str] = []  # run folders within `runs`; empty: a small network of the notebook's own
+
+
+SCHEMAS = {"10_analysis": AnalysisRecipe, "40_custom_cnn": CustomCNNRecipe, "45_transfer": TransferRecipe, "50_efficientnet": EfficientNetRecipe,
+           "60_convnext": ConvNeXtRecipe, "70_ensemble": EnsembleRecipe, "80_robustness": RobustnessRecipe}
 
 # %% ../nbs/02_runs.ipynb #8556409a
 def check_recipe(
@@ -241,7 +263,7 @@ def with_profile(
                if key == "limit" or values.get(key) is not None}
     return recipe.model_copy(update=lowered)
 
-# %% ../nbs/02_runs.ipynb #8d5f9fa7
+# %% ../nbs/02_runs.ipynb #53faf7f8
 def _modules(text, seen):
     "Files of the project's modules that a text imports, and those that they import."
     for name in re.findall(r"(?:from|import) bloodcell_nb\.(\w+)", text):
@@ -272,10 +294,12 @@ def runs_folder(
     return Path(recipe.runs) if recipe.runs else Path(recipe.out).parent if recipe.out else project_root() / "reports" / "pbc96"
 
 
-def _trained(folder):
-    "What identifies the finished trainings below a folder: their records."
-    records = (path.read_bytes() for path in sorted(Path(folder).glob("*/metrics.json")) if not path.parent.name.endswith(".partial"))
-    return hashlib.sha256(b"".join(hashlib.sha256(record).digest() for record in records if b'"training"' in record)).hexdigest()
+def _read_by(study):
+    "What identifies the runs that a study reads: their records; of all trainings where it names none."
+    folder, names = runs_folder(study), getattr(study, "members", None) or getattr(study, "models", None)
+    paths = [folder / name / "metrics.json" for name in names] if names else sorted(folder.glob("*/metrics.json"))
+    records = [path.read_bytes() for path in paths if path.is_file() and not path.parent.name.endswith(".partial")]
+    return hashlib.sha256(b"".join(hashlib.sha256(record).digest() for record in records if names or b'"training"' in record)).hexdigest()
 
 
 def run_key(
@@ -285,7 +309,7 @@ def run_key(
     weights = getattr(recipe, "weights", "")
     parts = [recipe.model_dump_json(exclude={"out", "source", "weights", "runs"}), fingerprint(recipe.source), code_fingerprint(recipe.notebook),
              fingerprint(weights) if Path(weights).is_file() else weights, os.environ.get("KERAS_BACKEND", "tensorflow"),
-             _trained(runs_folder(recipe)) if hasattr(recipe, "runs") else ""]
+             _read_by(recipe) if hasattr(recipe, "runs") else ""]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 # %% ../nbs/02_runs.ipynb #f68d537f
@@ -321,7 +345,7 @@ def peak_memory() -> int:  # MiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024**2 if sys.platform == "darwin" else 1024))
 
-# %% ../nbs/02_runs.ipynb #fee29b64
+# %% ../nbs/02_runs.ipynb #4a2be585
 def write_text(path: Path, text: str) -> Path:
     "Write a text file whole or not at all."
     path = Path(path)
@@ -393,6 +417,8 @@ class Run:
         from IPython.display import display
 
         if self.synthetic if synthetic is None else synthetic:
+            if fig.get_layout_engine():
+                fig.get_layout_engine().set(rect=(0, 0.15 / fig.get_figheight(), 1, 1 - 0.15 / fig.get_figheight()))  # room for the word
             fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
         path = self.folder / ("cells" if shows_cells else "figures") / f"{name}.png"
         path.parent.mkdir(exist_ok=True)

@@ -30,7 +30,7 @@ from .shift import one_corruption_each, stand_in
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model in a notebook
 
-# %% ../nbs/30_training.ipynb #6335b24d
+# %% ../nbs/30_training.ipynb #3216e79d
 @dataclass(frozen=True)
 class Splits:
     "Cells for training, for every choice, and for the final score."
@@ -60,7 +60,7 @@ def prepare(
     "Load, clean, split and balance."
     cells = load(recipe.source)
     if (cells.parts != "").all():  # before the hashing, which it shortens
-        cells = limit_cells(cells, recipe.limit, recipe.seed)
+        cells = limit_cells(cells, recipe.limit, recipe.split_seed)
     groups = duplicate_groups(perceptual_hashes(cells.images, recipe.hash_size), recipe.max_distance)
     kept = clean(cells, groups, recipe.max_copies) == ""
     cells, groups = cells[kept], groups[kept]
@@ -68,9 +68,9 @@ def prepare(
     for part, share in (("test", recipe.test_share), ("val", recipe.val_share)):
         if not (parts == part).any():  # the source does not say which these are
             index = np.flatnonzero(parts == "train")
-            _, picked = split_indices(cells.labels[index], share, groups[index], seed=recipe.seed)
+            _, picked = split_indices(cells.labels[index], share, groups[index], seed=recipe.split_seed)
             parts[index[picked]] = part
-    cells = limit_cells(replace(cells, parts=parts), recipe.limit, recipe.seed)
+    cells = limit_cells(replace(cells, parts=parts), recipe.limit, recipe.split_seed)
     train, val, test = (cells.part(part) for part in ("train", "val", "test"))
     for part, some in (("training", train), ("validation", val), ("test", test)):
         if (some.counts == 0).any():

@@ -22,7 +22,7 @@ def bloodcell(*arguments, cwd=None):
 
 def recipe(folder, name, **values):
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(FAST | {"recipe": name} | values))
+    path.write_text(yaml.safe_dump({key: value for key, value in (FAST | {"recipe": name} | values).items() if value is not None}))
     return path
 
 

@@ -1,0 +1,106 @@
+"Runs that answer together, and the commands predict and submission, as a user meets them."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_command import SOURCE, bloodcell, one_line_error, recipe
+
+from bloodcell_nb.synthetic import draw_cells
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "Two finished runs, their ensemble, its test under shift, and a picture."
+    folder = tmp_path_factory.mktemp("runs")
+    first, second = recipe(folder, "first", epochs=2), recipe(folder, "second", epochs=2, filters=[8], seed=1)
+    together = recipe(folder, "together", notebook="70_ensemble", members=["first", "second"], weighting="weighted", views=2,
+                      filters=None, dense_units=None, batch_size=None, epochs=None)
+    shifted = recipe(folder, "shifted", notebook="80_robustness", models=["first", "together"], filters=None, dense_units=None, batch_size=None, epochs=None)
+    done = bloodcell("run", first, second, together, shifted, "--data", SOURCE, "--profile", "full", "--out", folder / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    Image.fromarray(draw_cells(16).images[0]).save(folder / "cell.png")
+    return folder
+
+
+def results(runs, name):
+    return json.loads((runs / "out" / name / "metrics.json").read_text())["results"]
+
+
+def test_ensemble_and_its_shift(runs):
+    together = results(runs, "together")
+    assert together["members"] == ["first", "second"] and abs(sum(together["weights"]) - 1) < 1e-6
+    assert {"test", "corrupted", "stand_in", "gain", "methods"} <= set(together)
+    assert json.loads((runs / "out" / "together" / "ensemble.json").read_text())["members"] == ["first", "second"], "no path of this machine"
+    shifted = results(runs, "shifted")["models"]
+    assert set(shifted) == {"first", "together"} and np.shape(list(shifted["first"]["corruption_errors"].values())) == (11, 5)
+    assert shifted["together"]["stand_in"]["accuracy"] == together["stand_in"]["accuracy"]
+    page = (runs / "out" / "index.html").read_text()
+    assert "together" in page and "shifted" in page
+
+
+def test_predict(runs):
+    for place in (runs / "out" / "first", runs / "out" / "together", runs / "out" / "first" / "model.keras"):
+        done = bloodcell("predict", place, runs / "cell.png", "--grad-cam", runs / "cam")
+        assert done.returncode == 0, done.stderr
+        name, probability = done.stdout.splitlines()[0].partition("cell.png: ")[2].split("  ")[0].rsplit(" ", 1)
+        assert 1 / 8 <= float(probability) <= 1 and name
+        assert Image.open(runs / "cam" / "cell_grad_cam.png").size == (576, 288)
+
+
+def test_bad_input_costs_one_line(runs):
+    out, cell = runs / "out", runs / "cell.png"
+    (runs / "text.png").write_text("no picture")
+    (runs / "cut.keras").write_bytes((out / "first" / "model.keras").read_bytes()[:2000])
+    one_line_error(bloodcell("predict", out / "first", runs / "text.png"), "text.png cannot be read as a picture")
+    one_line_error(bloodcell("predict", runs / "cut.keras", cell), "cut.keras", "not a Keras model that can be loaded safely")
+    one_line_error(bloodcell("predict", out / "none", cell), "expected a .keras file or the folder of a finished run")
+    one_line_error(bloodcell("submission", out / "first", "--out", runs / "cell.png"), "ends in .zip")
+    one_line_error(bloodcell("submission", out / "first", out / "together", "--out", runs / "a.zip"), "together is an ensemble already")
+    shutil.copytree(out / "first", runs / "weightless", ignore=shutil.ignore_patterns("model.keras"))
+    one_line_error(bloodcell("submission", runs / "weightless", "--out", runs / "a.zip"), "weightless holds no model.keras")
+    assert not (runs / "a.zip").exists()
+    missing = bloodcell("run", recipe(runs, "missing", notebook="70_ensemble", members=["first", "nobody"], filters=None, dense_units=None, batch_size=None,
+                                      epochs=None), "--data", SOURCE, "--profile", "full", "--out", out)
+    assert missing.returncode == 1 and "nobody holds no predictions_val.npz" in missing.stdout
+
+
+CLEAN = """
+import sys
+sys.path.insert(0, ".")
+import numpy as np
+from model import Model
+X = np.load("X.npy")
+labels = Model().predict(X)
+assert (Model().predict(X.astype(np.float64)) == labels).all()
+assert not [name for name in sys.modules if name.startswith("bloodcell")]
+np.save("labels.npy", labels)
+"""
+
+
+def test_submission_in_a_clean_process(runs, tmp_path):
+    out = tmp_path / "submission.zip"
+    done = bloodcell("submission", runs / "out" / "together", "--out", out)
+    assert done.returncode == 0, done.stderr
+    one_line_error(bloodcell("submission", runs / "out" / "together", "--out", out), "exists")
+    with zipfile.ZipFile(out) as archive:
+        assert sorted(archive.namelist()) == ["ensemble.json", "model.py", "model_1.keras", "model_2.keras"]
+        archive.extractall(tmp_path / "empty")
+    imports = re.findall(r"^(?:import|from) (\w+)", (tmp_path / "empty" / "model.py").read_text(), re.M)
+    assert set(imports) == {"json", "os", "keras", "numpy"}
+    from bloodcell_nb.data import load
+    from bloodcell_nb.ensemble import load_classifier
+
+    images = load(SOURCE).images[:70]  # two batches and a part of one
+    np.save(tmp_path / "empty" / "X.npy", images)
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "KERAS_BACKEND")}
+    done = subprocess.run([sys.executable, "-c", CLEAN], cwd=tmp_path / "empty", capture_output=True, text=True, env=clean)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = load_classifier([runs / "out" / "together"]).predict(images).argmax(axis=1)
+    assert np.array_equal(np.load(tmp_path / "empty" / "labels.npy"), expected)
