@@ -24,8 +24,9 @@ test: setup  ## export and clean leave nothing to do, ruff, the notebooks, pytes
 	pytest
 
 test-all: test  ## also every recipe, at smoke size; pretrained networks without their weights
-	bloodcell run $$(bloodcell recipes | awk '$$2 != "45_transfer" {print $$1}') --data synthetic:n=400 --profile smoke --out reports/synthetic/smoke
 	bloodcell run $$(bloodcell recipes | awk '$$2 == "45_transfer" {print $$1}') --data synthetic:n=400 --profile smoke --set weights=none \
+		--out reports/synthetic/smoke
+	bloodcell run $$(bloodcell recipes | awk '$$2 != "45_transfer" {print $$2, $$1}' | sort | awk '{print $$2}') --data synthetic:n=400 --profile smoke \
 		--out reports/synthetic/smoke
 
 lab: setup  ## JupyterLab on the notebooks
@@ -36,7 +37,7 @@ notebooks: setup  ## run every notebook in place, as committed
 	nbdev_clean
 
 readme: setup  ## README.md from nbs/index.ipynb
-	jupyter nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's#\]\((images/|[0-9]{2}_\w+\.ipynb)#](nbs/\1#' > README.md
+	jupyter nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's#\]\((images/|[0-9]{2}_\w+\.ipynb)#](nbs/\1#g; s#\]\(\.\./reports/#](reports/#g' > README.md
 
 lock: setup  ## requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable > requirements.lock

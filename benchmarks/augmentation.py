@@ -1,6 +1,7 @@
 """Images per second of each augmentation operation and of the recipes' policies, keras-cv against Keras' own layers, in one run.
 
     python benchmarks/augmentation.py [--batch 64] [--seconds 2]
+    python benchmarks/augmentation.py --step EfficientNetB0    # its training step with and without the report's policies
 
 Prints a Markdown table. keras-cv needs the TensorFlow backend.
 """
@@ -49,11 +50,47 @@ def with_library(library, make):
         augmentation.build_layer = build
 
 
+def steps(backbone, batch, seconds):
+    "Print the speed of a training step, all layers moving, without augmentation and with the report's policies."
+    import numpy as np
+
+    from bloodcell_nb.transfer import set_trainable, transfer_model
+
+    base = read_recipe(recipes()["efficientnet_b2_all"]).model_copy(update={"backbone": backbone, "weights": "none"})
+    cells = draw_cells(max(batch, 16))[:batch]
+    labels = keras.utils.to_categorical(cells.labels, 8)
+    print("| policy | network images/s | share of the speed without augmentation |\n|---|---|---|")
+    plain = None
+    for name in (None, "efficientnet_b2_all", "efficientnet_b2_translation_mixup", "efficientnet_b2_mixup_part", "efficientnet_b2_extras", "custom_cnn_heavy"):
+        model = transfer_model(base, (96, 96))
+        set_trainable(model, "all")
+        inputs, per_step = cells.images, batch
+        if name:
+            recipe = read_recipe(recipes()[name])
+            model = augmentation.augmented(model, augmentation.Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share))
+            inputs, per_step = {"images": cells.images, "labels": labels}, batch * (2 if recipe.mixing == "double" else 1)
+        model.compile("adam", "categorical_crossentropy", jit_compile=False)
+        for _ in range(3):
+            model.train_on_batch(inputs, labels)
+        times = []
+        while sum(times) < seconds:
+            start = time.perf_counter()
+            model.train_on_batch(inputs, labels)
+            times.append(time.perf_counter() - start)
+        speed = per_step / np.median(times)
+        plain = plain or speed
+        print(f"| {name or 'none'} | {speed:.1f} | {speed / plain:.2f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--seconds", type=float, default=2, help="that each measurement lasts")
+    parser.add_argument("--step", metavar="BACKBONE", help="measure this network's training step instead")
     options = parser.parse_args()
+    if options.step:
+        print(f"{device_name()}, {options.step}, batch {options.batch}, 96x96, median step\n")
+        return steps(options.step, options.batch, options.seconds)
     cells = draw_cells(max(options.batch, 16))[: options.batch]
     images = keras.ops.convert_to_tensor(cells.images)
     labels = keras.ops.convert_to_tensor(keras.utils.to_categorical(cells.labels, 8))

@@ -115,7 +115,7 @@ def weighted_mean(
     "Mean of predictions."
     return np.tensordot(weights, probabilities, axes=1)
 
-# %% ../nbs/70_ensemble.ipynb #30c721a9
+# %% ../nbs/70_ensemble.ipynb #2e810ca8
 def turned(images, view):
     "A flip or quarter turn of pictures (n, h, w, channels): views 0 to 7; an even one is not mirrored, and the first two need no square."
     images = images[:, :, ::-1] if view % 2 else images
@@ -127,12 +127,11 @@ def predict_views(
     images: np.ndarray,  # uint8 (n, h, w, 3)
     views: int = 1,  # 1: as they are; 2: mirrored too; 4 and 8: and turned
     batch_size: int = 256,
-) -> np.ndarray:  # mean probabilities, (n, classes)
-    "Predict with test-time augmentation."
+) -> np.ndarray:  # probabilities, (views, n, classes); their mean is test-time augmentation
+    "Predict flips and quarter turns of pictures."
     if views > 2 and images.shape[1] != images.shape[2]:
         raise DataError(f"views is {views} with pictures of {images.shape[2]}x{images.shape[1]}; only square ones can be turned: use 1 or 2")
-    asked = [model.predict(np.ascontiguousarray(turned(images, view)), batch_size=batch_size, verbose=0) for view in range(views)]
-    return np.mean(asked, axis=0, dtype=np.float64).astype(np.float32)
+    return np.stack([model.predict(np.ascontiguousarray(turned(images, view)), batch_size=batch_size, verbose=0) for view in range(views)])
 
 # %% ../nbs/70_ensemble.ipynb #dd0489d7
 def with_temperature(
@@ -186,7 +185,7 @@ def risk_coverage(
     answered = np.arange(1, len(labels) + 1)
     return answered / len(labels), np.cumsum(wrong) / answered
 
-# %% ../nbs/70_ensemble.ipynb #a9abd314
+# %% ../nbs/70_ensemble.ipynb #e1bbe914
 @dataclass(frozen=True)
 class Classifier:
     "Networks that answer together."
@@ -212,7 +211,7 @@ class Classifier:
         batch_size: int = 256,
     ) -> np.ndarray:  # probabilities, (n, classes)
         "Answer."
-        said = np.stack([predict_views(model, images, self.views, batch_size) for model in self.models])
+        said = np.stack([predict_views(model, images, self.views, batch_size).mean(axis=0) for model in self.models])
         return with_temperature(weighted_mean(said, np.array(self.weights)), self.temperature)
 
 

@@ -30,7 +30,7 @@ from .shift import one_corruption_each, stand_in
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model in a notebook
 
-# %% ../nbs/30_training.ipynb #3216e79d
+# %% ../nbs/30_training.ipynb #e6130f33
 @dataclass(frozen=True)
 class Splits:
     "Cells for training, for every choice, and for the final score."
@@ -49,8 +49,11 @@ def limit_cells(
         return cells
     keep = []
     for part in np.unique(cells.parts):
-        index = np.flatnonzero(cells.parts == part)
-        keep.append(index if len(index) <= limit else index[split_indices(cells.labels[index], limit / len(index), seed=seed)[1]])
+        index = np.random.default_rng(seed).permutation(np.flatnonzero(cells.parts == part))
+        labels, place = cells.labels[index], np.empty(len(index))
+        for k in np.unique(labels):  # how far down its class's list each cell stands, from 0 to 1
+            place[labels == k] = (np.arange((labels == k).sum()) + 0.5) / (labels == k).sum()
+        keep.append(index[np.argsort(place, kind="stable")[:limit]])
     return cells[np.sort(np.concatenate(keep))]
 
 

@@ -169,3 +169,15 @@ def test_recipes_at_smoke_size_and_their_study(tmp_path):
     assert "skipped" in again.stdout
     missing = bloodcell("run", "efficientnet_study", *options, "--set", "before=mobilenet_frozen")
     assert missing.returncode == 1 and "mobilenet_frozen; expected a .keras file or the folder of a finished run" in missing.stdout
+
+
+def test_jax(tmp_path):
+    "Where JAX is installed, the same recipes run on it; what only keras-cv has says what to use instead."
+    pytest.importorskip("jax", reason="JAX is not installed; pip install jax to run recipes with KERAS_BACKEND=jax")
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    arguments = ["bloodcell", "run", "custom_cnn_simple", "--data", SOURCE, "--profile", "smoke", "--out", str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "custom_cnn_simple" / "metrics.json").read_text())["environment"]["backend"] == "jax"
+    done = subprocess.run([*arguments, "--set", "augmentation=[ChannelShuffle]"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "only keras-cv has ChannelShuffle" in done.stdout

@@ -8,6 +8,9 @@ from PIL import Image
 
 from bloodcell_nb.analysis import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
 from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, course_arrays, fold_indices, load, save, split_indices
+from bloodcell_nb.shift import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
+
+STAND_IN_MEAN = 161.78  # grey levels, of every hundredth test cell under version 1
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,21 @@ def test_duplicates_never_straddle(cells):
         assert not set(groups[a]) & set(groups[b])
     for a, b in fold_indices(train.labels, 5, groups):
         assert not set(groups[a]) & set(groups[b])
+
+
+def test_all_corruptions_are_made_in_five_minutes(cells):
+    some = cells.part("test").images[:240]
+    start = time.process_time()
+    for name in CORRUPTIONS:
+        for severity in range(1, 6):
+            assert (corrupt(some, name, severity) != some).any()
+    assert (time.process_time() - start) * 2422 / len(some) < 300
+
+
+def test_stand_in_is_frozen(cells):
+    distorted = stand_in(cells.part("test")[::100])
+    assert STAND_IN_VERSION == 1
+    assert abs(distorted.images.mean() - STAND_IN_MEAN) < 0.3, "scores of one version must stay comparable: raise STAND_IN_VERSION"
 
 
 def test_png_tree_and_back(cells, tmp_path):
