@@ -21,7 +21,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .data import CLASS_NAMES, DataError, rebuild_96
-from .explain import load_model
 
 # %% ../nbs/70_ensemble.ipynb #66c2697e
 @dataclass(frozen=True)
@@ -198,6 +197,8 @@ class Classifier:
     @cached_property
     def models(self):
         "The networks."
+        from bloodcell_nb.explain import load_model  # only now: whoever reads records needs no Keras
+
         models = [load_model(file) for file in self.files]
         for file, model in zip(self.files[1:], models[1:], strict=True):
             if (model.input_shape, model.output_shape) != (models[0].input_shape, models[0].output_shape):
@@ -241,6 +242,8 @@ def load_classifier(
     files = [file / "model.keras" if file.is_dir() else file for file in files]
     for file in files:
         if not file.is_file():
+            from bloodcell_nb.explain import load_model
+
             load_model(file.parent if file.name == "model.keras" and file.parent.is_dir() else file)  # says what is wrong
     settings["weights"] = tuple(settings.get("weights", [1 / count] * count))
     return Classifier(tuple(files), class_names=next(filter(None, names), CLASS_NAMES), **settings)

@@ -243,7 +243,7 @@ def with_settings(recipe, settings: list):
     values = recipe.model_dump()
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or key in ("notebook", "recipe", "source", "out"):
+        if not equals or key in ("notebook", "source", "out"):
             raise RecipeError(f"--set {setting}: expected KEY=VALUE with a parameter of the recipe, such as epochs=3")
         values[key] = yaml.safe_load(value)
     return check_recipe(values, recipe.recipe)
@@ -255,6 +255,8 @@ def run_recipes(names: list, source: str, profile: str = "quick", out: str = Non
     from bloodcell_nb.report import build_report
 
     chosen = [with_profile(with_settings(recipe, settings), profile).model_copy(update={"source": source}) for recipe in _chosen(names)]
+    if len({recipe.recipe for recipe in chosen}) < len(chosen):
+        raise RecipeError(f"two runs would lie in the folder {chosen[0].recipe}; name a recipe once, and --set recipe=NAME for one recipe alone")
     fingerprint(source)  # a wrong source is said before anything starts
     root, failed = Path(out or f"reports/{data_name(source)}"), 0
     if root.exists() and not root.is_dir():

@@ -34,7 +34,7 @@ def plot_accuracies(
     ax.invert_yaxis()
     return ax
 
-# %% ../nbs/90_report.ipynb #d9e912dc
+# %% ../nbs/90_report.ipynb #6f48d31b
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2rem; margin-top: 3rem; } h3 { margin-top: 2.2rem; }
@@ -91,6 +91,23 @@ def _analysis_table(results):
                                          ["pairs that the original report named", escape(named)]], "words")
 
 
+def _study_table(results):
+    "What a study's record says in figures: of an ensemble or of the test under shift; empty for others."
+    if "gain" in results:
+        names = ", ".join(f"{name} ({weight:.2f})" for name, weight in zip(results["members"], results["weights"], strict=True))
+        rows = [[part.replace("_", "-"), escape(gain["best_member"]), _difference(gain), f"{gain['only_first']} : {gain['only_second']}",
+                 f"{gain['mcnemar_p']:.2g}"] for part, gain in results["gain"].items()]
+        return (f"<p>Members (weights): {escape(names)}; {results['views']} views of each picture; temperature {results['temperature']:.2f}.</p>" +
+                _table(["cells", "best member on them", "the ensemble's gain", "only ensemble right : only member right", "McNemar p"], rows))
+    if "models" in results:
+        header = ["model", "test cells", "clean balanced error", "in AlexNet's errors", "added to clean, in AlexNet's", "ECE clean", "ECE corrupted",
+                  "ECE stand-in"]
+        return _table(header, [[escape(name), f"{some['clean']['n']:,}", f"{some['clean_balanced_error']:.4f}",
+                                *(f"{value:.2f}" for value in some["in_alexnets"].values()),
+                                *(f"{some[part]['ece']:.3f}" for part in ("clean", "corrupted", "stand_in"))] for name, some in results["models"].items()])
+    return ""
+
+
 def _section(run, with_cells):
     "Heading, record and figures of one run."
     environment = run.metrics["environment"]
@@ -99,7 +116,7 @@ def _section(run, with_cells):
              f"seed {run.metrics['recipe']['seed']}", f"data {run.data} ({run.metrics['data']['fingerprint']})", f"code {run.metrics['code']}",
              f"peak memory {run.metrics['peak_memory_mib']:,} MiB", run.metrics["started"]]
     results = run.metrics["results"]
-    table = _analysis_table(results) if "dropped" in results else ""
+    table = _analysis_table(results) if "dropped" in results else _study_table(results)
     if "cross_validation" in results:
         folds = results["cross_validation"]
         table += f"<p>{folds['folds']}-fold cross-validation: accuracy {folds['accuracy_mean']:.4f} ± {folds['accuracy_sd']:.4f}.</p>"
@@ -142,8 +159,9 @@ def _beside_the_report(runs):
     names, parts = {run.name for run in runs if run.test}, []
     header = ["step", "the report, hidden test", "clean test cells", "stand-in for the hidden test", "profile", "weights", "seed"]
     for title, steps in (("The original report beside these runs", ORIGINAL), ("The same way with small networks", SMALL)):
-        if names & {step.recipe for step in steps}:
-            parts.append(f"<h3>{title}</h3>" + _table(header, [[escape(value) for value in row] for row in ladder_table(steps, runs)]))
+        if names & {step.recipe for step in steps} or (names and steps is ORIGINAL and not runs[0].synthetic):
+            shown = [step for step in steps if step.reported or step.recipe in names or steps is SMALL]
+            parts.append(f"<h3>{title}</h3>" + _table(header, [[escape(value) for value in row] for row in ladder_table(shown, runs)]))
     if gains := augmentation_gains(runs):
         rows = [[escape(name), escape(base), escape(what), _difference(clean), _difference(shifted)] for name, base, what, clean, shifted in gains]
         parts.append("<h3>What each augmentation was worth</h3>" + _table(["run", "held against", "what is different", "clean", "stand-in"], rows) +
@@ -157,7 +175,8 @@ _DIFFERENT = """<h3>What differs from the original, and why</h3><ul>
 the test cells under three of eleven fixed distortions each, none of which is trained on. Its level was set on validation cells, so only differences
 between runs compare.</li>
 <li>The cells are those of the published data set, in BloodMNIST's split; the course gave 11,959 of them, with copies of two spoiled images.</li>
-<li>What a network began with is named in each row: ImageNet's weights, a file, or random ones.</li>
+<li>What a network began with is named in each row: ImageNet's weights, a file, or random ones. The profile says how long it trained: quick is seven epochs
+a phase at the most.</li>
 <li>ImageDataGenerator is legacy code; the same operations run as layers inside the training step.</li></ul>"""
 
 

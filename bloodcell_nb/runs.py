@@ -295,9 +295,9 @@ def runs_folder(
 
 
 def _read_by(study):
-    "What identifies the runs that a study reads: their records; of all trainings where it names none."
+    "What identifies the runs that a study reads: their predictions; the records of all trainings where it names none."
     folder, names = runs_folder(study), getattr(study, "members", None) or getattr(study, "models", None)
-    paths = [folder / name / "metrics.json" for name in names] if names else sorted(folder.glob("*/metrics.json"))
+    paths = [folder / name / "predictions.npz" for name in names] if names else sorted(folder.glob("*/metrics.json"))
     records = [path.read_bytes() for path in paths if path.is_file() and not path.parent.name.endswith(".partial")]
     return hashlib.sha256(b"".join(hashlib.sha256(record).digest() for record in records if names or b'"training"' in record)).hexdigest()
 

@@ -19,7 +19,7 @@ from bloodcell_nb.synthetic import draw_cells
 def runs(tmp_path_factory):
     "Two finished runs, their ensemble, its test under shift, and a picture."
     folder = tmp_path_factory.mktemp("runs")
-    first, second = recipe(folder, "first", epochs=2), recipe(folder, "second", epochs=2, filters=[8], seed=1)
+    first, second = recipe(folder, "first", epochs=2), recipe(folder, "second", epochs=3, filters=[8], seed=1, schedule="cosine_restarts", snapshots=True)
     together = recipe(folder, "together", notebook="70_ensemble", members=["first", "second"], weighting="weighted", views=2,
                       filters=None, dense_units=None, batch_size=None, epochs=None)
     shifted = recipe(folder, "shifted", notebook="80_robustness", models=["first", "together"], filters=None, dense_units=None, batch_size=None, epochs=None)
@@ -43,6 +43,19 @@ def test_ensemble_and_its_shift(runs):
     assert shifted["together"]["stand_in"]["accuracy"] == together["stand_in"]["accuracy"]
     page = (runs / "out" / "index.html").read_text()
     assert "together" in page and "shifted" in page
+
+
+def test_snapshots_and_seeds_answer_together(runs):
+    out = runs / "out"
+    one = runs / "first.yaml"
+    seed = bloodcell("run", one, "--data", SOURCE, "--profile", "full", "--out", out, "--set", "seed=3", "--set", "recipe=first_seed_3")
+    assert "first_seed_3: done" in seed.stdout, seed.stdout + seed.stderr
+    one_line_error(bloodcell("run", one, runs / "second.yaml", "--out", out, "--set", "recipe=both"), "two runs would lie in the folder both")
+    members = ["second/snapshot_1", "second/snapshot_2", "first", "first_seed_3"]
+    cycles = recipe(runs, "cycles", notebook="70_ensemble", members=members, weighting="greedy", filters=None, dense_units=None, batch_size=None, epochs=None)
+    done = bloodcell("run", cycles, "--data", SOURCE, "--profile", "full", "--out", out)
+    assert "cycles: done" in done.stdout, done.stdout + done.stderr
+    assert results(runs, "cycles")["members"] == members
 
 
 def test_predict(runs):
