@@ -39,31 +39,44 @@ def load_model(
         raise DataError(f"{path}: input {model.input_shape}, output {model.output_shape}; expected a classifier of pictures")
     return model
 
-# %% ../nbs/35_explain.ipynb #37a849c7
+# %% ../nbs/35_explain.ipynb #38e807bb
 def split_model(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
+    least: int = 1,  # rows and columns that the maps have at least, where the network has such maps
 ) -> tuple[keras.Model, callable]:  # pictures (n, h, w, 3) to feature maps (n, r, c, channels); feature maps to logits (n, classes)
-    "Cut a classifier behind its last feature maps."
+    "Cut a classifier behind its last feature maps, or the last that are fine enough and through which everything goes."
     chain = [operation for operation in getattr(model, "operations", []) if not isinstance(operation, keras.layers.InputLayer)]
     at = next((k for k, operation in enumerate(chain) if isinstance(operation, keras.Model)), None)
     inner = chain if at is None else chain[at].operations
-    drawn = [k for k, operation in enumerate(inner) if len(operation.output.shape) == 4]
+    drawn = [operation for operation in inner if len(operation.output.shape) == 4 and not isinstance(operation, keras.layers.ZeroPadding2D)]
     if not drawn or not isinstance(chain[-1], keras.layers.Dense):
         raise DataError(f"{model.name}: expected a classifier with feature maps and a dense output layer")
-    x = model.inputs[0]
-    if at is None:
-        x, tail = inner[drawn[-1]].output, inner[drawn[-1] + 1 :]
-    else:
+    end, after = (chain[-2], []) if at is None else (inner[-1], chain[at + 1 : -1])
+    fine = [operation for operation in drawn if min(operation.output.shape[1:3]) >= least] or drawn[-1:]
+    cut, rest = next((operation, rest) for operation in reversed(fine) if (rest := _between(operation.output, end.output)))
+    maps = cut.output
+    if at is not None:
+        x = model.inputs[0]
         for operation in chain[:at]:
             x = operation(x)
-        x, tail = keras.Model(chain[at].inputs, inner[drawn[-1]].output)(x), inner[drawn[-1] + 1 :] + chain[at + 1 :]
+        maps = keras.Model(chain[at].inputs, cut.output)(x)
 
     def head(maps):
-        for operation in tail[:-1]:
-            maps = operation(maps)
-        return ops.matmul(ops.cast(maps, "float32"), tail[-1].kernel) + tail[-1].bias
+        x = rest(maps, training=False)
+        for operation in after:
+            x = operation(x)
+        return ops.matmul(ops.cast(x, "float32"), chain[-1].kernel) + chain[-1].bias
 
-    return keras.Model(model.inputs, x), head
+    return keras.Model(model.inputs, maps), head
+
+
+def _between(start, end):
+    "The part of a network between two tensors; None where something goes past the first, as a shortcut does."
+    try:
+        part = keras.Model(start, end)
+    except ValueError:
+        return None
+    return part if sum(isinstance(operation, keras.layers.InputLayer) for operation in part.operations) == 1 else None
 
 
 def embed(
@@ -75,7 +88,7 @@ def embed(
     x = ops.mean(maps.output, axis=(1, 2))
     return np.asarray(keras.Model(maps.inputs, x).predict(images, batch_size=256, verbose=0), np.float32)
 
-# %% ../nbs/35_explain.ipynb #7b9ae126
+# %% ../nbs/35_explain.ipynb #bd19c692
 def _gradient(function, x):
     "Gradient of a function with one number for each picture, summed, on any Keras backend."
     backend = keras.backend.backend()
@@ -99,9 +112,10 @@ def grad_cam(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
     images: np.ndarray,  # uint8 (n, h, w, 3)
     classes: np.ndarray = None,  # class whose evidence is sought, (n,); None: the one that the model says
+    least: int = 6,  # rows and columns of the maps, as for `split_model`
 ) -> np.ndarray:  # float32 in [0, 1], (n, h, w)
     "Draw where the evidence for a class lies."
-    to_maps, head = split_model(model)
+    to_maps, head = split_model(model, least)
     maps = ops.convert_to_tensor(np.asarray(to_maps.predict(images, batch_size=256, verbose=0), np.float32))
     if classes is None:
         classes = ops.argmax(head(maps), axis=-1)

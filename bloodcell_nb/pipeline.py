@@ -184,7 +184,7 @@ def _replace_folder(work, target):
     os.replace(work, target)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/95_pipeline.ipynb #e896d483
+# %% ../nbs/95_pipeline.ipynb #796ee715
 def list_recipes():
     "Print each recipe with its notebook and the first line of its file."
     for name, path in recipes().items():

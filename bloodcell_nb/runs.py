@@ -263,7 +263,7 @@ def with_profile(
                if key == "limit" or values.get(key) is not None}
     return recipe.model_copy(update=lowered)
 
-# %% ../nbs/02_runs.ipynb #53faf7f8
+# %% ../nbs/02_runs.ipynb #ac35769a
 def _modules(text, seen):
     "Files of the project's modules that a text imports, and those that they import."
     for name in re.findall(r"(?:from|import) bloodcell_nb\.(\w+)", text):

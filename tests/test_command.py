@@ -160,12 +160,12 @@ def test_recipes_at_smoke_size_and_their_study(tmp_path):
         done = bloodcell("run", name, *options, *(["--set", "weights=none"] if name.startswith("efficientnet") else []))
         assert done.returncode == 0, done.stdout + done.stderr
         assert time.monotonic() - start < 120, "smoke size takes under a minute on two idle cores"
-    done = bloodcell("run", "efficientnet_study", *options, "--set", "before=")
+    done = bloodcell("run", "efficientnet_study", *options, "--set", "before=''")
     assert done.returncode == 0, done.stdout + done.stderr
     study = json.loads((out / "efficientnet_study" / "metrics.json").read_text())["results"]
     assert study["ladder"]["efficientnet_b2_translation_mixup"][0] != "no run yet" and study["ladder"]["efficientnet_b2_all"][0] == "no run yet"
     assert study["model"] == "efficientnet_b2_translation_mixup"
-    again = bloodcell("run", "efficientnet_study", *options, "--set", "before=")
+    again = bloodcell("run", "efficientnet_study", *options, "--set", "before=''")
     assert "skipped" in again.stdout
     missing = bloodcell("run", "efficientnet_study", *options, "--set", "before=mobilenet_frozen")
     assert missing.returncode == 1 and "mobilenet_frozen; expected a .keras file or the folder of a finished run" in missing.stdout
