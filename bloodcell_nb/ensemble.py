@@ -341,8 +341,10 @@ def write_submission(
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
         part = Path(work) / out.name
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("model.py", _MODEL.format(turned=inspect.getsource(turned)))
-            archive.writestr("ensemble.json", json.dumps(settings, indent=1))
+            for name, text in (("model.py", _MODEL.format(turned=inspect.getsource(turned))), ("ensemble.json", json.dumps(settings, indent=1))):
+                entry = zipfile.ZipInfo(name)
+                entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED  # whoever unpacks it may read it
+                archive.writestr(entry, text)
             for name, file in zip(names, classifier.files, strict=True):
                 archive.write(file, name)
         os.replace(part, out)
