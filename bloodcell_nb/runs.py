@@ -245,7 +245,7 @@ def recipes() -> dict[str, Path]:  # file of each recipe, by name
 
 # %% ../nbs/02_runs.ipynb #fb939ef4
 PROFILES = {
-    "smoke": {"epochs": 1, "limit": 32, "resize": 64, "folds": 2, "embedding_images": 64, "smote_images": 64, "eager": True},
+    "smoke": {"epochs": 1, "limit": 32, "resize": 64, "folds": 2, "embedding_images": 200, "smote_images": 200, "eager": True},
     "quick": {"epochs": 7, "folds": 2, "embedding_images": 1500, "smote_images": 600},
     "full": {},
 }

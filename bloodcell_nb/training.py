@@ -234,11 +234,12 @@ class Snapshots(keras.callbacks.Callback):
 
     def __init__(self, folder, epochs: int):
         super().__init__()
-        self.folder, self.ends = folder, sorted({max(round(epochs * share), 1) for share in (1 / 7, 3 / 7, 1)})
+        self.folder, self.ends = folder, [max(round(epochs * share), 1) for share in (1 / 7, 3 / 7, 1)]
 
     def on_epoch_end(self, epoch, logs=None):
-        if epoch + 1 in self.ends:
-            self.model.save_weights(self.folder / f"snapshot_{self.ends.index(epoch + 1) + 1}.weights.h5")
+        for k, end in enumerate(self.ends, 1):  # a training of an epoch or two ends several cycles at once
+            if end == epoch + 1:
+                self.model.save_weights(self.folder / f"snapshot_{k}.weights.h5")
 
 
 @dataclass(frozen=True)
