@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .data import CLASS_NAMES, DataError, rebuild_96
+from .runs import model_file
 
 # %% ../nbs/70_ensemble.ipynb #66c2697e
 @dataclass(frozen=True)
@@ -48,20 +49,7 @@ def read_predictions(
     "Read and align the predictions of runs."
     if not folders:
         raise DataError("no run named; an ensemble needs run folders with predictions")
-    read = []
-    for folder in map(Path, folders):
-        path = folder / ("predictions.npz" if part == "test" else f"predictions_{part}.npz")
-        if not path.is_file():
-            raise DataError(f"{folder.name} holds no {path.name}; expected the folder of a finished run, as bloodcell run makes it")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {key: file[key] for key in _KEYS}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{folder.name}/{path.name} cannot be read ({type(error).__name__}); run the recipe again") from None
-        if found["probabilities"].shape != (len(found["labels"]), len(found["class_names"])):
-            raise DataError(f"{folder.name}/{path.name}: probabilities have shape {found['probabilities'].shape}; "
-                            f"expected ({len(found['labels'])}, {len(found['class_names'])})")
-        read.append(found)
+    read = [_read_run(Path(folder), part) for folder in folders]
     names = tuple(Path(folder).name for folder in folders)
     for name, found in zip(names[1:], read[1:], strict=True):
         for key, word in (("class_names", "classes"), ("image_size", "picture sizes"), ("ids", "cells"), ("labels", "labels")):
@@ -70,6 +58,22 @@ def read_predictions(
                                 "expected runs on the same data with the same split")
     first = read[0]
     return Predictions(names, np.stack([found["probabilities"] for found in read]), first["labels"], first["ids"], tuple(map(str, first["class_names"])))
+
+
+def _read_run(folder, part="test"):
+    "The arrays that a run saved of a part."
+    path = folder / ("predictions.npz" if part == "test" else f"predictions_{part}.npz")
+    if not path.is_file():
+        raise DataError(f"{folder.name} holds no {path.name}; expected the folder of a finished run, as bloodcell run makes it")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {key: file[key] for key in _KEYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{folder.name}/{path.name} cannot be read ({type(error).__name__}); run the recipe again") from None
+    if found["probabilities"].shape != (len(found["labels"]), len(found["class_names"])):
+        raise DataError(f"{folder.name}/{path.name}: probabilities have shape {found['probabilities'].shape}; "
+                        f"expected ({len(found['labels'])}, {len(found['class_names'])})")
+    return found
 
 
 def _short(values):
@@ -232,29 +236,23 @@ def load_classifier(
         raise DataError(f"{ensembles[0].name} is an ensemble already; name it alone, or its members")
     settings, files = {}, places
     if ensembles:
-        settings = json.loads((places[0] / "ensemble.json").read_text())
-        files = [places[0].parent / member for member in settings.pop("members")]
+        try:
+            settings = json.loads((places[0] / "ensemble.json").read_text(encoding="utf-8"))
+            files = [places[0].parent / member for member in settings.pop("members")]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{places[0].name}/ensemble.json cannot be read ({type(error).__name__}); run the ensemble again") from None
     count = len(files)
     names = [_class_names(file) for file in files]
     for file, some in zip(files[1:], names[1:], strict=True):
         if names[0] and some and some != names[0]:
             raise DataError(f"{files[0].name} and {file.name} have different classes ({_short(names[0])} and {_short(some)}); expected the same")
-    files = [file / "model.keras" if file.is_dir() else file for file in files]
-    for file in files:
-        if not file.is_file():
-            from bloodcell_nb.explain import load_model
-
-            load_model(file.parent if file.name == "model.keras" and file.parent.is_dir() else file)  # says what is wrong
     settings["weights"] = tuple(settings.get("weights", [1 / count] * count))
-    return Classifier(tuple(files), class_names=next(filter(None, names), CLASS_NAMES), **settings)
+    return Classifier(tuple(map(model_file, files)), class_names=next(filter(None, names), CLASS_NAMES), **settings)
 
 
 def _class_names(place):
     "As the run saved them; None for a bare file."
-    if not (Path(place) / "predictions.npz").is_file():
-        return None
-    with np.load(Path(place) / "predictions.npz", allow_pickle=False) as file:
-        return tuple(map(str, file["class_names"]))
+    return tuple(map(str, _read_run(place)["class_names"])) if (place / "predictions.npz").is_file() else None
 
 
 def read_picture(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_model', 'split_model', 'embed', 'grad_cam', 'heat_overlay']
 
-# %% ../nbs/35_explain.ipynb #9fa7bc9c
+# %% ../nbs/35_explain.ipynb #2f336b20
 import logging
 from pathlib import Path
 
@@ -16,19 +16,16 @@ from matplotlib import colormaps
 from PIL import Image
 
 from .data import DataError
+from .runs import model_file
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model
 
-# %% ../nbs/35_explain.ipynb #41208426
+# %% ../nbs/35_explain.ipynb #d35882f2
 def load_model(
     place: Path,  # a .keras file, or a run folder that holds model.keras
 ) -> keras.Model:  # uint8 (n, h, w, 3) to probabilities (n, classes)
     "Load a trained classifier."
-    place = Path(place)
-    path = place / "model.keras" if place.is_dir() else place
-    if not path.is_file():
-        where = f"{place.name} holds no model.keras (weights are not committed; run the recipe here)" if place.is_dir() else f"no file {place}"
-        raise DataError(f"{where}; expected a .keras file or the folder of a finished run")
+    path = model_file(place)
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zip, HDF5, JSON and Keras have their own

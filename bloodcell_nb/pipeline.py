@@ -128,16 +128,15 @@ def execute(
     import papermill
 
     root = Path(root).resolve()
-    if getattr(recipe, "runs", None) == "":
-        recipe = recipe.model_copy(update={"runs": str(root)})
     target, work = root / recipe.recipe, root / f"{recipe.recipe}.partial"
+    recipe = recipe.model_copy(update={"out": str(work)})
     key = run_key(recipe)
     if (status := _status_of(target)).get("key") == key and status.get("state") == "done":
         return status | {"state": "skipped"}
     if _status_of(work).get("key") != key:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    parameters = recipe.model_dump() | {"out": str(work)}
+    parameters = recipe.model_dump()
     files = {key: Path(parameters[key]).expanduser().resolve() for key in ("source", "weights", "runs")
              if parameters.get(key) and Path(parameters[key]).expanduser().exists()}
     parameters |= {key: str(path) for key, path in files.items()}  # the notebook runs in another folder

@@ -7,7 +7,7 @@ __all__ = ['Share', 'Rate', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Recipe', 'Ana
            'Phase', 'TransferRecipe', 'StudyRecipe', 'EfficientNetRecipe', 'ConvNeXtRecipe', 'EnsembleRecipe',
            'RobustnessRecipe', 'check_recipe', 'read_recipe', 'recipe_of', 'project_root', 'recipes', 'with_profile',
            'code_fingerprint', 'runs_folder', 'run_key', 'device_name', 'environment', 'peak_memory', 'write_text',
-           'write_json', 'show_table', 'Run', 'Finished', 'read_runs']
+           'write_json', 'show_table', 'Run', 'Finished', 'model_file', 'read_runs']
 
 # %% ../nbs/02_runs.ipynb #58f39160
 import difflib
@@ -487,6 +487,18 @@ class Finished:
     def test(self):
         "Scores on the test part; empty for a run that trains nothing."
         return self.metrics.get("results", {}).get("test", {})
+
+
+def model_file(
+    place: Path,  # a .keras file, or a run folder that holds model.keras
+) -> Path:  # the .keras file
+    "Find a saved network."
+    place = Path(place)
+    path = place / "model.keras" if place.is_dir() else place
+    if not path.is_file():
+        where = f"{place.name} holds no model.keras (weights are not committed; run the recipe here)" if place.is_dir() else f"no file {place}"
+        raise DataError(f"{where}; expected a .keras file or the folder of a finished run")
+    return path
 
 
 def read_runs(
