@@ -34,7 +34,7 @@ def plot_accuracies(
     ax.invert_yaxis()
     return ax
 
-# %% ../nbs/90_report.ipynb #6f48d31b
+# %% ../nbs/90_report.ipynb #c57861b8
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2rem; margin-top: 3rem; } h3 { margin-top: 2.2rem; }
@@ -159,7 +159,7 @@ def _beside_the_report(runs):
     names, parts = {run.name for run in runs if run.test}, []
     header = ["step", "the report, hidden test", "clean test cells", "stand-in for the hidden test", "profile", "weights", "seed"]
     for title, steps in (("The original report beside these runs", ORIGINAL), ("The same way with small networks", SMALL)):
-        if names & {step.recipe for step in steps} or (names and steps is ORIGINAL and not runs[0].synthetic):
+        if names & {step.recipe for step in steps} or (names and steps is ORIGINAL):
             shown = [step for step in steps if step.reported or step.recipe in names or steps is SMALL]
             parts.append(f"<h3>{title}</h3>" + _table(header, [[escape(value) for value in row] for row in ladder_table(shown, runs)]))
     if gains := augmentation_gains(runs):
@@ -198,7 +198,8 @@ def build_report(
         some = [run for run in done if run.data == data]
         kind = "Synthetic cells" if some[0].synthetic else "Real cells"
         body.append(f"<h2>{kind}: {escape(data)}</h2>")
-        body.append(_beside_the_report(some))
+        if not some[0].synthetic:  # the report's cells were real
+            body.append(_beside_the_report(some))
         if rows := [_row(run) for run in some if run.test]:
             body.append("<h3>All runs</h3>" + _table(_HEADER, rows) + '<p class="note">In brackets: 95 % bootstrap interval over the test cells.</p>')
         for run in some:
