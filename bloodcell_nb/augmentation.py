@@ -306,17 +306,18 @@ def with_noise(
     noise = np.random.default_rng(seed).normal(0, stddev, cells.images.shape).astype(np.float32)
     return replace(cells, images=np.clip(np.round(cells.images + noise), 0, 255).astype(np.uint8))
 
-# %% ../nbs/20_augmentation.ipynb #206298b9
+# %% ../nbs/20_augmentation.ipynb #c4a207e0
 def augmented(
     model,  # keras model: images to probabilities; it is what is trained, and what is saved
-    policy: Policy,
-    class_weight: dict = None,  # weight of each class in the loss
-):  # keras model on {"images", "labels"}
+    policy: Policy = None,  # None: pictures as they are
+    class_weight: dict = None,  # weight of each class in the training's loss
+    cells: Cells = None,  # kept where the model computes, and asked for by their numbers
+):  # keras model on {"images", "labels"}, or on {"index"}: numbers of `cells`, (n,), or (steps, n) for several steps in one call
     "Wrap a classifier so that its training step augments."
     import keras
 
-    ops, apply = keras.ops, policy
-    if keras.backend.backend() == "tensorflow":
+    ops, apply, backend = keras.ops, policy, keras.backend.backend()
+    if policy and backend == "tensorflow":
         import tensorflow as tf
 
         apply = tf.function(policy.__call__)  # keras-cv's RandAugment branches on tensors, which Keras itself does not translate
@@ -324,26 +325,41 @@ def augmented(
     class Augmented(keras.Model):
         def __init__(self):
             super().__init__(name="augmented")
-            self.network, self.augmenters = model, policy.layers
-            self.generator = policy.generator
-
-        def build(self, input_shape):
+            self.network, self.augmenters = model, policy.layers if policy else []
+            self.generator = policy.generator if policy else None
+            self.kept = []
+            if cells is not None:
+                self.kept = [self._keep(cells.images), self._keep(keras.utils.to_categorical(cells.labels, len(cells.class_names)).astype("float32"))]
             self.built = True  # the network comes built, the operations hold no weights
 
+        def _keep(self, array):
+            return self.add_weight(shape=array.shape, dtype=str(array.dtype), trainable=False, initializer=lambda *_, **__: ops.convert_to_tensor(array))
+
         def call(self, inputs, training=False):
-            images, labels = inputs["images"], inputs["labels"]
-            if training:
+            if "index" in inputs:
+                images, labels = (ops.take(kept, ops.reshape(inputs["index"], (-1,)), axis=0) for kept in self.kept)
+            else:
+                images, labels = inputs["images"], inputs["labels"]
+            if policy and training:
                 images, labels = apply(images, labels)
             return {"probabilities": self.network(images, training=training), "labels": labels}
 
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
             weight = None
-            if class_weight:
+            if class_weight and training:
                 weights = ops.convert_to_tensor([[class_weight[k]] for k in sorted(class_weight)], "float32")
                 weight = ops.matmul(ops.cast(y_pred["labels"], "float32"), weights)[:, 0]  # of a mixed label: mixed
             return super().compute_loss(x, y_pred["labels"], y_pred["probabilities"], weight, training)
 
         def compute_metrics(self, x, y, y_pred, sample_weight=None):
             return super().compute_metrics(x, y_pred["labels"], y_pred["probabilities"], sample_weight)
+
+        def train_step(self, *given):
+            if backend != "jax" or cells is None or given[1][1].ndim == 1:
+                return super().train_step(*given)
+            import jax
+
+            state, logs = jax.lax.scan(lambda state, batch: super(Augmented, self).train_step(state, batch)[::-1], *given)
+            return {name: values[-1] for name, values in logs.items()}, state
 
     return Augmented()

@@ -7,7 +7,7 @@ __all__ = ['Predictions', 'read_predictions', 'mixture_weights', 'greedy_weights
            'with_temperature', 'fit_temperature', 'paired_comparison', 'risk_coverage', 'Classifier', 'load_classifier',
            'read_picture', 'write_submission']
 
-# %% ../nbs/70_ensemble.ipynb #d6f08fce
+# %% ../nbs/70_ensemble.ipynb #31022445
 import inspect
 import json
 import os
@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from .data import CLASS_NAMES, DataError, rebuild_96
 from .runs import model_file
 
-# %% ../nbs/70_ensemble.ipynb #66c2697e
+# %% ../nbs/70_ensemble.ipynb #7aea3b68
 @dataclass(frozen=True)
 class Predictions:
     "What several runs said of the same cells."
@@ -188,7 +188,7 @@ def risk_coverage(
     answered = np.arange(1, len(labels) + 1)
     return answered / len(labels), np.cumsum(wrong) / answered
 
-# %% ../nbs/70_ensemble.ipynb #e1bbe914
+# %% ../nbs/70_ensemble.ipynb #95062c21
 @dataclass(frozen=True)
 class Classifier:
     "Networks that answer together."
@@ -273,7 +273,7 @@ def read_picture(
         return np.asarray(rebuild_96(picture))
     return np.asarray(picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BILINEAR))
 
-# %% ../nbs/70_ensemble.ipynb #8bc53e06
+# %% ../nbs/70_ensemble.ipynb #84d1b57b
 _MODEL = '''"Blood cells in eight classes: the weighted mean of some networks. Needs NumPy, TensorFlow and Keras."
 import json
 import os

@@ -11,7 +11,7 @@ import numpy as np
 from .data import Cells
 from .shift import CORRUPTIONS, corrupt
 
-# %% ../nbs/80_robustness.ipynb #209051aa
+# %% ../nbs/80_robustness.ipynb #ce45f42a
 # balanced error of AlexNet at 224 pixels, clean and mean over severities (MedMNIST-C, blood cells; Di Salvo et al. 2024)
 ALEXNET_CLEAN = 0.0184
 ALEXNET = dict(zip(CORRUPTIONS, (0.0598, 0.1398, 0.2240, 0.1845, 0.0695, 0.0790, 0.0522, 0.0797, 0.0348, 0.1854, 0.1290), strict=True))
@@ -30,12 +30,13 @@ def corruption_errors(
     classifiers: dict,  # by name; each predicts probabilities of uint8 images
     cells: Cells,
     seed: int = 0,
+    severities: int = 5,  # of each corruption, mildest first
     progress=lambda text: None,  # called with a line on what is being done
 ) -> dict[str, np.ndarray]:  # balanced errors of each, (corruptions, severities)
     "Corrupt the cells in all 55 ways, once for all models, and score."
-    errors = {name: np.zeros((len(CORRUPTIONS), 5)) for name in classifiers}
+    errors = {name: np.zeros((len(CORRUPTIONS), severities)) for name in classifiers}
     for c, corruption in enumerate(CORRUPTIONS):
-        for severity in range(1, 6):
+        for severity in range(1, severities + 1):
             progress(f"{corruption} {severity}")
             images = corrupt(cells.images, corruption, severity, seed)
             for name, classifier in classifiers.items():
@@ -51,7 +52,7 @@ def relative_errors(
     means, alexnet = errors.mean(axis=1), np.array(list(ALEXNET.values()))
     return {"balanced_error": float((means / alexnet).mean()), "relative_balanced_error": float(((means - clean) / (alexnet - ALEXNET_CLEAN)).mean())}
 
-# %% ../nbs/80_robustness.ipynb #9d2279cb
+# %% ../nbs/80_robustness.ipynb #a3d7117c
 def plot_severities(
     errors: dict,  # of `corruption_errors`
     clean: dict,  # balanced error of each model on clean cells
@@ -60,7 +61,7 @@ def plot_severities(
     "Balanced error over severity, a panel for each corruption."
     for ax, corruption, c in zip(axes, CORRUPTIONS, range(len(CORRUPTIONS)), strict=False):
         for k, name in enumerate(errors):
-            ax.plot(range(6), [clean[name], *errors[name][c]], marker="os^Dv<>P"[k % 8], markersize=3, linewidth=1, color=f"C{k}", label=name)
+            ax.plot([clean[name], *errors[name][c]], marker="os^Dv<>P"[k % 8], markersize=3, linewidth=1, color=f"C{k}", label=name)
         ax.set_title(corruption.replace("_", " "), fontsize=8)
         ax.set(xticks=range(6), ylim=(0, 1))
     return axes

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Share', 'Rate', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Recipe', 'AnalysisRecipe', 'TrainingRecipe', 'CustomCNNRecipe',
-           'Phase', 'TransferRecipe', 'StudyRecipe', 'EfficientNetRecipe', 'ConvNeXtRecipe', 'EnsembleRecipe',
-           'RobustnessRecipe', 'check_recipe', 'read_recipe', 'recipe_of', 'project_root', 'recipes', 'with_profile',
-           'code_fingerprint', 'runs_folder', 'run_key', 'device_name', 'environment', 'peak_memory', 'write_text',
-           'write_json', 'show_table', 'Run', 'Finished', 'model_file', 'read_runs']
+           'Phase', 'TransferRecipe', 'ReaderRecipe', 'EfficientNetRecipe', 'ConvNeXtRecipe', 'EnsembleRecipe',
+           'RobustnessRecipe', 'check_recipe', 'read_recipe', 'recipe_of', 'project_root', 'recipes', 'Study',
+           'studies', 'read_study', 'find_recipe', 'with_profile', 'code_fingerprint', 'runs_folder', 'runs_read',
+           'run_key', 'shared', 'device_name', 'environment', 'peak_memory', 'write_text', 'write_json', 'show_table',
+           'Run', 'Finished', 'model_file', 'read_runs']
 
-# %% ../nbs/02_runs.ipynb #58f39160
+# %% ../nbs/02_runs.ipynb #3ebdaf11
 import difflib
+import fcntl
 import hashlib
 import json
 import os
@@ -34,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import bloodcell_nb
 from .data import SYNTHETIC, Cells, DataError, fingerprint, is_synthetic
 
-# %% ../nbs/02_runs.ipynb #d0838d66
+# %% ../nbs/02_runs.ipynb #d20b9c74
 class RecipeError(DataError):
     "A recipe that cannot be run; one line."
 
@@ -90,6 +92,8 @@ class TrainingRecipe(Recipe):
     validation_noise: float = Field(0.0, ge=0, le=128)  # standard deviation of white noise on the validation part, in grey levels
     ema: Rate = 0.0  # momentum of the running average of the weights, which is what is validated and kept; 0: none
     mixed_precision: bool = False  # bfloat16 arithmetic with float32 weights, for a GPU
+    on_device: bool = True  # the training part lies where the model computes (27 kB a cell of 96x96); false: batches are copied there
+    steps_per_execution: int = Field(1, ge=1)  # training steps in one call, for a GPU (not with Keras on PyTorch)
     snapshots: bool = False  # also keep the network as it is at the end of each cycle of cosine_restarts
     eager: bool = False  # steps without a compiled graph: quicker for a few of them (TensorFlow only)
 
@@ -132,24 +136,24 @@ class TransferRecipe(TrainingRecipe):
     train_batch_norm: bool = False  # True: the backbone's batch normalisation learns and uses batch statistics
 
 
-class StudyRecipe(Recipe):
+class ReaderRecipe(Recipe):
     "What every recipe has that reads finished runs instead of training."
     runs: str = ""  # folder of the runs; empty: where its own run folder lies, else the committed ones of reports/pbc96
 
 
-class EfficientNetRecipe(StudyRecipe):
+class EfficientNetRecipe(ReaderRecipe):
     "50_efficientnet"
     notebook: Literal["50_efficientnet"]
     before: str = ""  # run whose model shows the backbone before fine-tuning; empty: a small network of the notebook's own
     after: str = ""  # run whose model is looked into
 
 
-class ConvNeXtRecipe(StudyRecipe):
+class ConvNeXtRecipe(ReaderRecipe):
     "60_convnext"
     notebook: Literal["60_convnext"]
 
 
-class EnsembleRecipe(StudyRecipe):
+class EnsembleRecipe(ReaderRecipe):
     "70_ensemble"
     notebook: Literal["70_ensemble"]
     members: list[str] = []  # run folders within `runs`; empty: two small networks of the notebook's own
@@ -157,10 +161,11 @@ class EnsembleRecipe(StudyRecipe):
     views: Literal[1, 2, 4, 8] = 1  # flips and quarter turns of each picture that are averaged
 
 
-class RobustnessRecipe(StudyRecipe):
+class RobustnessRecipe(ReaderRecipe):
     "80_robustness"
     notebook: Literal["80_robustness"]
     models: list[str] = []  # run folders within `runs`; empty: a small network of the notebook's own
+    severities: int = Field(5, ge=1, le=5)  # of each corruption, mildest first
 
 
 SCHEMAS = {"10_analysis": AnalysisRecipe, "40_custom_cnn": CustomCNNRecipe, "45_transfer": TransferRecipe, "50_efficientnet": EfficientNetRecipe,
@@ -205,12 +210,19 @@ def _one_line(error, schema):
     message = error["msg"][:1].lower() + error["msg"][1:]
     return f"{key} is {error['input']!r}; {message}"
 
-# %% ../nbs/02_runs.ipynb #a77e70a8
+# %% ../nbs/02_runs.ipynb #03147f00
 def read_recipe(
     path: Path,  # YAML file
 ) -> Recipe:
     "Read and check one recipe."
     path = Path(path)
+    recipe = check_recipe(_read_yaml(path), path.name)
+    if recipe.recipe != path.stem:
+        raise RecipeError(f"{path.name}: recipe is {recipe.recipe!r}; expected the file's name, {path.stem!r}")
+    return recipe
+
+
+def _read_yaml(path):
     try:
         parameters = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -220,10 +232,7 @@ def read_recipe(
         raise RecipeError(f"{path.name}: not valid YAML{line}; expected lines of the form key: value") from None
     if not isinstance(parameters, dict) or not all(isinstance(key, str) for key in parameters):
         raise RecipeError(f"{path.name}: expected lines of the form key: value")
-    recipe = check_recipe(parameters, path.name)
-    if recipe.recipe != path.stem:
-        raise RecipeError(f"{path.name}: recipe is {recipe.recipe!r}; expected the file's name, {path.stem!r}")
-    return recipe
+    return parameters
 
 
 def recipe_of(
@@ -243,9 +252,53 @@ def recipes() -> dict[str, Path]:  # file of each recipe, by name
     "The recipes that ship with the project."
     return {path.stem: path for path in sorted((project_root() / "recipes").glob("*.yaml"))}
 
-# %% ../nbs/02_runs.ipynb #fb939ef4
+# %% ../nbs/02_runs.ipynb #126bbab0
+class Study(BaseModel):
+    "Recipes that belong together."
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    runs: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)  # seeds of each recipe (a name, or a .yaml file); what is worth most first
+    profile: Literal["smoke", "quick", "full"] = "full"
+    jobs: int = Field(1, ge=1)  # runs at a time
+    set: dict = {}  # parameters for each recipe that has them
+
+
+def studies() -> dict[str, Path]:  # file of each study, by name
+    "The studies that ship with the project."
+    return {path.stem: path for path in sorted((project_root() / "studies").glob("*.yaml"))}
+
+
+def read_study(
+    name: str,  # of a study, or a .yaml file
+) -> tuple[Study, list[Recipe]]:  # and its recipes with their seeds; a seed but 0 is named in the run's name
+    "Read and check a study."
+    path = studies().get(name, Path(name))
+    if path.suffix not in (".yaml", ".yml"):
+        raise RecipeError(f"no study {name}; there are {', '.join(studies())}, or name a .yaml file")
+    try:
+        study = Study(**_read_yaml(path))
+    except ValidationError as error:
+        raise RecipeError(f"{path.name}: {_one_line(error.errors()[0], Study)}") from None
+    found = []
+    for entry, seeds in study.runs.items():
+        recipe = read_recipe(find_recipe(entry))
+        found += [recipe.model_copy(update={"seed": seed, "recipe": f"{recipe.recipe}_seed{seed}" if seed else recipe.recipe}) for seed in seeds]
+    return study, found
+
+
+def find_recipe(
+    name: str,  # of a recipe, or a .yaml file
+) -> Path:
+    "Find a recipe's file."
+    path = recipes().get(name, Path(name))
+    if path.suffix not in (".yaml", ".yml"):
+        raise RecipeError(f"no recipe {name}; there are {', '.join(recipes())}, or name a .yaml file")
+    return path
+
+# %% ../nbs/02_runs.ipynb #868471e1
 PROFILES = {
-    "smoke": {"epochs": 1, "limit": 32, "resize": 64, "folds": 2, "embedding_images": 200, "smote_images": 200, "eager": True},
+    "smoke": {"epochs": 1, "limit": 32, "resize": 64, "folds": 2, "embedding_images": 200, "smote_images": 200, "steps_per_execution": 1,
+              "severities": 1, "eager": True},
     "quick": {"epochs": 7, "folds": 2, "embedding_images": 1500, "smote_images": 600},
     "full": {},
 }
@@ -263,7 +316,7 @@ def with_profile(
                if key == "limit" or values.get(key) is not None}
     return recipe.model_copy(update=lowered)
 
-# %% ../nbs/02_runs.ipynb #ac35769a
+# %% ../nbs/02_runs.ipynb #64495b80
 def _modules(text, seen):
     "Files of the project's modules that a text imports, and those that they import."
     for name in re.findall(r"(?:from|import) bloodcell_nb\.(\w+)", text):
@@ -288,15 +341,24 @@ def code_fingerprint(
 
 
 def runs_folder(
-    recipe: StudyRecipe,
+    recipe: ReaderRecipe,
 ) -> Path:
-    "Where a study finds its runs."
+    "Where a recipe that reads runs finds them."
     return Path(recipe.runs) if recipe.runs else Path(recipe.out).parent if recipe.out else project_root() / "reports" / "pbc96"
 
 
-def _read_by(study):
-    "What identifies the runs that a study reads: their predictions; the records of all trainings where it names none."
-    folder, names = runs_folder(study), getattr(study, "members", None) or getattr(study, "models", None)
+def runs_read(
+    recipe: Recipe,
+) -> list[str] | None:  # none for one that reads none; None for one that looks at all trainings
+    "Names of the run folders that a recipe reads."
+    if not isinstance(recipe, ReaderRecipe):
+        return []
+    return getattr(recipe, "members", None) or getattr(recipe, "models", None)
+
+
+def _read_by(recipe):
+    "What identifies the runs that a recipe reads: their predictions; the records of all trainings where it names none."
+    folder, names = runs_folder(recipe), runs_read(recipe)
     paths = [folder / name / "predictions.npz" for name in names] if names else sorted(folder.glob("*/metrics.json"))
     records = [path.read_bytes() for path in paths if path.is_file() and not path.parent.name.endswith(".partial")]
     return hashlib.sha256(b"".join(hashlib.sha256(record).digest() for record in records if names or b'"training"' in record)).hexdigest()
@@ -305,12 +367,31 @@ def _read_by(study):
 def run_key(
     recipe: Recipe,
 ) -> str:  # 16 hexadecimal digits
-    "Identify a run by its recipe, data and code; a study also by the runs that it reads."
+    "Identify a run by its recipe, data and code, and by the runs that it reads."
     weights = getattr(recipe, "weights", "")
     parts = [recipe.model_dump_json(exclude={"out", "source", "weights", "runs"}), fingerprint(recipe.source), code_fingerprint(recipe.notebook),
              fingerprint(weights) if Path(weights).is_file() else weights, os.environ.get("KERAS_BACKEND", "tensorflow"),
-             _read_by(recipe) if hasattr(recipe, "runs") else ""]
+             _read_by(recipe) if isinstance(recipe, ReaderRecipe) else ""]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def shared(
+    name: str,  # of what is made
+    key: list,  # texts that identify it
+    make,  # function without arguments that gives arrays by name
+) -> dict:  # the arrays
+    "Make arrays once for all runs that share the folder which the environment variable BLOODCELL_SHARED names; without it, for this run alone."
+    if not (place := os.environ.get("BLOODCELL_SHARED")):
+        return make()
+    path = Path(place) / f"{name}_{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:16]}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one makes it, others wait
+        if not path.exists():
+            np.savez(work := path.with_suffix(".part.npz"), **make())
+            os.replace(work, path)
+    with np.load(path) as file:
+        return dict(file)
 
 # %% ../nbs/02_runs.ipynb #f68d537f
 _LIBRARIES = ("keras", "tensorflow", "jax", "torch", "keras-cv", "numpy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow", "papermill")
@@ -462,7 +543,7 @@ class Run:
         (self.folder / "progress.json").unlink(missing_ok=True)
         return record
 
-# %% ../nbs/02_runs.ipynb #b01e9ee9
+# %% ../nbs/02_runs.ipynb #4cdcb0b2
 @dataclass(frozen=True)
 class Finished:
     "A run folder, read."

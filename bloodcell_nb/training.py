@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Splits', 'limit_cells', 'prepare', 'Batches', 'class_weight_dict', 'make_optimizer', 'Progress', 'Snapshots', 'Fit',
            'fit', 'precision', 'predict', 'expected_calibration_error', 'score', 'plot_learning_curves',
-           'plot_confusion_matrix', 'plot_class_scores', 'plot_reliability', 'plot_seconds', 'evaluate', 'draw_results',
-           'show_scores', 'cross_validate', 'finish_training']
+           'plot_confusion_matrix', 'plot_class_scores', 'plot_reliability', 'plot_seconds', 'distorted', 'evaluate',
+           'draw_results', 'show_scores', 'cross_validate', 'finish_training']
 
-# %% ../nbs/30_training.ipynb #4ebe1681
+# %% ../nbs/30_training.ipynb #070ba6d2
+import hashlib
 import json
 import logging
 import os
@@ -24,13 +25,13 @@ import numpy as np
 
 from .analysis import CLASS_COLOURS, balance_classes, clean, duplicate_groups, perceptual_hashes, plot_matrix
 from .augmentation import Policy, augmented, with_noise
-from .data import Cells, DataError, fold_indices, load, split_indices
-from .runs import Recipe, Run, TrainingRecipe, show_table, write_json
+from .data import Cells, DataError, fingerprint, fold_indices, load, split_indices
+from .runs import Recipe, Run, TrainingRecipe, code_fingerprint, shared, show_table, write_json
 from .shift import one_corruption_each, stand_in
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model in a notebook
 
-# %% ../nbs/30_training.ipynb #e6130f33
+# %% ../nbs/30_training.ipynb #7b404ddf
 @dataclass(frozen=True)
 class Splits:
     "Cells for training, for every choice, and for the final score."
@@ -61,6 +62,21 @@ def prepare(
     recipe: Recipe,  # its source, limit, shares, hash settings, balance and seed
 ) -> Splits:
     "Load, clean, split and balance."
+    keys = ("limit", "split_seed", "hash_size", "max_distance", "max_copies", "val_share", "test_share")
+    arrays = shared("parts", [fingerprint(recipe.source), code_fingerprint("30_training"), *(str(getattr(recipe, key)) for key in keys)],
+                    lambda: vars(_parted(recipe)))
+    cells = Cells(**arrays | {"class_names": tuple(map(str, arrays["class_names"])), "source": str(arrays["source"])})
+    train, val, test = (cells.part(part) for part in ("train", "val", "test"))
+    for part, some in (("training", train), ("validation", val), ("test", test)):
+        if (some.counts == 0).any():
+            raise DataError(f"{cells.source}: the {part} part has no {cells.class_names[int(np.argmin(some.counts))]}; give more images or a larger limit")
+    if noise := getattr(recipe, "validation_noise", 0):
+        val = with_noise(val, noise, recipe.seed)
+    return Splits(balance_classes(train, getattr(recipe, "balance", "none"), recipe.seed), val, test)
+
+
+def _parted(recipe):
+    "Cells without copies, each in its part."
     cells = load(recipe.source)
     if (cells.parts != "").all():  # before the hashing, which it shortens
         cells = limit_cells(cells, recipe.limit, recipe.split_seed)
@@ -73,29 +89,25 @@ def prepare(
             index = np.flatnonzero(parts == "train")
             _, picked = split_indices(cells.labels[index], share, groups[index], seed=recipe.split_seed)
             parts[index[picked]] = part
-    cells = limit_cells(replace(cells, parts=parts), recipe.limit, recipe.split_seed)
-    train, val, test = (cells.part(part) for part in ("train", "val", "test"))
-    for part, some in (("training", train), ("validation", val), ("test", test)):
-        if (some.counts == 0).any():
-            raise DataError(f"{cells.source}: the {part} part has no {cells.class_names[int(np.argmin(some.counts))]}; give more images or a larger limit")
-    if noise := getattr(recipe, "validation_noise", 0):
-        val = with_noise(val, noise, recipe.seed)
-    return Splits(balance_classes(train, getattr(recipe, "balance", "none"), recipe.seed), val, test)
+    return limit_cells(replace(cells, parts=parts), recipe.limit, recipe.split_seed)
 
-# %% ../nbs/30_training.ipynb #7a5c1f74
+# %% ../nbs/30_training.ipynb #7d9d4e57
 class Batches(keras.utils.PyDataset):
-    "Shuffled batches of uint8 images and one-hot labels; a last batch that is not full is left for another epoch."
+    "Shuffled batches for `augmented`; a last batch that is not full is left for another epoch."
 
     def __init__(
         self,
         cells: Cells,
         batch_size: int = 32,
         seed: int = 0,
-        labelled: bool = False,  # the labels go to the model too, which mixes them
+        on_device: bool = False,  # numbers of the cells instead of images and labels, for a model that holds the cells
+        steps: int = 1,  # training steps in one call, where only numbers go; a few batches may then be left for another epoch
     ):
         super().__init__()
-        self.cells, self.batch_size, self.seed, self.labelled = cells, min(batch_size, len(cells)), seed, labelled
-        self.targets = keras.utils.to_categorical(cells.labels, len(cells.class_names))
+        self.cells, self.batch_size, self.seed, self.on_device = cells, min(batch_size, len(cells)), seed, on_device
+        self.targets = keras.utils.to_categorical(cells.labels, len(cells.class_names)).astype("float32")
+        batches = len(cells) // self.batch_size
+        self.steps = batches // -(-batches // steps)  # calls of equal length: each length would be compiled anew
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int):
@@ -103,12 +115,15 @@ class Batches(keras.utils.PyDataset):
         self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.cells))
 
     def __len__(self):
-        return len(self.cells) // self.batch_size
+        return len(self.cells) // self.batch_size // self.steps
 
     def __getitem__(self, index):
-        picked = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        images, targets = self.cells.images[picked], self.targets[picked]
-        return ({"images": images, "labels": targets} if self.labelled else images), targets
+        size = self.batch_size * self.steps
+        picked = self.order[index * size : (index + 1) * size]
+        if self.on_device:
+            numbers = picked.astype("int32").reshape((self.steps, -1) if self.steps > 1 else -1)
+            return {"index": numbers}, numbers  # Keras wants something to hold the output against; the labels are with the images
+        return {"images": self.cells.images[picked], "labels": self.targets[picked]}, self.targets[picked]
 
 # %% ../nbs/30_training.ipynb #c67f0d51
 def class_weight_dict(
@@ -145,9 +160,9 @@ def make_optimizer(
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **average)
     return kinds[recipe.optimizer](rate, **average)
 
-# %% ../nbs/30_training.ipynb #408ec789
+# %% ../nbs/30_training.ipynb #a53ca0ed
 class Progress(keras.callbacks.Callback):
-    "Keep history and times, leave a progress line, and write a state to resume from after each epoch."
+    "Keep history, times and the best weights, leave a progress line, and write a state to resume from after an epoch, in a tenth of the time at the most."
 
     def __init__(
         self,
@@ -156,12 +171,13 @@ class Progress(keras.callbacks.Callback):
         remembered: list,  # callbacks whose numbers belong to the state
         name: str,  # shown in the progress line
         batches: Batches,
+        monitor: str,  # what decides which epoch is best
     ):
         super().__init__()
-        self.run, self.folder, self.remembered, self.name, self.batches = run, folder, remembered, name, batches
-        self.history, self.epoch, self.stopped = {}, 0, False
+        self.run, self.folder, self.remembered, self.name, self.batches, self.monitor = run, folder, remembered, name, batches, monitor
+        self.history, self.epoch, self.stopped, self.best = {}, 0, False, None
         self.seconds = {"first step": 0.0, "training": 0.0, "validation": 0.0}
-        self.images, self._shown = 0, 0.0
+        self.images, self._shown, self._done, self._written, self._cost = 0, 0.0, 0, 0.0, 0.0
 
     def restore(self):
         "Read the state of an interrupted training of the same recipe, data and code, if there is one."
@@ -173,6 +189,8 @@ class Progress(keras.callbacks.Callback):
                 arrays = [file[f"arr_{i}"] for i in range(len(file.files))]
         except (OSError, ValueError, KeyError):
             return
+        count = len(self._variables())
+        arrays, self.best = arrays[:count], arrays[count:]
         self.history, self.epoch, self.stopped = state["history"], state["epoch"], state["stopped"]
         self.seconds, self.images = state["seconds"], state["images"]
         self._restored = state["callbacks"]
@@ -180,7 +198,12 @@ class Progress(keras.callbacks.Callback):
             variable.assign(value)
 
     def _variables(self):
-        return [*self.model.variables, *self.model.optimizer.variables]
+        kept = {id(variable) for variable in self.model.kept}  # the cells themselves
+        return [variable for variable in [*self.model.variables, *self.model.optimizer.variables] if id(variable) not in kept]
+
+    def best_epoch(self):
+        "Number of the epoch with the best value of the monitored metric, from 1."
+        return int((np.argmin if self.monitor.endswith("loss") else np.argmax)(self.history[self.monitor])) + 1
 
     def on_train_begin(self, logs=None):
         for callback, numbers in zip(self.remembered, getattr(self, "_restored", []), strict=False):
@@ -189,7 +212,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.start_epoch(epoch)
-        self._mark = time.perf_counter()
+        self._mark, self._done = time.perf_counter(), 0
 
     def _spent(self, what):
         now = time.perf_counter()
@@ -201,7 +224,8 @@ class Progress(keras.callbacks.Callback):
             self._spent("first step")
             self._first = False
         else:
-            self.images += self.batches.batch_size
+            self.images += (batch + 1 - self._done) * self.batches.batch_size * self.batches.steps
+        self._done = batch + 1
         if time.perf_counter() - self._shown > 1:
             self._shown = time.perf_counter()
             numbers = "  ".join(f"{key} {float(value):.3f}" for key, value in (logs or {}).items())
@@ -218,15 +242,25 @@ class Progress(keras.callbacks.Callback):
         self.epoch, self.stopped = epoch + 1, bool(self.model.stop_training)
         for key, value in logs.items():
             self.history.setdefault(key, []).append(float(value))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.best_epoch() == self.epoch:
+            self.best = self.model.network.get_weights()
+        if self.stopped or self.epoch == self.params["epochs"] or time.perf_counter() - self._written > 9 * self._cost:
+            start = time.perf_counter()
+            self._write()
+            self._written = time.perf_counter()
+            self._cost = self._written - start
+        self._mark = time.perf_counter()
+
+    def _write(self):
         work = self.folder / "state.part.npz"
-        np.savez(work, *[keras.ops.convert_to_numpy(variable) for variable in self._variables()])
+        np.savez(work, *[keras.ops.convert_to_numpy(variable) for variable in self._variables()], *self.best)
         os.replace(work, self.folder / f"state_{self.epoch}.npz")
         numbers = [{key: value for key, value in vars(callback).items() if isinstance(value, int | float)} for callback in self.remembered]
         write_json(self.folder / "state.json", {"key": self.run.key, "epoch": self.epoch, "stopped": self.stopped, "history": self.history,
                                                 "seconds": self.seconds, "images": self.images, "callbacks": numbers})
-        (self.folder / f"state_{self.epoch - 1}.npz").unlink(missing_ok=True)
-        self._mark = time.perf_counter()
+        for path in self.folder.glob("state_*.npz"):
+            if path.name != f"state_{self.epoch}.npz":
+                path.unlink()
 
 
 class Snapshots(keras.callbacks.Callback):
@@ -239,7 +273,7 @@ class Snapshots(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         for k, end in enumerate(self.ends, 1):  # a training of an epoch or two ends several cycles at once
             if end == epoch + 1:
-                self.model.save_weights(self.folder / f"snapshot_{k}.weights.h5")
+                self.model.network.save_weights(self.folder / f"snapshot_{k}.weights.h5")
 
 
 @dataclass(frozen=True)
@@ -282,42 +316,37 @@ def fit(
 ) -> Fit:
     "Train, stop early, keep the best epoch's weights; goes on where an interrupted call of the same recipe, data and code stopped."
     classes = len(train.class_names)
-    weights = class_weight_dict(train.labels, recipe.class_weights, classes)
-    inputs, targets, trained = val.images, keras.utils.to_categorical(val.labels, classes), model
-    if recipe.augmentation:
-        trained = augmented(model, Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share, recipe.seed), weights)
-        inputs, weights = {"images": val.images, "labels": targets}, None  # the wrapper weighs mixed labels itself
-        trained({key: value[:1] for key, value in inputs.items()})  # builds it
-    batches = Batches(train, recipe.batch_size, recipe.seed, bool(recipe.augmentation))
-    trained.compile(make_optimizer(recipe, len(batches) * recipe.epochs), keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-                  jit_compile=_compiles(bool(recipe.augmentation)), run_eagerly=recipe.eager and keras.backend.backend() == "tensorflow",
-                  metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"), keras.metrics.F1Score(average="macro", name="macro_f1")])
+    policy = Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share, recipe.seed) if recipe.augmentation else None
+    trained = augmented(model, policy, class_weight_dict(train.labels, recipe.class_weights, classes), train if recipe.on_device else None)
+    targets, backend = keras.utils.to_categorical(val.labels, classes), keras.backend.backend()
+    batches = Batches(train, recipe.batch_size, recipe.seed, recipe.on_device, recipe.steps_per_execution if backend == "jax" else 1)
+    trained.compile(make_optimizer(recipe, len(batches) * batches.steps * recipe.epochs),
+                    keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+                    metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"), keras.metrics.F1Score(average="macro", name="macro_f1")],
+                    steps_per_execution=recipe.steps_per_execution if backend == "tensorflow" else 1,
+                    jit_compile=_compiles(bool(policy)), run_eagerly=recipe.eager and backend == "tensorflow")
     trained.optimizer.build(trained.trainable_variables)
     folder = run.folder / "state" / name
     folder.mkdir(parents=True, exist_ok=True)
-    best = folder / "best.weights.h5"
+    average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if recipe.ema else []  # before whoever keeps weights
     mode = "min" if recipe.monitor.endswith("loss") else "max"
-    average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if recipe.ema else []  # before whoever saves weights
-    remembered = [*average, keras.callbacks.ModelCheckpoint(best, recipe.monitor, save_best_only=True, save_weights_only=True, mode=mode),
-                  keras.callbacks.EarlyStopping(recipe.monitor, patience=recipe.patience, mode=mode)]
+    remembered = [*average, keras.callbacks.EarlyStopping(recipe.monitor, patience=recipe.patience, mode=mode)]
     if recipe.plateau:  # the report's setting
         remembered.append(keras.callbacks.ReduceLROnPlateau("val_accuracy", factor=0.5, patience=3, min_lr=recipe.final_learning_rate, mode="max"))
-    progress = Progress(run, folder, remembered, name, batches)
+    progress = Progress(run, folder, remembered, name, batches, recipe.monitor)
     progress.set_model(trained)
     progress.restore()
     if not progress.stopped and progress.epoch < recipe.epochs:
-        trained.fit(batches, epochs=recipe.epochs, initial_epoch=progress.epoch, validation_data=(inputs, targets), validation_batch_size=256,
-                    shuffle=False, class_weight=weights, verbose=0,
+        trained.fit(batches, epochs=recipe.epochs, initial_epoch=progress.epoch, validation_batch_size=256,
+                    validation_data=({"images": val.images, "labels": targets}, targets), shuffle=False, verbose=0,
                     callbacks=[*remembered, *([Snapshots(folder, recipe.epochs)] if recipe.snapshots else []), progress, *callbacks])
     kept = []
     for path in sorted(folder.glob("snapshot_*.weights.h5")):
-        trained.load_weights(path)
+        model.load_weights(path)
         kept.append(model.get_weights())
-    values = progress.history[recipe.monitor]
-    trained.load_weights(best)
+    model.set_weights(progress.best)
     rate = progress.images / max(progress.seconds["training"], 1e-9)
-    return Fit(model, progress.history, int((np.argmin if mode == "min" else np.argmax)(values)) + 1, progress.stopped, progress.seconds, rate,
-               tuple(kept))
+    return Fit(model, progress.history, progress.best_epoch(), progress.stopped, progress.seconds, rate, tuple(kept))
 
 
 def _compiles(augments):
@@ -489,7 +518,16 @@ def plot_seconds(
     ax.set(xlabel="seconds")
     return ax
 
-# %% ../nbs/30_training.ipynb #b09a22e9
+# %% ../nbs/30_training.ipynb #a84b2624
+def distorted(
+    test: Cells,
+) -> dict[str, Cells]:  # corrupted: one corruption each; stand_in: heavily distorted, in the hidden test's place
+    "The test cells under shift."
+    key = [hashlib.sha256(test.images.tobytes() + "".join(test.ids).encode()).hexdigest(), code_fingerprint("30_training")]
+    return {name: replace(test, images=shared(name, key, lambda make=make: {"images": make(test).images})["images"])
+            for name, make in (("corrupted", one_corruption_each), ("stand_in", stand_in))}
+
+
 def evaluate(
     fitted: Fit,
     splits: Splits,
@@ -497,7 +535,7 @@ def evaluate(
 ) -> dict:  # results for metrics.json: of the training, and scores of validation, test, corrupted test and stand-in
     "Score a trained model on clean, corrupted and heavily distorted cells, save its predictions, and draw every figure of it."
     with run.clock("distort"):
-        parts = {"val": splits.val, "test": splits.test, "corrupted": one_corruption_each(splits.test), "stand_in": stand_in(splits.test)}
+        parts = {"val": splits.val, "test": splits.test} | distorted(splits.test)
     with run.clock("predict"):
         said = {part: predict(fitted.final, cells) for part, cells in parts.items()}
     with run.clock("score"):

@@ -141,6 +141,31 @@ def test_others_go_on_after_a_failure(tmp_path):
     assert "Did not finish" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_a_study(tmp_path):
+    "Seeds, two runs at a time, an ensemble that waits for its members; and a budget that ends before the runs do."
+    recipe(tmp_path, "member", epochs=2)
+    ensemble = {key: None for key in FAST} | {"notebook": "70_ensemble", "members": ["member", "member_seed1"]}
+    recipe(tmp_path, "together", **ensemble)
+    study = tmp_path / "pair.yaml"
+    study.write_text(yaml.safe_dump({"runs": {str(tmp_path / "together.yaml"): [0], str(tmp_path / "member.yaml"): [0, 1]}, "jobs": 2, "set": {"epochs": 3}}))
+    done = bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split(":")[0] for line in done.stdout.splitlines() if ": done" in line]
+    assert set(lines[:2]) == {"member", "member_seed1"} and lines[2] == "together" and "3 runs: 3 done" in done.stdout
+    records = [json.loads((tmp_path / "out" / name / "metrics.json").read_text()) for name in ("member", "member_seed1")]
+    assert [(record["recipe"]["seed"], record["results"]["training"]["epochs"]) for record in records] == [(0, 3), (1, 3)]
+    assert records[0]["results"]["training"]["history"] != records[1]["results"]["training"]["history"]
+    assert not (tmp_path / "out" / "shared.partial").exists() and (tmp_path / "out" / "index.html").exists()
+    assert "3 skipped" in bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "out").stdout
+
+    start = time.monotonic()
+    done = bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "cut", "--budget", "0.7", "--set", "epochs=5000", "--jobs", "1")
+    assert done.returncode == 0 and time.monotonic() - start < 42, done.stdout + done.stderr
+    assert "member: left, goes on from its last epoch" in done.stdout and "together: left, not begun" in done.stdout and "3 left by the budget" in done.stdout
+    assert json.loads((tmp_path / "cut" / "member.partial" / "status.json").read_text())["state"] == "interrupted"
+    assert json.loads((tmp_path / "cut" / "member.partial" / "state" / "training" / "state.json").read_text())["epoch"] >= 1
+
+
 def test_papermill_alone(tmp_path):
     path = recipe(tmp_path, "alone", epochs=1)
     done = subprocess.run(["papermill", str(ROOT / "nbs" / "40_custom_cnn.ipynb"), str(tmp_path / "out.ipynb"), "-f", str(path), "-p", "source", SOURCE,
