@@ -67,7 +67,8 @@ def steps(backbone, batch, seconds):
         inputs, per_step = cells.images, batch
         if name:
             recipe = read_recipe(recipes()[name])
-            model = augmentation.augmented(model, augmentation.Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share))
+            policy = augmentation.Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share)
+            model = augmentation.augmented(model, policy, batch_size=batch)
             inputs, per_step = {"images": cells.images, "labels": labels}, batch * (2 if recipe.mixing == "double" else 1)
         model.compile("adam", "categorical_crossentropy", jit_compile=False)
         for _ in range(3):

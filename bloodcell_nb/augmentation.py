@@ -196,7 +196,7 @@ def _check_random_apply(given, where):
         raise DataError(f"{where}: RandomApply: k is {given['k']!r}; expected 1 to {len(inner)}, the number of operations")
     return {"k": given["k"], "of": inner}
 
-# %% ../nbs/20_augmentation.ipynb #58ef62ae
+# %% ../nbs/20_augmentation.ipynb #db14c914
 def build_layer(
     name: str,
     parameters: dict,  # all of them
@@ -215,7 +215,20 @@ def build_layer(
         return operation.keras_cv(keras_cv.layers, parameters, seed)
     if operation.keras is None:
         raise DataError(f"augmentation: only keras-cv has {name}, and it needs TensorFlow; under {keras.backend.backend()} use {operation.instead}")
-    return operation.keras(keras.layers, parameters, seed)
+    layer = operation.keras(keras.layers, parameters, seed)
+    for part in layer._flatten_layers():  # Keras says False of what turns or shears, and one such layer leaves JAX's whole step uncompiled
+        part.supports_jit = True
+    return layer
+
+
+def _places(n, k, count):
+    "For each of `count` layers the places of a shuffled batch that it changes: k layers a place, and all layers as often as another but for one."
+    rng, used, chosen = np.random.default_rng([n, k, count]), np.zeros(count, int), np.zeros((n, count), bool)
+    for place in range(n):
+        picked = np.lexsort((rng.random(count), used))[:k]  # the least used, ties at random
+        chosen[place, picked] = True
+        used[picked] += 1
+    return [np.flatnonzero(column) for column in chosen.T]
 
 
 class Policy:
@@ -273,15 +286,18 @@ class Policy:
         return images, labels
 
     def _some(self, images, k, layers):
-        "k of the layers, drawn for each picture, in the list's order."
+        "k of the layers for each picture, in the list's order. Each layer sees its own pictures alone, and always as many: compiled code has fixed sizes."
         import keras
 
-        ops, n = keras.ops, keras.ops.shape(images)[0]
-        draws = keras.random.uniform((n, len(layers)), seed=self.generator)
-        rank = ops.argsort(ops.argsort(draws, axis=1), axis=1)
-        for j, layer in enumerate(layers):
-            on = ops.reshape(rank[:, j] < k, (n, 1, 1, 1))
-            images = ops.where(on, ops.clip(layer(images, training=True), 0, 255), images)
+        ops, n = keras.ops, images.shape[0]
+        if n is None:
+            raise DataError("RandomApply needs batches of one size; give augmented their batch_size")
+        order = keras.random.shuffle(ops.arange(n), seed=self.generator)
+        for layer, places in zip(layers, _places(n, k, len(layers)), strict=True):
+            if len(places):
+                index = ops.take(order, places)
+                changed = ops.clip(layer(ops.take(images, index, axis=0), training=True), 0, 255)
+                images = ops.scatter_update(images, index[:, None], changed)
         return images
 
     def _combine(self, images, labels, mixed_images, mixed_labels):
@@ -292,7 +308,7 @@ class Policy:
             return mixed_images, mixed_labels
         if self.mixing == "double":
             return ops.concatenate([images, mixed_images]), ops.concatenate([labels, mixed_labels])
-        n = images.shape[0] if images.shape[0] is not None else ops.shape(images)[0]
+        n = ops.shape(images)[0]
         first = ops.arange(n) < ops.cast(ops.ceil(self.share * ops.cast(n, "float32")), "int32")  # batches are shuffled: the first are any
         return ops.where(ops.reshape(first, (-1, 1, 1, 1)), mixed_images, images), ops.where(ops.reshape(first, (-1, 1)), mixed_labels, labels)
 
@@ -306,12 +322,13 @@ def with_noise(
     noise = np.random.default_rng(seed).normal(0, stddev, cells.images.shape).astype(np.float32)
     return replace(cells, images=np.clip(np.round(cells.images + noise), 0, 255).astype(np.uint8))
 
-# %% ../nbs/20_augmentation.ipynb #c4a207e0
+# %% ../nbs/20_augmentation.ipynb #f08ee62b
 def augmented(
     model,  # keras model: images to probabilities; it is what is trained, and what is saved
     policy: Policy = None,  # None: pictures as they are
     class_weight: dict = None,  # weight of each class in the training's loss
     cells: Cells = None,  # kept where the model computes, and asked for by their numbers
+    batch_size: int = None,  # of every batch, for a policy with RandomApply
 ):  # keras model on {"images", "labels"}, or on {"index"}: numbers of `cells`, (n,), or (steps, n) for several steps in one call
     "Wrap a classifier so that its training step augments."
     import keras
@@ -341,6 +358,7 @@ def augmented(
             else:
                 images, labels = inputs["images"], inputs["labels"]
             if policy and training:
+                images = ops.reshape(images, (batch_size or -1, *images.shape[1:]))
                 images, labels = apply(images, labels)
             return {"probabilities": self.network(images, training=training), "labels": labels}
 

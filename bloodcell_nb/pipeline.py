@@ -6,7 +6,7 @@
 __all__ = ['publishable', 'execute', 'run_all', 'list_recipes', 'inspect', 'convert', 'data_name', 'with_settings', 'run_recipes',
            'predict_pictures', 'main']
 
-# %% ../nbs/95_pipeline.ipynb #2ec37b68
+# %% ../nbs/95_pipeline.ipynb #220555a8
 import argparse
 import json
 import os
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,7 +72,7 @@ def publishable(
             cell["outputs"] = outputs
     return notebook
 
-# %% ../nbs/95_pipeline.ipynb #7627fd31
+# %% ../nbs/95_pipeline.ipynb #ff5f271f
 def _status_of(folder):
     try:
         return json.loads((folder / "status.json").read_text(encoding="utf-8"))
@@ -148,7 +149,9 @@ def execute(
     key = run_key(recipe)
     if (status := _status_of(target)).get("key") == key and status.get("state") == "done":
         return status | {"state": "skipped"}
-    import papermill
+    with warnings.catch_warnings():  # tqdm's, of a missing widget
+        warnings.simplefilter("ignore")
+        import papermill
 
     if _status_of(work).get("key") != key:
         shutil.rmtree(work, ignore_errors=True)
@@ -200,15 +203,13 @@ def _replace_folder(work, target):
     os.replace(work, target)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/95_pipeline.ipynb #2014ae62
+# %% ../nbs/95_pipeline.ipynb #699449ca
 _LAST = 20  # seconds before the end of the budget in which runs end and the page is written
 
 
 def _environment(root, runs, jobs):
     "Environment variables of the kernels; what the user has set stays."
-    import pooch
-
-    found = {"JAX_COMPILATION_CACHE_DIR": str(pooch.os_cache("bloodcell_nb") / "jax")}
+    found = {"JAX_COMPILATION_CACHE_DIR": str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloodcell_nb" / "jax")}
     if runs > 1:
         found["BLOODCELL_SHARED"] = str(root / "shared.partial")
     if jobs > 1:
@@ -298,12 +299,14 @@ def run_all(
         shutil.rmtree(root / "shared.partial", ignore_errors=True)
     return states, left
 
-# %% ../nbs/95_pipeline.ipynb #625e8847
+# %% ../nbs/95_pipeline.ipynb #e1721781
 def list_recipes():
-    "Print each recipe with its notebook and the first line of its file."
-    for name, path in recipes().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        print(f"{name:<28} {read_recipe(path).notebook:<16} {first.lstrip('# ') if first.startswith('#') else ''}")
+    "Print each recipe with its notebook, each study with its number of runs, and the first line of its file."
+    for kind, paths in (("recipe", recipes()), ("study", studies())):
+        for name, path in paths.items():
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            what = read_recipe(path).notebook if kind == "recipe" else f"{len(read_study(name)[1])} runs"
+            print(f"{name:<32} {what:<16} {first.lstrip('# ') if first.startswith('#') else ''}")
 
 
 def inspect(source: str, size: int = None):
@@ -429,7 +432,7 @@ def _parser():
     parser = argparse.ArgumentParser(prog="bloodcell", description="Blood-cell images into eight classes: look at data, run recipes, write the report.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     source_help = "synthetic[:n=..,seed=..,duplicates=..,spoiled=..], medmnist[:28|64|128|224], an .npz file, or a folder or .zip of class folders"
-    commands.add_parser("recipes", help="list the recipes")
+    commands.add_parser("recipes", help="list the recipes and studies")
     look = commands.add_parser("inspect", help="say what a source holds")
     look.add_argument("source", help=source_help)
     make = commands.add_parser("convert", help="write a source as an .npz file or as a tree of PNG files")

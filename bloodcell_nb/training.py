@@ -160,7 +160,7 @@ def make_optimizer(
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **average)
     return kinds[recipe.optimizer](rate, **average)
 
-# %% ../nbs/30_training.ipynb #a53ca0ed
+# %% ../nbs/30_training.ipynb #0f50ecc9
 class Progress(keras.callbacks.Callback):
     "Keep history, times and the best weights, leave a progress line, and write a state to resume from after an epoch, in a tenth of the time at the most."
 
@@ -315,11 +315,11 @@ def fit(
     callbacks: list = (),  # further Keras callbacks
 ) -> Fit:
     "Train, stop early, keep the best epoch's weights; goes on where an interrupted call of the same recipe, data and code stopped."
-    classes = len(train.class_names)
-    policy = Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share, recipe.seed) if recipe.augmentation else None
-    trained = augmented(model, policy, class_weight_dict(train.labels, recipe.class_weights, classes), train if recipe.on_device else None)
-    targets, backend = keras.utils.to_categorical(val.labels, classes), keras.backend.backend()
+    classes, backend = len(train.class_names), keras.backend.backend()
     batches = Batches(train, recipe.batch_size, recipe.seed, recipe.on_device, recipe.steps_per_execution if backend == "jax" else 1)
+    policy = Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share, recipe.seed) if recipe.augmentation else None
+    trained = augmented(model, policy, class_weight_dict(train.labels, recipe.class_weights, classes), train if recipe.on_device else None, batches.batch_size)
+    targets = keras.utils.to_categorical(val.labels, classes)
     trained.compile(make_optimizer(recipe, len(batches) * batches.steps * recipe.epochs),
                     keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
                     metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"), keras.metrics.F1Score(average="macro", name="macro_f1")],
