@@ -1,6 +1,7 @@
-"""Training images per second: ours, a bare Keras `fit`, and PyTorch, on one machine, each measurement in a process of its own.
+"""Training images per second: ours, PyTorch, and a bare Keras `fit`, on one machine, each measurement in a process of its own.
 
-    python benchmarks/throughput.py                         # three networks, with and without the heavy policy
+    python benchmarks/throughput.py                         # ours beside PyTorch: three networks, with and without the heavy policy
+    python benchmarks/throughput.py --keras                 # our step beside a bare Keras fit
     python benchmarks/throughput.py --grow                  # ours over the batch size and over the number of images
     python benchmarks/throughput.py --overhead              # what import, a kernel and papermill cost a run
 
@@ -76,22 +77,25 @@ def flop(model):
 
 
 def clock(seconds):
-    "A Keras callback that stops a fit at the end of an epoch, and knows the images per second after the first one."
+    "A Keras callback that stops a fit after so long, and knows the time that its epochs after the first one took, validation not counted."
     import keras
 
     class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.start, self.end = time.perf_counter(), None
+
+        def on_test_begin(self, logs=None):
+            self.end = time.perf_counter()
+
         def on_epoch_end(self, epoch, logs=None):
-            now = time.perf_counter()
-            if epoch == 0:
-                self.start = now
-            self.spent, self.epochs = now - self.start, epoch
-            self.model.stop_training = self.spent > seconds and epoch > 0
+            self.spent = (self.end or time.perf_counter()) - self.start + (self.spent if epoch > 1 else 0)
+            self.epochs, self.model.stop_training = epoch, self.spent > seconds and epoch > 0
 
     return Clock()
 
 
 def ours(task):
-    "Speed of fit, as a recipe runs it; validation and the saved state are not counted."
+    "Speed of fit, as a recipe runs it; the saved state is not counted."
     import keras
 
     from bloodcell_nb.runs import Run, peak_memory
@@ -99,30 +103,42 @@ def ours(task):
 
     recipe = recipe_of(task)
     model, train, run = network_of(recipe), cells_of(task["images"]), Run(recipe)
-    fitted = fit(model, train, cells_of(64), recipe, run, callbacks=[clock(task["seconds"])])
+    timer = clock(task["seconds"])
+    fitted = fit(model, train, cells_of(64), recipe, run, callbacks=[timer])
     memory = None
     if keras.backend.backend() == "jax":
         import jax
 
         memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return {"speed": fitted.images_per_second, "flop": flop(model), "first": fitted.seconds["first step"], "host": peak_memory(),
-            "gpu": memory and memory / 2**20}
+    speed = timer.epochs * (len(train) // task["batch"]) * task["batch"] / timer.spent
+    return {"speed": speed, "flop": flop(model), "first": fitted.seconds["first step"], "host": peak_memory(), "gpu": memory and memory / 2**20}
 
 
-def bare(task):
-    "Speed of Keras' own fit on arrays: no recipe, no resume, no augmentation."
+def beside_keras(task):
+    "Speed of our training step in Keras' fit, the cells on the device or copied, and of a bare fit on arrays; epochs in turn, medians of eight."
     import keras
+    import numpy as np
 
-    from bloodcell_nb.runs import peak_memory
-    from bloodcell_nb.training import _compiles
+    from bloodcell_nb.augmentation import augmented
+    from bloodcell_nb.training import Batches, _compiles
 
-    recipe = recipe_of(task)
-    model, train = network_of(recipe), cells_of(task["images"])
-    model.compile(keras.optimizers.AdamW(1e-3), "categorical_crossentropy", jit_compile=_compiles(False),
-                  metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"), keras.metrics.F1Score(average="macro", name="macro_f1")])
-    timer = clock(task["seconds"])
-    model.fit(train.images, keras.utils.to_categorical(train.labels, 8), batch_size=task["batch"], epochs=1000, verbose=0, callbacks=[timer])
-    return {"speed": timer.epochs * len(train) / timer.spent, "flop": flop(model), "host": peak_memory()}
+    recipe, train, size = recipe_of(task), cells_of(task["images"]), task["batch"]
+    targets, sides = keras.utils.to_categorical(train.labels, 8), {}
+    for name in ("on_device", "copied", "bare"):
+        model = network_of(recipe)
+        trained = model if name == "bare" else augmented(model, cells=train if name == "on_device" else None)
+        trained.compile(keras.optimizers.AdamW(1e-3), "categorical_crossentropy", jit_compile=_compiles(False),
+                        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"), keras.metrics.F1Score(average="macro", name="macro_f1")])
+        given = {"x": train.images, "y": targets, "batch_size": size} if name == "bare" else {"x": Batches(train, size, on_device=name == "on_device")}
+        sides[name] = lambda trained=trained, given=given: trained.fit(**given, shuffle=False, verbose=0)
+    speeds = {name: [] for name in sides}
+    for k in range(9):
+        for name, epoch in sides.items():
+            start = time.perf_counter()
+            epoch()
+            if k:  # the first compiles
+                speeds[name].append(len(train) // size * size / (time.perf_counter() - start))
+    return {name: float(np.median(some)) for name, some in speeds.items()}
 
 
 def torch_network(name):
@@ -267,19 +283,31 @@ def here(name, task):
 
 
 def compare(options, task, rate):
-    "Print ours against bare Keras and PyTorch."
-    print("| network | augmentation | ours, images/s | bare Keras | PyTorch | ours of bare Keras | ours of PyTorch | share of the matrix rate | "
-          "GPU MiB, ours / PyTorch |\n" + "|---" * 9 + "|")
+    "Print ours against PyTorch."
+    print("| network | augmentation | ours, images/s | PyTorch | ours of PyTorch | share of the matrix rate | GPU MiB, ours / PyTorch |\n" + "|---" * 7 + "|")
     for network in options.networks:
         for heavy in (False, True):
             now = task | {"network": network, "heavy": heavy}
-            found = [here("ours", now), here("bare", now) if not heavy else {}, here("pytorch", now)]
+            found = [here("ours", now), here("pytorch", now)]
             speeds = [some.get("speed") for some in found]
-            texts = [f"{speed:,.0f}" if speed else some.get("error", "") for speed, some in zip(speeds, found, strict=True)]
-            shares = [f"{speeds[0] / speed:.2f}" if speed and speeds[0] else "" for speed in speeds[1:]]
+            texts = [f"{speed:,.{0 if speed > 20 else 2}f}" if speed else some.get("error", "") for speed, some in zip(speeds, found, strict=True)]
+            shares = [f"{speeds[0] / speeds[1]:.2f}" if all(speeds) else ""]
             of_rate = f"{3 * found[0]['flop'] * speeds[0] / rate:.1%}" if speeds[0] else ""
-            memory = " / ".join(f"{some['gpu']:,.0f}" for some in (found[0], found[2]) if some.get("gpu"))
+            memory = " / ".join(f"{some['gpu']:,.0f}" for some in found if some.get("gpu"))
             print(f"| {network} | {'heavy' if heavy else 'none'} | {' | '.join([*texts, *shares])} | {of_rate} | {memory} |", flush=True)
+
+
+def keras_beside(options, task, rate):
+    "Print our step against a bare Keras fit of the same network."
+    print("| network | ours, images/s | ours, batches copied | bare Keras fit | ours of bare | copied of bare |\n" + "|---" * 6 + "|")
+    for network in options.networks:
+        some = here("beside_keras", task | {"network": network})
+        if "error" in some:
+            print(f"| {network} | {some['error']} | | | | |")
+            continue
+        speeds = [some[name] for name in ("on_device", "copied", "bare")]
+        shares = [speed / some["bare"] for speed in speeds[:2]]
+        print(f"| {network} | " + " | ".join([f"{speed:,.1f}" for speed in speeds] + [f"{share:.2f}" for share in shares]) + " |", flush=True)
 
 
 def grow(options, task, rate):
@@ -320,7 +348,7 @@ def overhead():
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "empty.ipynb"
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
-        rows = {"import bloodcell_nb": seconds(sys.executable, "-c", "import bloodcell_nb") - python,
+        rows = {"import bloodcell_nb": max(seconds(sys.executable, "-c", "import bloodcell_nb") - python, 0),
                 "import bloodcell_nb.training (Keras and its backend)": seconds(sys.executable, "-c", "import bloodcell_nb.training") - python,
                 "papermill of a notebook with one empty cell": seconds(sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", str(path),
                                                                        str(path.with_name("out.ipynb")))}
@@ -339,6 +367,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=10, help="that each measurement lasts at least, after its first epoch")
     parser.add_argument("--steps", type=int, default=1, help="training steps in one call")
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision on all sides, for a GPU")
+    parser.add_argument("--keras", action="store_true", help="measure our step against a bare Keras fit of the same network instead")
     parser.add_argument("--grow", action="store_true", help="measure ours over batch sizes and numbers of images instead")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256, 512, 1024, 2048])
     parser.add_argument("--many", type=int, nargs="+", default=[1_000, 3_000, 10_000, 30_000, 100_000])
@@ -354,7 +383,7 @@ def main():
     print(f"{about['device']}, {about['backend']} {versions.get(about['backend'], '')}, Keras {versions['keras']}, PyTorch {versions.get('torch', 'none')}, "
           f"batch {options.batch}, 96x96, {options.images:,} images, {options.steps} steps a call, {measured['dtype']}; "
           f"matrix rate {measured['rate'] / 1e12:.3g} TFLOP/s\n")
-    (grow if options.grow else compare)(options, task, measured["rate"])
+    (grow if options.grow else keras_beside if options.keras else compare)(options, task, measured["rate"])
 
 
 if __name__ == "__main__":

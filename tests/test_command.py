@@ -202,5 +202,13 @@ def test_jax(tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "custom_cnn_simple" / "metrics.json").read_text())["environment"]["backend"] == "jax"
+    histories = []
+    for steps in (1, 3):
+        path = recipe(tmp_path, f"steps_{steps}", epochs=2, steps_per_execution=steps)
+        done = subprocess.run(["bloodcell", "run", str(path), "--data", SOURCE, "--profile", "full", "--out", str(tmp_path)], capture_output=True, text=True,
+                              env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        histories.append(json.loads((tmp_path / f"steps_{steps}" / "metrics.json").read_text())["results"]["training"]["history"]["val_loss"])
+    np.testing.assert_allclose(*histories, rtol=1e-4)  # 9 batches are 3 calls of 3
     done = subprocess.run([*arguments, "--set", "augmentation=[ChannelShuffle]"], capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and "only keras-cv has ChannelShuffle" in done.stdout

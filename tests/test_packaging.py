@@ -13,7 +13,7 @@ import yaml
 
 from bloodcell_nb.augmentation import Policy
 from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.report import results_table
+from bloodcell_nb.report import gains_table, results_table
 from bloodcell_nb.runs import SCHEMAS, check_recipe, read_recipe, recipes
 from bloodcell_nb.transfer import set_trainable, transfer_model
 
@@ -123,5 +123,6 @@ def test_import_is_instant():
 
 def test_readme_shows_the_records():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for line in results_table(ROOT / "reports" / "pbc96").splitlines():
-        assert line in readme
+    for table in (results_table, gains_table):
+        for line in table(ROOT / "reports" / "pbc96").splitlines():
+            assert line in readme
