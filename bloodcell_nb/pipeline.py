@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -236,7 +236,8 @@ def _run_given():
         status = {"state": "failed", "error": str(error)}
     except KeyboardInterrupt:
         status = {"state": "interrupted"}
-    print("\n" + json.dumps(status), flush=True)
+    with suppress(BrokenPipeError):  # the one that asked is gone
+        print("\n" + json.dumps(status), flush=True)
     os._exit(0)  # the thread still reads
 
 

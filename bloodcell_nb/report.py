@@ -34,7 +34,7 @@ def plot_accuracies(
     ax.invert_yaxis()
     return ax
 
-# %% ../nbs/90_report.ipynb #3131df98
+# %% ../nbs/90_report.ipynb #96d65d71
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2rem; margin-top: 3rem; } h3 { margin-top: 2.2rem; }
@@ -127,7 +127,7 @@ def _section(run, with_cells):
 # the report's own results in its order, and the same on small networks
 ORIGINAL = (*LADDER, Step("convnext_base", "ConvNeXt Base, oversampled, AugMix, third stage", 0.73), Step("ensemble_report", "mean of the two best", 0.78))
 SMALL = (Step("custom_cnn", "CNN from scratch"), *SMALL_LADDER, Step("ensemble_small", "ensemble of small networks"),
-         Step("ensemble_small_seeds", "the same with two seeds of each"))
+         Step("ensemble_small_seeds", "the same with two seeds of each"), Step("ensemble_heavy_seeds", "ensemble of two seeds of the heavy policy"))
 # run, the run that it is held against, and what is different
 GAINS = tuple((name, base, what) for net, base in (("mobilenet", "mobilenet_all"), ("efficientnet_b2", "efficientnet_b2_all")) for name, base, what in (
     (f"{net}_mixup_replace", base, "MixUp of all pictures beside simple augmentation"), (f"{net}_mixup_double", base, "MixUp on a second copy"),
