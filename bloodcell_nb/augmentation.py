@@ -282,7 +282,7 @@ class Policy:
             mixed = {"images": images, "labels": labels}
             for layer in self.mixers:
                 mixed = layer(mixed, training=True)
-            images, labels = self._combine(images, labels, mixed["images"], mixed["labels"])
+            images, labels = self._combine(images, labels, ops.clip(mixed["images"], 0, 255), mixed["labels"])  # white and white may round to more
         return images, labels
 
     def _some(self, images, k, layers):
