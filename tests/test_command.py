@@ -192,6 +192,8 @@ def test_recipes_at_smoke_size_and_their_study(tmp_path):
     assert study["model"] == "efficientnet_b2_translation_mixup"
     again = bloodcell("run", "efficientnet_study", *options, "--set", "before=''")
     assert "skipped" in again.stdout
+    missing = bloodcell("run", "efficientnet_study", *options, "--set", "before=mobilenet_frozen")
+    assert missing.returncode == 1 and "mobilenet_frozen; expected a .keras file or the folder of a finished run" in missing.stdout
 
 
 def test_jax(tmp_path):

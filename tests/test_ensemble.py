@@ -59,7 +59,7 @@ def test_snapshots_and_seeds_answer_together(runs):
 
 
 def test_predict(runs):
-    for place in (runs / "out" / "together", runs / "out" / "first" / "model.keras"):
+    for place in (runs / "out" / "first", runs / "out" / "together", runs / "out" / "first" / "model.keras"):
         done = bloodcell("predict", place, runs / "cell.png", "--grad-cam", runs / "cam")
         assert done.returncode == 0, done.stderr
         name, probability = done.stdout.splitlines()[0].partition("cell.png: ")[2].split("  ")[0].rsplit(" ", 1)
