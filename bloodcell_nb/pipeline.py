@@ -390,11 +390,11 @@ def run_recipes(names: list, source: str, profile: str = None, out: str = None, 
         raise RecipeError(f"{root}: not a folder; name a folder for the runs")
     states, left = run_all(chosen, root, profile, jobs, budget_minutes and start + 60 * budget_minutes, timeout_minutes and 60 * timeout_minutes)
     for name in left:
-        print(f"{name}: left, {'goes on from its last epoch' if (root / f'{name}.partial').exists() else 'not begun'}")
+        print(f"{name}: left, {'begun' if (root / f'{name}.partial').exists() else 'not begun'}")
     if len(chosen) > 1:
         counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)] + ([f"{len(left)} left by the budget"] if left else [])
         print(f"{len(chosen)} runs: {', '.join(counts)}; {(time.monotonic() - start) / 60:.1f} minutes")
-    if "done" in states or "skipped" in states or "failed" in states:
+    if states:
         print(f"report: {build_report(root)}")
     return int("failed" in states)
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ORIGINAL', 'SMALL', 'GAINS', 'plot_accuracies', 'augmentation_gains', 'build_report', 'results_table', 'gains_table']
 
-# %% ../nbs/90_report.ipynb #8cac2bdc
-import base64
+# %% ../nbs/90_report.ipynb #144d70f1
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def plot_accuracies(
     ax.invert_yaxis()
     return ax
 
-# %% ../nbs/90_report.ipynb #96d65d71
+# %% ../nbs/90_report.ipynb #03a87630
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2rem; margin-top: 3rem; } h3 { margin-top: 2.2rem; }
@@ -46,15 +46,14 @@ figure { margin: 0; } figcaption { font-size: .8rem; color: #555; } figure img {
 """
 
 
-def _figure(path):
-    caption = path.stem.replace("_", " ")
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+def _link(path, page_folder):
+    return quote(path.relative_to(page_folder).as_posix())
 
 
-def _figures(run, subfolder):
-    paths = sorted((run.folder / subfolder).glob("*.png"))
-    return f'<div class="figures">{"".join(map(_figure, paths))}</div>' if paths else ""
+def _figures(run, subfolder, page_folder):
+    figures = [f'<figure><img src="{_link(path, page_folder)}" alt="{(caption := escape(path.stem.replace("_", " ")))}" loading="lazy">'
+               f"<figcaption>{caption}</figcaption></figure>" for path in sorted((run.folder / subfolder).glob("*.png"))]
+    return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
 
 
 def _with_interval(scores, key):
@@ -108,7 +107,7 @@ def _study_table(results):
     return ""
 
 
-def _section(run, with_cells):
+def _section(run, page_folder, with_cells):
     "Heading, record and figures of one run."
     environment = run.metrics["environment"]
     anchor = f"{run.folder.name}-{run.metrics['data']['fingerprint']}"
@@ -120,8 +119,9 @@ def _section(run, with_cells):
     if "cross_validation" in results:
         folds = results["cross_validation"]
         table += f"<p>{folds['folds']}-fold cross-validation: accuracy {folds['accuracy_mean']:.4f} ± {folds['accuracy_sd']:.4f}.</p>"
-    return (f'<h3 id="{anchor}">{escape(run.name)}</h3><p class="note">{escape(" · ".join(filter(None, about)))} · @LINK@</p>'
-            + table + _figures(run, "figures") + (_figures(run, "cells") if with_cells else ""))
+    return (f'<h3 id="{anchor}">{escape(run.name)}</h3><p class="note">{escape(" · ".join(filter(None, about)))} · '
+            f'<a href="{_link(run.folder / "notebook.ipynb", page_folder)}">executed notebook</a></p>'
+            + table + _figures(run, "figures", page_folder) + (_figures(run, "cells", page_folder) if with_cells else ""))
 
 
 # the report's own results in its order, and the same on small networks
@@ -204,10 +204,9 @@ def build_report(
         if rows := [_row(run) for run in some if run.test]:
             body.append("<h3>All runs</h3>" + _table(_HEADER, rows) + '<p class="note">In brackets: 95 % bootstrap interval over the test cells.</p>')
         for run in some:
-            link = f'<a href="{escape((run.folder / "notebook.ipynb").relative_to(folder).as_posix())}">executed notebook</a>'
-            body.append(_section(run, with_cells=run.synthetic).replace("@LINK@", link))
+            body.append(_section(run, folder, with_cells=run.synthetic))
             if not run.synthetic and (run.folder / "cells").is_dir():
-                pictures.append(f"<h2>{escape(run.name)}, {escape(run.data)}</h2>" + _figures(run, "cells"))
+                pictures.append(f"<h2>{escape(run.name)}, {escape(run.data)}</h2>" + _figures(run, "cells", folder))
     if failed := [run for run in runs if not run.metrics]:
         rows = [[escape(run.name), escape(run.status["state"]), escape(str(run.status.get("error", "")))] for run in failed]
         body.append('<h2 class="failed">Did not finish</h2>' + _table(["run", "state", "error"], rows, "words"))

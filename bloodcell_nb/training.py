@@ -105,7 +105,7 @@ class Batches(keras.utils.PyDataset):
     ):
         super().__init__()
         self.cells, self.batch_size, self.seed, self.on_device = cells, min(batch_size, len(cells)), seed, on_device
-        self.targets = keras.utils.to_categorical(cells.labels, len(cells.class_names)).astype("float32")
+        self.targets = None if on_device else keras.utils.to_categorical(cells.labels, len(cells.class_names)).astype("float32")
         batches = len(cells) // self.batch_size
         self.steps = batches // -(-batches // steps)  # calls of equal length: each length would be compiled anew
         self.start_epoch(0)

@@ -161,7 +161,7 @@ def test_a_study(tmp_path):
     start = time.monotonic()
     done = bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "cut", "--budget", "0.7", "--set", "epochs=5000", "--jobs", "1")
     assert done.returncode == 0 and time.monotonic() - start < 42, done.stdout + done.stderr
-    assert "member: left, goes on from its last epoch" in done.stdout and "together: left, not begun" in done.stdout and "3 left by the budget" in done.stdout
+    assert "member: left, begun" in done.stdout and "together: left, not begun" in done.stdout and "3 left by the budget" in done.stdout
     assert json.loads((tmp_path / "cut" / "member.partial" / "status.json").read_text())["state"] == "interrupted"
     assert json.loads((tmp_path / "cut" / "member.partial" / "state" / "training" / "state.json").read_text())["epoch"] >= 1
 
