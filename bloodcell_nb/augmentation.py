@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from .data import Cells, DataError
 
-# %% ../nbs/20_augmentation.ipynb #ca166102
+# %% ../nbs/20_augmentation.ipynb #3e30b624
 _RANGE = (0, 255)  # of the pixels
 
 
@@ -26,8 +26,7 @@ class Operation:
     "A word of the language."
     parameters: dict  # names and default values
     keras_cv: Callable  # makes the layer of keras_cv.layers: (module, parameters, seed)
-    keras: Callable = None  # makes the layer of keras.layers
-    instead: str = ""  # where Keras has none: what to use
+    keras: Callable  # makes the layer of keras.layers, or our own where it has none
     mixes_labels: bool = False
 
 
@@ -45,18 +44,65 @@ def _color_jitter(module, parameters, seed):
     return module.RandomColorJitter(**parameters | {"saturation_factor": (0.5 - saturation / 2, 0.5 + saturation / 2)}, value_range=_RANGE, seed=seed)
 
 
-def _noise_layer(parameters, seed):
-    import keras  # whose own GaussianNoise takes a deviation up to 1
+def _layer_of(change):
+    "Makes a layer of our own from change(float images 0..255, parameters, seed generator)."
+    def build(module, parameters, seed):
+        import keras
 
-    class Noise(keras.layers.Layer):
-        def __init__(self):
-            super().__init__(name="gaussian_noise")
-            self.generator = keras.random.SeedGenerator(seed)
+        class Change(keras.layers.Layer):
+            def __init__(self):
+                super().__init__(name=change.__name__.strip("_"))
+                self.generator = keras.random.SeedGenerator(seed)
 
-        def call(self, images, training=False):
-            return images + keras.random.normal(keras.ops.shape(images), 0, parameters["stddev"], seed=self.generator) if training else images
+            def call(self, images, training=False):
+                return change(images, parameters, self.generator) if training else images
 
-    return Noise()
+        return Change()
+
+    return build
+
+
+def _gaussian_noise(images, parameters, generator):
+    import keras  # whose own layer takes a deviation up to 1
+
+    return images + keras.random.normal(keras.ops.shape(images), 0, parameters["stddev"], seed=generator)
+
+
+def _random_channel_shift(images, parameters, generator):
+    "Each channel up or down, as keras-cv's: by half the factor of the range at the most."
+    import keras
+
+    most = 255 * parameters["factor"] / 2
+    return images + keras.random.uniform((keras.ops.shape(images)[0], 1, 1, images.shape[-1]), -most, most, seed=generator)
+
+
+def _channel_shuffle(images, parameters, generator):
+    import keras
+
+    ops, groups, channels = keras.ops, parameters["groups"], images.shape[-1]
+    if channels % groups:
+        raise DataError(f"ChannelShuffle: groups is {groups}; expected a divisor of {channels}")
+    order = ops.argsort(keras.random.uniform((ops.shape(images)[0], groups), seed=generator), axis=-1)
+    index = order[:, :, None] * (channels // groups) + ops.arange(channels // groups, dtype=order.dtype)
+    return ops.take_along_axis(images, ops.reshape(index, (-1, 1, 1, channels)), axis=-1)
+
+
+def _grid_mask(images, parameters, generator):
+    "Black squares on a turned grid (Chen et al. 2020, arXiv 2001.04086); sizes and turn are drawn from the ranges of keras-cv's GridMask."
+    import keras
+
+    ops, (n, height, width) = keras.ops, (keras.ops.shape(images)[0], *images.shape[1:3])
+
+    def draw(low, high):
+        return keras.random.uniform((n, 1, 1), low, high, seed=generator)
+
+    unit = draw(min(0.5 * height, 0.3 * width), max(0.5 * height, 0.3 * width) + 1)
+    side, turn = draw(0, parameters["ratio_factor"]) * unit, draw(-0.15, 0.15) * 2 * np.pi
+    rows = ops.arange(height, dtype="float32")[None, :, None] - (height - 1) / 2
+    columns = ops.arange(width, dtype="float32")[None, None] - (width - 1) / 2
+    across, down = ops.cos(turn) * columns + ops.sin(turn) * rows, ops.cos(turn) * rows - ops.sin(turn) * columns
+    covered = (ops.mod(across + draw(0, 1) * unit, unit) < side) & (ops.mod(down + draw(0, 1) * unit, unit) < side)
+    return ops.where(covered[..., None], 0.0, images)
 
 
 def _cut_mix_layer(parameters, seed):
@@ -75,21 +121,21 @@ OPERATIONS = {
     "RandomBrightness": Operation({"factor": 0.2}, *_same("RandomBrightness", value_range=_RANGE)),
     "AutoContrast": Operation({}, lambda m, p, s: m.AutoContrast(_RANGE), lambda m, p, s: m.AutoContrast(value_range=_RANGE)),
     "RandomColorJitter": Operation({"brightness_factor": 0.2, "contrast_factor": 0.2, "saturation_factor": 0.3, "hue_factor": 0.1}, *[_color_jitter] * 2),
-    "RandomChannelShift": Operation({"factor": 0.3}, lambda m, p, s: m.RandomChannelShift(_RANGE, **p, seed=s), instead="RandomColorJitter"),
-    "ChannelShuffle": Operation({"groups": 3}, lambda m, p, s: m.ChannelShuffle(**p, seed=s), instead="RandomColorJitter with a large hue_factor"),
+    "RandomChannelShift": Operation({"factor": 0.3}, lambda m, p, s: m.RandomChannelShift(_RANGE, **p, seed=s), _layer_of(_random_channel_shift)),
+    "ChannelShuffle": Operation({"groups": 3}, lambda m, p, s: m.ChannelShuffle(**p, seed=s), _layer_of(_channel_shuffle)),
     "Solarization": Operation({"threshold_factor": 0.5}, *_same("Solarization", value_range=_RANGE)),
     "RandomGaussianBlur": Operation({"kernel_size": 7, "factor": 1.0}, lambda m, p, s: m.RandomGaussianBlur(**p, seed=s), lambda m, p, s:
         m.RandomGaussianBlur(kernel_size=p["kernel_size"], sigma=(0.1, 2 * p["factor"]), value_range=_RANGE, seed=s)),
     "RandomCutout": Operation({"height_factor": 0.4, "width_factor": 0.4}, lambda m, p, s: m.RandomCutout(**p, seed=s), lambda m, p, s:
         m.RandomErasing(scale=(0.02, p["height_factor"] * p["width_factor"]), fill_value=0.0, value_range=_RANGE, seed=s)),
-    "GridMask": Operation({"ratio_factor": 0.5}, lambda m, p, s: m.GridMask(ratio_factor=(0, p["ratio_factor"]), seed=s), instead="RandomCutout"),
+    "GridMask": Operation({"ratio_factor": 0.5}, lambda m, p, s: m.GridMask(ratio_factor=(0, p["ratio_factor"]), seed=s), _layer_of(_grid_mask)),
     "RandAugment": Operation({"operations": 2, "magnitude": 0.5}, lambda m, p, s:
         m.RandAugment(_RANGE, augmentations_per_image=p["operations"], magnitude=p["magnitude"], seed=s), lambda m, p, s:
         m.RandAugment(value_range=_RANGE, num_ops=p["operations"], factor=p["magnitude"], seed=s)),
     "AugMix": Operation({"severity": 0.3, "chains": 3}, lambda m, p, s:
         m.AugMix(_RANGE, severity=(0.01, p["severity"]), num_chains=p["chains"], seed=s), lambda m, p, s:
         m.AugMix(value_range=_RANGE, factor=p["severity"], num_chains=p["chains"], seed=s)),
-    "GaussianNoise": Operation({"stddev": 12.0}, *[lambda m, p, s: _noise_layer(p, s)] * 2),
+    "GaussianNoise": Operation({"stddev": 12.0}, *[_layer_of(_gaussian_noise)] * 2),
     "Overlay": Operation({"mode": "convex", "strength": 0.5, "probability": 0.5}, *[lambda m, p, s: _overlay_layer(p, s)] * 2),
     "MixUp": Operation({"alpha": 0.2}, *_same("MixUp"), mixes_labels=True),
     "CutMix": Operation({"factor": 1.0}, *[lambda m, p, s: _cut_mix_layer(p, s)] * 2, mixes_labels=True),
@@ -196,7 +242,7 @@ def _check_random_apply(given, where):
         raise DataError(f"{where}: RandomApply: k is {given['k']!r}; expected 1 to {len(inner)}, the number of operations")
     return {"k": given["k"], "of": inner}
 
-# %% ../nbs/20_augmentation.ipynb #db14c914
+# %% ../nbs/20_augmentation.ipynb #ecfcb587
 def build_layer(
     name: str,
     parameters: dict,  # all of them
@@ -213,8 +259,6 @@ def build_layer(
 
         logging.getLogger("tensorflow").setLevel(logging.ERROR)  # keras-cv's loops over a batch warn once for each of their steps
         return operation.keras_cv(keras_cv.layers, parameters, seed)
-    if operation.keras is None:
-        raise DataError(f"augmentation: only keras-cv has {name}, and it needs TensorFlow; under {keras.backend.backend()} use {operation.instead}")
     layer = operation.keras(keras.layers, parameters, seed)
     for part in layer._flatten_layers():  # Keras says False of what turns or shears, and one such layer leaves JAX's whole step uncompiled
         part.supports_jit = True

@@ -50,6 +50,8 @@ SMALL_LADDER = (
     Step("mobilenet_mixup_part", "+ MixUp of a quarter"),
     Step("mobilenet_translation_mixup", "translation, MixUp on a second copy"),
     Step("mobilenet_heavy", "the heavy policy"),
+    Step("mobilenet_medium_long", "half the heavy policy, trained to the end"),
+    Step("mobilenet_heavy_long", "the heavy policy, trained to the end"),
 )
 
 

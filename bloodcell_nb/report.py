@@ -127,12 +127,14 @@ def _section(run, page_folder, with_cells):
 # the report's own results in its order, and the same on small networks
 ORIGINAL = (*LADDER, Step("convnext_base", "ConvNeXt Base, oversampled, AugMix, third stage", 0.73), Step("ensemble_report", "mean of the two best", 0.78))
 SMALL = (Step("custom_cnn", "CNN from scratch"), *SMALL_LADDER, Step("ensemble_small", "ensemble of small networks"),
-         Step("ensemble_small_seeds", "the same with two seeds of each"), Step("ensemble_heavy_seeds", "ensemble of two seeds of the heavy policy"))
+         Step("ensemble_small_seeds", "the same with two seeds of each"), Step("ensemble_heavy_seeds", "ensemble of two seeds of the heavy policy"),
+         Step("ensemble_long", "ensemble of the two trained to the end"))
 # run, the run that it is held against, and what is different
 GAINS = tuple((name, base, what) for net, base in (("mobilenet", "mobilenet_all"), ("efficientnet_b2", "efficientnet_b2_all")) for name, base, what in (
     (f"{net}_mixup_replace", base, "MixUp of all pictures beside simple augmentation"), (f"{net}_mixup_double", base, "MixUp on a second copy"),
     (f"{net}_mixup_part", base, "MixUp of a quarter"), (f"{net}_translation_mixup", base, "translation and MixUp instead"))) + (
     ("mobilenet_all", "mobilenet_finetuned", "simple augmentation, against none"), ("mobilenet_heavy", "mobilenet_finetuned", "the heavy policy, against none"),
+    ("mobilenet_heavy_long", "mobilenet_medium_long", "four operations a picture and CutMix on half, against two and a quarter"),
     ("custom_cnn_simple", "custom_cnn", "simple augmentation, against none"), ("custom_cnn_heavy", "custom_cnn", "the heavy policy, against none"))
 
 

@@ -158,9 +158,11 @@ def test_a_study(tmp_path):
     assert not (tmp_path / "out" / "shared.partial").exists() and (tmp_path / "out" / "index.html").exists()
     assert "3 skipped" in bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "out").stdout
 
-    start = time.monotonic()
-    done = bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "cut", "--budget", "0.7", "--set", "epochs=5000", "--jobs", "1")
-    assert done.returncode == 0 and time.monotonic() - start < 42, done.stdout + done.stderr
+    start, needed = time.monotonic(), json.loads((tmp_path / "out" / "member" / "status.json").read_text())["seconds"]  # beside another run
+    budget = 20 + 1.5 * needed  # a slow machine gets more: the last 20 s are for the page
+    done = bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "cut", "--budget", budget / 60, "--set", "epochs=5000",
+                     "--set", "patience=5000", "--jobs", "1")
+    assert done.returncode == 0 and time.monotonic() - start < budget, done.stdout + done.stderr
     assert "member: left, begun" in done.stdout and "together: left, not begun" in done.stdout and "3 left by the budget" in done.stdout
     assert json.loads((tmp_path / "cut" / "member.partial" / "status.json").read_text())["state"] == "interrupted"
     assert json.loads((tmp_path / "cut" / "member.partial" / "state" / "training" / "state.json").read_text())["epoch"] >= 1
@@ -197,10 +199,11 @@ def test_recipes_at_smoke_size_and_their_study(tmp_path):
 
 
 def test_jax(tmp_path):
-    "Where JAX is installed, the same recipes run on it; what only keras-cv has says what to use instead."
+    "Where JAX is installed, the same recipes run on it, with the three operations that Keras lacks too, and several steps a call."
     pytest.importorskip("jax", reason="JAX is not installed; pip install jax to run recipes with KERAS_BACKEND=jax")
     environment = os.environ | {"KERAS_BACKEND": "jax"}
-    arguments = ["bloodcell", "run", "custom_cnn_simple", "--data", SOURCE, "--profile", "smoke", "--out", str(tmp_path)]
+    arguments = ["bloodcell", "run", "custom_cnn_simple", "--data", SOURCE, "--profile", "smoke", "--out", str(tmp_path),
+                 "--set", "augmentation=[{RandomApply: {k: 2, of: [RandomChannelShift, ChannelShuffle, GridMask]}}]"]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "custom_cnn_simple" / "metrics.json").read_text())["environment"]["backend"] == "jax"
@@ -212,5 +215,3 @@ def test_jax(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         histories.append(json.loads((tmp_path / f"steps_{steps}" / "metrics.json").read_text())["results"]["training"]["history"]["val_loss"])
     np.testing.assert_allclose(*histories, rtol=1e-4)  # 9 batches are 3 calls of 3
-    done = subprocess.run([*arguments, "--set", "augmentation=[ChannelShuffle]"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and "only keras-cv has ChannelShuffle" in done.stdout
