@@ -13,7 +13,7 @@ import numpy as np
 from .data import DataError
 from .runs import Finished
 
-# %% ../nbs/50_efficientnet.ipynb #d18b618c
+# %% ../nbs/50_efficientnet.ipynb #97e3951c
 @dataclass(frozen=True)
 class Step:
     "A step of a ladder."

@@ -34,7 +34,7 @@ def plot_accuracies(
     ax.invert_yaxis()
     return ax
 
-# %% ../nbs/90_report.ipynb #03a87630
+# %% ../nbs/90_report.ipynb #587148c9
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2rem; margin-top: 3rem; } h3 { margin-top: 2.2rem; }
