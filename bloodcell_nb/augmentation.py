@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from .data import Cells, DataError
 
-# %% ../nbs/20_augmentation.ipynb #3e30b624
+# %% ../nbs/20_augmentation.ipynb #16231e17
 _RANGE = (0, 255)  # of the pixels
 
 
@@ -80,8 +80,6 @@ def _channel_shuffle(images, parameters, generator):
     import keras
 
     ops, groups, channels = keras.ops, parameters["groups"], images.shape[-1]
-    if channels % groups:
-        raise DataError(f"ChannelShuffle: groups is {groups}; expected a divisor of {channels}")
     order = ops.argsort(keras.random.uniform((ops.shape(images)[0], groups), seed=generator), axis=-1)
     index = order[:, :, None] * (channels // groups) + ops.arange(channels // groups, dtype=order.dtype)
     return ops.take_along_axis(images, ops.reshape(index, (-1, 1, 1, channels)), axis=-1)
@@ -198,7 +196,7 @@ def _overlay_layer(parameters, seed):
 
     return Overlay()
 
-# %% ../nbs/20_augmentation.ipynb #0dbe14e0
+# %% ../nbs/20_augmentation.ipynb #ab263f3a
 MIXING = ("replace", "double", "part")  # the report's three ways
 
 
@@ -230,6 +228,8 @@ def check_policy(
                 raise DataError(f"{where}: {name}: {key} is {value!r}; expected something like {known[key]!r}")
         if given.get("mode") and name == "Overlay" and given["mode"] not in ("convex", "multiply"):
             raise DataError(f"{where}: Overlay: mode is {given['mode']!r}; expected convex or multiply")
+        if name == "ChannelShuffle" and given.get("groups", 3) not in (1, 3):
+            raise DataError(f"{where}: ChannelShuffle: groups is {given['groups']!r}; expected a divisor of 3, the number of channels")
         checked.append((name, known | given))
     return checked
 

@@ -202,8 +202,7 @@ def test_jax(tmp_path):
     "Where JAX is installed, the same recipes run on it, with the three operations that Keras lacks too, and several steps a call."
     pytest.importorskip("jax", reason="JAX is not installed; pip install jax to run recipes with KERAS_BACKEND=jax")
     environment = os.environ | {"KERAS_BACKEND": "jax"}
-    arguments = ["bloodcell", "run", "custom_cnn_simple", "--data", SOURCE, "--profile", "smoke", "--out", str(tmp_path),
-                 "--set", "augmentation=[{RandomApply: {k: 2, of: [RandomChannelShift, ChannelShuffle, GridMask]}}]"]
+    arguments = ["bloodcell", "run", "custom_cnn_simple", "--data", SOURCE, "--profile", "smoke", "--out", str(tmp_path)]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "custom_cnn_simple" / "metrics.json").read_text())["environment"]["backend"] == "jax"
@@ -215,3 +214,6 @@ def test_jax(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         histories.append(json.loads((tmp_path / f"steps_{steps}" / "metrics.json").read_text())["results"]["training"]["history"]["val_loss"])
     np.testing.assert_allclose(*histories, rtol=1e-4)  # 9 batches are 3 calls of 3
+    lacking = "augmentation=[{RandomApply: {k: 2, of: [RandomChannelShift, ChannelShuffle, GridMask]}}]"
+    done = subprocess.run([*arguments, "--set", lacking], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "custom_cnn_simple: done" in done.stdout, done.stdout + done.stderr
