@@ -11,6 +11,7 @@ __all__ = ['Share', 'Rate', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Recipe', 'Ana
            'Run', 'Finished', 'model_file', 'read_runs']
 
 # %% ../nbs/02_runs.ipynb #3ebdaf11
+import ast
 import difflib
 import fcntl
 import hashlib
@@ -22,9 +23,10 @@ import resource
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -317,9 +319,30 @@ def with_profile(
     return recipe.model_copy(update=lowered)
 
 # %% ../nbs/02_runs.ipynb #64495b80
-def _modules(text, seen):
-    "Files of the project's modules that a text imports, and those that they import."
-    for name in re.findall(r"(?:from|import) bloodcell_nb\.(\w+)", text):
+def _parse(code):
+    "Syntax tree of a cell or module, IPython's magics left out; an empty one where it is not Python."
+    for text in (code, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", code)):
+        with suppress(SyntaxError):
+            return ast.parse(text)
+    return ast.Module([], [])
+
+
+@cache
+def _imports(code):
+    "Names of the project's modules that code imports, at the top or within a function."
+    names = []  # such as bloodcell_nb.data or bloodcell_nb.data.Cells
+    for node in ast.walk(_parse(code)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(filter(None, ["bloodcell_nb" if node.level else "", node.module]))
+            names += [f"{package}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("bloodcell_nb.")}
+
+
+def _modules(code, seen):
+    "Files of the project's modules that code imports, and those that they import."
+    for name in _imports(code):
         path = Path(bloodcell_nb.__file__).parent / f"{name}.py"
         if path not in seen and path.exists():
             seen.add(path)
@@ -330,14 +353,16 @@ def _modules(text, seen):
 def code_fingerprint(
     notebook: str,  # without .ipynb
 ) -> str:  # 16 hexadecimal digits
-    "Identify the code of a notebook and of the modules that it uses."
+    "Identify the code of a notebook and of all modules of the project that it uses; raises RecipeError where it does not lie in nbs/."
     path = project_root() / "nbs" / f"{notebook}.ipynb"
     if not path.exists():
         raise RecipeError(f"notebook {notebook} is not in {path.parent.name}/; install the package from a clone of the project (pip install -e .)")
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    source = "\n".join("".join(cell["source"]) for cell in cells)
-    files = sorted(_modules(source, set()))
-    return hashlib.sha256("\0".join([source, *(file.read_text(encoding="utf-8") for file in files)]).encode()).hexdigest()[:16]
+    sources, files = ["".join(cell["source"]) for cell in cells], {Path(bloodcell_nb.__file__)}
+    for source in sources:
+        _modules(source, files)
+    code = [*sources, *(file.read_text(encoding="utf-8") for file in sorted(files))]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
 
 
 def runs_folder(
@@ -367,7 +392,7 @@ def _read_by(recipe):
 def run_key(
     recipe: Recipe,
 ) -> str:  # 16 hexadecimal digits
-    "Identify a run by its recipe, data and code, and by the runs that it reads."
+    "Identify a run by its recipe, data and code, and by the runs that it reads. Versions of libraries are in the record, not in the key."
     weights = getattr(recipe, "weights", "")
     parts = [recipe.model_dump_json(exclude={"out", "source", "weights", "runs"}), fingerprint(recipe.source), code_fingerprint(recipe.notebook),
              fingerprint(weights) if Path(weights).is_file() else weights, os.environ.get("KERAS_BACKEND", "tensorflow"),
@@ -394,7 +419,8 @@ def shared(
         return dict(file)
 
 # %% ../nbs/02_runs.ipynb #f68d537f
-_LIBRARIES = ("keras", "tensorflow", "jax", "torch", "keras-cv", "numpy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow", "papermill")
+_LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "torch", "keras-cv", "numpy", "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
+              "matplotlib", "pydantic", "pyyaml", "filelock", "psutil", "pooch", "tqdm", "papermill", "nbclient", "ipython", "ipykernel")
 
 
 def device_name() -> str:

@@ -1,20 +1,25 @@
 "Dependencies, notebooks and recipes agree with each other."
+import ast
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
+from importlib.metadata import packages_distributions
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 import papermill
 import pytest
 import yaml
 
+import bloodcell_nb
 from bloodcell_nb.augmentation import Policy
 from bloodcell_nb.custom_cnn import custom_cnn
 from bloodcell_nb.report import gains_table, results_table
-from bloodcell_nb.runs import SCHEMAS, check_recipe, read_recipe, recipes
+from bloodcell_nb.runs import SCHEMAS, check_recipe, code_fingerprint, environment, read_recipe, recipes
 from bloodcell_nb.transfer import set_trainable, transfer_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,6 +118,50 @@ def test_recipe(name):
     if getattr(recipe, "augmentation", None):
         policy = Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share)
         assert len(policy.pixel) + len(policy.mixers) == len(recipe.augmentation)
+
+
+def imported(notebook, folder):
+    "Modules of the project in `folder` that a notebook's code imports, as Python's own module finder sees it."
+    script, finder = folder / f"{notebook}.py", ModuleFinder([str(folder)])
+    cells = json.loads((folder / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    script.write_text("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), encoding="utf-8")
+    finder.run_script(str(script))
+    return {Path(module.__file__).name for module in finder.modules.values() if module.__name__.startswith("bloodcell_nb")}
+
+
+def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
+    "One character in a module changes the keys of exactly those notebooks that import it, directly or not."
+    shutil.copytree(ROOT / "bloodcell_nb", tmp_path / "bloodcell_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "nbs").mkdir()
+    for name in SCHEMAS:
+        cells = json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        (tmp_path / "nbs" / f"{name}.ipynb").write_text(json.dumps({"cells": [cell | {"outputs": []} for cell in cells]}), encoding="utf-8")
+    monkeypatch.setattr(bloodcell_nb, "__file__", str(tmp_path / "bloodcell_nb" / "__init__.py"))
+    before, changed = {name: code_fingerprint(name) for name in SCHEMAS}, {name: set() for name in SCHEMAS}
+    for path in (tmp_path / "bloodcell_nb").glob("*.py"):
+        code = path.read_text(encoding="utf-8")
+        path.write_text(code + "#", encoding="utf-8")
+        for name in SCHEMAS:
+            if code_fingerprint(name) != before[name]:
+                changed[name].add(path.name)
+        path.write_text(code, encoding="utf-8")
+    assert changed == {name: imported(name, tmp_path) for name in SCHEMAS}
+    assert changed["40_custom_cnn"] >= {"data.py", "shift.py", "synthetic.py", "training.py", "augmentation.py", "analysis.py"}
+    assert changed["60_convnext"] >= {"augmentation.py", "data.py", "efficientnet.py", "runs.py", "synthetic.py"}
+    assert not {"pipeline.py", "report.py"} & changed["40_custom_cnn"]
+
+
+def test_the_record_names_every_library():
+    "Every library that a module imports has its version in the record."
+    names = set()
+    for path in (ROOT / "bloodcell_nb").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names |= {name.partition(".")[0] for name in found}
+    owners = packages_distributions()
+    wanted = {owners[name][0].lower() for name in names - {"bloodcell_nb"} if name in owners}
+    assert "numpy" in wanted and wanted - set(environment()["libraries"]) == set()
 
 
 def test_import_is_instant():
