@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, ReadWriteLock, Timeout
+
 from .data import DataError, is_synthetic
 from bloodcell_nb.runs import (
     PROFILES,
@@ -134,6 +136,30 @@ def _quiet_stderr(path):
             os.close(real)
 
 
+def _lock_file(root, name):
+    "A place beside the runs that no commit, page or recipe name takes."
+    path = root / ".locks.partial" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def _locked(root, name, message="", stream=None):
+    "Let one process at a time into the block; one that has to wait prints the message."
+    # a lock of the operating system (on NFS too): it ends with its process, even one that was killed, where the mere existence of a file would block for ever
+    lock = FileLock(_lock_file(root, f"{name}.lock"), poll_interval=0.2)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if message:
+            print(message, file=stream or sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def execute(
     recipe,  # checked recipe; its source is where the cells come from
     root: Path,  # folder of the run folders
@@ -142,25 +168,41 @@ def execute(
     stream=None,  # of the progress line; stderr by default
     alone: bool = True,  # no other run is shown on the same stream
 ) -> dict:  # the run's status: state is done, skipped or failed
-    "Run a recipe's notebook through papermill into root/<recipe>."
+    "Run a recipe's notebook through papermill into root/<recipe>; wait where another process runs it."
     root = Path(root).resolve()
     target, work = root / recipe.recipe, root / f"{recipe.recipe}.partial"
     recipe = recipe.model_copy(update={"out": str(work)})
-    key = run_key(recipe)
-    if (status := _status_of(target)).get("key") == key and status.get("state") == "done":
-        return status | {"state": "skipped"}
+    with _locked(root, recipe.recipe, f"{recipe.recipe}  waits for another process that runs it", stream):
+        key = run_key(recipe)
+        if _finished(work, key):  # killed before its last step
+            _replace_folder(work, target)
+        if _finished(target, key):
+            return _status_of(target) | {"state": "skipped"}
+        if _status_of(work).get("key") != key:
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        status = _run_notebook(recipe, work, {"recipe": recipe.recipe, "profile": profile, "key": key}, timeout, stream, alone)
+        if status["state"] == "done":
+            _replace_folder(work, target)
+    return status
+
+
+def _finished(folder, key):
+    status = _status_of(folder)
+    return status.get("key") == key and status.get("state") == "done"
+
+
+def _run_notebook(recipe, work, status, timeout, stream, alone):
+    "Run a recipe's notebook in its work folder; gives the status, which lies there too."
     with warnings.catch_warnings():  # tqdm's, of a missing widget
         warnings.simplefilter("ignore")
         import papermill
 
-    if _status_of(work).get("key") != key:
-        shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
     parameters = recipe.model_dump()
     files = {key: Path(parameters[key]).expanduser().resolve() for key in ("source", "weights", "runs")
              if parameters.get(key) and Path(parameters[key]).expanduser().exists()}
     parameters |= {key: str(path) for key, path in files.items()}  # the notebook runs in another folder
-    start, status = time.monotonic(), {"recipe": recipe.recipe, "profile": profile, "key": key}
+    start = time.monotonic()
     write_json(work / "status.json", status | {"state": "running", "started": datetime.now(UTC).isoformat(timespec="seconds")})
     try:
         with _quiet_stderr(work / "kernel.log") as terminal, _ProgressLine(recipe.recipe, work, stream or terminal, alone):
@@ -180,7 +222,6 @@ def execute(
     _publish_notebook(work, names | {str(path): path.name for path in files.values()}, is_synthetic(recipe.source))
     status |= {"state": "done", "seconds": time.monotonic() - start, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     write_json(work / "status.json", status)
-    _replace_folder(work, target)
     return status
 
 
@@ -195,7 +236,7 @@ def _publish_notebook(work, names, synthetic):
 
 
 def _replace_folder(work, target):
-    "Put a finished run in the place of an older one."
+    "Put a finished run in the place of an older one; whoever calls holds the run's lock."
     old = target.with_name(target.name + ".old.partial")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -204,6 +245,7 @@ def _replace_folder(work, target):
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/95_pipeline.ipynb #699449ca
+_SHARED = ".shared.partial"  # folder of what all runs need; no recipe can have this name
 _LAST = 20  # seconds before the end of the budget in which runs end and the page is written
 
 
@@ -211,7 +253,7 @@ def _environment(root, runs, jobs):
     "Environment variables of the kernels; what the user has set stays."
     found = {"JAX_COMPILATION_CACHE_DIR": str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloodcell_nb" / "jax")}
     if runs > 1:
-        found["BLOODCELL_SHARED"] = str(root / "shared.partial")
+        found["BLOODCELL_SHARED"] = str(root / _SHARED)
     if jobs > 1:
         found |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     return found | dict(os.environ)
@@ -245,8 +287,9 @@ def _start(environment, recipe, **given):
     "A process that executes a run."
     process = subprocess.Popen([sys.executable, "-c", "from bloodcell_nb.pipeline import _run_given; _run_given()"], env=environment,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    process.stdin.write(json.dumps({"recipe": recipe.model_dump(), **given}) + "\n")
-    process.stdin.flush()
+    with suppress(BrokenPipeError):  # it died at once, as _end will say
+        process.stdin.write(json.dumps({"recipe": recipe.model_dump(), **given}) + "\n")
+        process.stdin.flush()
     return process
 
 
@@ -268,6 +311,16 @@ def run_all(
 ) -> tuple[list, list]:  # states of the runs that ended, and names of those that a deadline left
     "Run recipes in processes of their own, and print how each ended."
     root = Path(root).resolve()
+    users = ReadWriteLock(_lock_file(root, "shared.db"), is_singleton=False)
+    with users.read_lock():
+        states, left = _run_in_order(chosen, root, profile, jobs, deadline, timeout)
+    if not left:
+        with suppress(Timeout), users.write_lock(timeout=0):  # no other command uses it: such a one removes it itself
+            shutil.rmtree(root / _SHARED, ignore_errors=True)
+    return states, left
+
+
+def _run_in_order(chosen, root, profile, jobs, deadline, timeout):
     waiting, running, states = list(chosen), {}, []
     environment = _environment(root, len(chosen), min(jobs, len(chosen)))
     trainings = [recipe.recipe for recipe in chosen if isinstance(recipe, TrainingRecipe)]
@@ -295,10 +348,7 @@ def run_all(
             process.terminate()
         for process in running.values():
             _end(process)
-    left = [*running, *(recipe.recipe for recipe in waiting)]
-    if not left:
-        shutil.rmtree(root / "shared.partial", ignore_errors=True)
-    return states, left
+    return states, [*running, *(recipe.recipe for recipe in waiting)]
 
 # %% ../nbs/95_pipeline.ipynb #e1721781
 def list_recipes():
@@ -395,7 +445,8 @@ def run_recipes(names: list, source: str, profile: str = None, out: str = None, 
         counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)] + ([f"{len(left)} left by the budget"] if left else [])
         print(f"{len(chosen)} runs: {', '.join(counts)}; {(time.monotonic() - start) / 60:.1f} minutes")
     if states:
-        print(f"report: {build_report(root)}")
+        with _locked(root, ".page"):  # the last to write it has seen the runs of all
+            print(f"report: {build_report(root)}")
     return int("failed" in states)
 
 

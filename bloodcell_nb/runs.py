@@ -7,19 +7,17 @@ __all__ = ['Share', 'Rate', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Recipe', 'Ana
            'Phase', 'TransferRecipe', 'ReaderRecipe', 'EfficientNetRecipe', 'ConvNeXtRecipe', 'EnsembleRecipe',
            'RobustnessRecipe', 'check_recipe', 'read_recipe', 'recipe_of', 'project_root', 'recipes', 'Study',
            'studies', 'read_study', 'find_recipe', 'with_profile', 'code_fingerprint', 'runs_folder', 'runs_read',
-           'run_key', 'shared', 'device_name', 'environment', 'peak_memory', 'write_text', 'write_json', 'show_table',
-           'Run', 'Finished', 'model_file', 'read_runs']
+           'run_key', 'replacing', 'shared', 'device_name', 'environment', 'peak_memory', 'write_text', 'write_json',
+           'show_table', 'Run', 'Finished', 'model_file', 'read_runs']
 
 # %% ../nbs/02_runs.ipynb #3ebdaf11
 import ast
 import difflib
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -30,9 +28,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
+from uuid import uuid4
 
 import numpy as np
+import psutil
 import yaml
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import bloodcell_nb
@@ -400,6 +401,19 @@ def run_key(
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+@contextmanager
+def replacing(
+    path: Path,  # the file to write
+):  # gives the name to write to, unlike any other process's
+    "Write a file whole or not at all: it gets its name when the block ends, and is removed where the block fails."
+    work = path.with_name(f"{path.stem}.{uuid4().hex}.part{path.suffix}")
+    try:
+        yield work
+        os.replace(work, path)
+    finally:
+        work.unlink(missing_ok=True)
+
+
 def shared(
     name: str,  # of what is made
     key: list,  # texts that identify it
@@ -410,11 +424,10 @@ def shared(
         return make()
     path = Path(place) / f"{name}_{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:16]}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one makes it, others wait
+    with FileLock(path.with_suffix(".lock")):  # one makes it, others wait
         if not path.exists():
-            np.savez(work := path.with_suffix(".part.npz"), **make())
-            os.replace(work, path)
+            with replacing(path) as work:
+                np.savez(work, **make())
     with np.load(path) as file:
         return dict(file)
 
@@ -447,18 +460,21 @@ def environment() -> dict:
             "bloodcell_nb": bloodcell_nb.__version__, "libraries": found}
 
 
+_most_memory = 0  # MiB, of all calls of peak_memory
+
+
 def peak_memory() -> int:  # MiB
-    "Most memory that this process has held so far."
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024**2 if sys.platform == "darwin" else 1024))
+    "Most resident memory that any call has seen; a run calls it with each progress line, so a shorter peak is missed. Windows counts them too."
+    global _most_memory
+    memory = psutil.Process().memory_info()
+    _most_memory = max(_most_memory, round(getattr(memory, "peak_wset", memory.rss) / 1024**2))
+    return _most_memory
 
 # %% ../nbs/02_runs.ipynb #4a2be585
 def write_text(path: Path, text: str) -> Path:
     "Write a text file whole or not at all."
-    path = Path(path)
-    work = path.with_name(path.name + ".part")
-    work.write_text(text, encoding="utf-8")
-    os.replace(work, path)
+    with replacing(path := Path(path)) as work:
+        work.write_text(text, encoding="utf-8")
     return path
 
 
@@ -507,9 +523,11 @@ class Run:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
+            peak_memory()
 
     def progress(self, text: str):
         "Leave a line for whoever watches the run."
+        peak_memory()
         write_json(self.folder / "progress.json", {"text": text})
 
     def figure(
@@ -543,8 +561,9 @@ class Run:
     ) -> Path:
         "Save what the model said of each cell."
         path = Path(folder or self.folder) / ("predictions.npz" if part == "test" else f"predictions_{part}.npz")
-        np.savez_compressed(path, probabilities=np.asarray(probabilities, np.float32), labels=cells.labels, ids=cells.ids,
-                            class_names=np.array(cells.class_names), image_size=cells.images.shape[1:3])
+        with replacing(path) as work:
+            np.savez_compressed(work, probabilities=np.asarray(probabilities, np.float32), labels=cells.labels, ids=cells.ids,
+                                class_names=np.array(cells.class_names), image_size=cells.images.shape[1:3])
         return path
 
     def finish(
@@ -615,12 +634,14 @@ def read_runs(
     if not (folder := Path(folder)).is_dir():
         raise DataError(f"{folder}: no such folder; name one that holds runs, such as reports/pbc96")
     found = []
-    for path in sorted(folder.rglob("status.json")):
+    for path in sorted(Path(place, "status.json") for place, _, files in os.walk(folder) if "status.json" in files):
         try:
             status = json.loads(path.read_text(encoding="utf-8"))
             done = status["state"] == "done"
             metrics = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8")) if done else {}
             found.append(Finished(path.parent, {"recipe": path.parent.name} | status, metrics))
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if not path.exists():  # another process has just renamed the folder
+                continue
             raise DataError(f"{path.parent}: its record cannot be read ({type(error).__name__}: {error}); run the recipe again or remove the folder") from None
     return sorted(found, key=lambda run: (run.synthetic, run.data, "test" in run.metrics.get("results", {}), run.name))

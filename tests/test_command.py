@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
+from bloodcell_nb.runs import read_runs
+
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {"notebook": "40_custom_cnn", "filters": [4, 4], "dense_units": 8, "batch_size": 16, "epochs": 4}
 SOURCE = "synthetic:n=200"
@@ -98,6 +100,24 @@ def test_a_killed_run_goes_on(tmp_path):
     assert not (tmp_path / "cut" / "killed" / "state").exists() and not work.exists()
 
 
+def test_eight_commands_at_once_on_four_recipes(tmp_path):
+    "Each run is there once and whole; the second command of each recipe waits for the first."
+    paths = [recipe(tmp_path, name, **{key: None for key in FAST} | {"notebook": "10_analysis", "seed": seed}) for seed, name in enumerate("abcd")]
+    commands = [["bloodcell", "run", str(path), "--data", SOURCE, "--profile", "smoke", "--out", str(tmp_path / "out")] for path in paths * 2]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, said
+    assert not [errors for _, errors in said if "Traceback" in errors]
+    output = "".join(lines for lines, _ in said)
+    assert [output.count(f"{name}: {state}") for name in "abcd" for state in ("done", "skipped")] == [1] * 8, output
+    runs = read_runs(tmp_path / "out")
+    assert [(run.name, run.status["state"], run.metrics["recipe"]["seed"]) for run in runs] == [("a", "done", 0), ("b", "done", 1), ("c", "done", 2), ("d", "done", 3)]
+    for run in runs:
+        nbformat.validate(nbformat.read(run.folder / "notebook.ipynb", 4))
+        assert run.name in (tmp_path / "out" / "index.html").read_text()
+    assert not [path for path in (tmp_path / "out").rglob("*.part*") if path.name != ".locks.partial"], "nothing half written"
+
+
 @pytest.fixture
 def faulty(tmp_path, monkeypatch):
     "Runs a notebook with one cell put before its last; gives status and folder."
@@ -155,7 +175,7 @@ def test_a_study(tmp_path):
     records = [json.loads((tmp_path / "out" / name / "metrics.json").read_text()) for name in ("member", "member_seed1")]
     assert [(record["recipe"]["seed"], record["results"]["training"]["epochs"]) for record in records] == [(0, 3), (1, 3)]
     assert records[0]["results"]["training"]["history"] != records[1]["results"]["training"]["history"]
-    assert not (tmp_path / "out" / "shared.partial").exists() and (tmp_path / "out" / "index.html").exists()
+    assert not (tmp_path / "out" / ".shared.partial").exists() and (tmp_path / "out" / "index.html").exists()
     assert "3 skipped" in bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "out").stdout
 
     start, needed = time.monotonic(), json.loads((tmp_path / "out" / "member" / "status.json").read_text())["seconds"]  # beside another run
