@@ -24,7 +24,7 @@ test: setup  ## export and clean leave nothing to do, ruff, the notebooks, pytes
 	pytest
 
 test-all: test  ## also every recipe, at smoke size; pretrained networks without their weights
-	bloodcell run --data synthetic:n=400 --profile smoke --set weights=none --jobs 2 --out reports/synthetic/smoke
+	bloodcell run $(sort $(basename $(notdir $(wildcard recipes/*.yaml)))) --data synthetic:n=400 --profile smoke --set weights=none --jobs 2 --out reports/synthetic/smoke
 
 lab: setup  ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir nbs

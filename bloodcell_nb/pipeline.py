@@ -47,16 +47,25 @@ from bloodcell_nb.runs import (
 _NOISE = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:\d\d|[IWE]0000 00:00:\d+")
 
 
+def _renamed(value, names):
+    "Write other names for paths in all texts; pictures stay, and so does a root, which can be the home of a container's user."
+    if isinstance(value, dict):
+        return {key: part if key.startswith("image/") else _renamed(part, names) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_renamed(part, names) for part in value]
+    if isinstance(value, str):
+        for path, name in names:
+            value = value if Path(path) == Path(path).parent else value.replace(path, name)
+    return value
+
+
 def publishable(
     notebook: dict,  # executed notebook (nbformat)
     names: dict,  # what to write for each path of this machine
     keep_pictures: bool = False,  # of cells; True for synthetic ones
 ) -> dict:  # a notebook without pictures of cells and without paths
     "Take out of an executed notebook what is not for others."
-    text = json.dumps(notebook)
-    for path, name in sorted(names.items(), key=lambda item: -len(item[0])):
-        text = text.replace(json.dumps(path)[1:-1], name)
-    notebook = json.loads(text)
+    notebook = _renamed(notebook, sorted(names.items(), key=lambda item: -len(item[0])))
     notebook["metadata"].pop("papermill", None)
     for cell in notebook["cells"]:
         cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
@@ -386,20 +395,13 @@ def convert(source: str, destination: str, size: int = None, course: bool = Fals
     print(f"wrote {path}")
 
 
-def _chosen(names):
-    "The recipes of these names or files; all of them where none is named."
-    if not names:  # some read what trainings leave, an ensemble what its members do
-        names = sorted(recipes(), key=lambda name: (read_recipe(recipes()[name]).notebook, name))
-    return [read_recipe(find_recipe(name)) for name in names]
-
-
 def data_name(source: str) -> str:
     "A short name for a source, for its folder of runs."
     return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).stem if Path(source).exists() else source.partition(":")[0])
 
 
 def with_settings(chosen: list, settings: list) -> list:
-    "Change recipes by KEY=VALUE texts, each recipe that has the parameter; values are read as YAML, the result is checked as a file's content is."
+    "Change recipes by KEY=VALUE texts, each recipe that has the parameter; values are YAML. Raises RecipeError, as for a recipe's file."
     import yaml
 
     values = [recipe.model_dump() for recipe in chosen]
@@ -408,8 +410,12 @@ def with_settings(chosen: list, settings: list) -> list:
         holders = [some for some in values if key in some]
         if not equals or not holders or key in ("notebook", "source", "out"):
             raise RecipeError(f"--set {setting}: expected KEY=VALUE with a parameter of {chosen[0].recipe if len(chosen) == 1 else 'a recipe'}, such as seed=3")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RecipeError(f"--set {setting}: the value is not valid YAML; expected one such as 3, none or [a, b]") from None
         for some in holders:
-            some[key] = yaml.safe_load(value)
+            some[key] = parsed
     return [check_recipe(some, recipe.recipe) for some, recipe in zip(values, chosen, strict=True)]
 
 
@@ -422,7 +428,10 @@ def run_recipes(names: list, source: str, profile: str = None, out: str = None, 
     start = time.monotonic()
     if study_name and names:
         raise RecipeError(f"--study {study_name} and {names[0]}; name a study or recipes")
-    study, chosen = read_study(study_name) if study_name else (None, _chosen(names))
+    if not study_name and not names:
+        list_recipes()
+        raise RecipeError("run: name one or more of these recipes, or --study STUDY")
+    study, chosen = read_study(study_name) if study_name else (None, [read_recipe(find_recipe(name)) for name in names])
     if study:
         settings = [*(f"{key}={json.dumps(value)}" for key, value in study.set.items()), *settings]
     profile, jobs = profile or (study.profile if study else "quick"), (study.jobs if study else 1) if jobs is None else jobs
@@ -495,7 +504,7 @@ def _parser():
     for command in (look, make):
         command.add_argument("--size", type=int, help="resize pictures to SIZE x SIZE")
     go = commands.add_parser("run", help="run recipes through papermill and write the report")
-    go.add_argument("recipes", nargs="*", metavar="RECIPE", help="names of recipes, or .yaml files; all of them by default")
+    go.add_argument("recipes", nargs="*", metavar="RECIPE", help="names of recipes, or .yaml files; none: list them")
     go.add_argument("--data", default="synthetic", metavar="SOURCE", help=source_help)
     go.add_argument("--study", metavar="STUDY", help=f"run a study instead: {', '.join(studies())}, or a .yaml file")
     go.add_argument("--profile", choices=list(PROFILES), help="how much of the recipe's size to run; quick, or what a study says")
@@ -516,37 +525,47 @@ def _parser():
     return parser
 
 
-def main(arguments: list = None) -> int:  # exit code: 0, 1 where a run failed, 2 for bad input, 130 after Ctrl-C
+def _obey(options):
+    "Do what the command line asks; gives the exit code."
+    if options.command == "recipes":
+        list_recipes()
+    elif options.command == "inspect":
+        inspect(options.source, options.size)
+    elif options.command == "convert":
+        convert(options.source, options.destination, options.size, options.course, options.seed)
+    elif options.command == "run":
+        return run_recipes(options.recipes, options.data, options.profile, options.out, options.set, options.timeout, options.study,
+                           options.jobs, options.budget)
+    elif options.command == "predict":
+        with _quiet_stderr(os.devnull):
+            predict_pictures(options.model, options.pictures, options.grad_cam)
+    elif options.command == "submission":
+        with _quiet_stderr(os.devnull):
+            from bloodcell_nb.ensemble import write_submission
+
+            print(f"wrote {write_submission(options.runs, options.out)}")
+    else:
+        from bloodcell_nb.report import build_report
+
+        print(f"report: {build_report(Path(options.folder))}")
+    return 0
+
+
+def main(arguments: list = None) -> int:  # exit code: 0, 1 where a run failed, 2 for bad input, 130 after Ctrl-C, 141 where a pipe was closed
     "The bloodcell command."
     options = _parser().parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
-        if options.command == "recipes":
-            list_recipes()
-        elif options.command == "inspect":
-            inspect(options.source, options.size)
-        elif options.command == "convert":
-            convert(options.source, options.destination, options.size, options.course, options.seed)
-        elif options.command == "run":
-            return run_recipes(options.recipes, options.data, options.profile, options.out, options.set, options.timeout, options.study,
-                               options.jobs, options.budget)
-        elif options.command == "predict":
-            with _quiet_stderr(os.devnull):
-                predict_pictures(options.model, options.pictures, options.grad_cam)
-        elif options.command == "submission":
-            with _quiet_stderr(os.devnull):
-                from bloodcell_nb.ensemble import write_submission
-
-                print(f"wrote {write_submission(options.runs, options.out)}")
-        else:
-            from bloodcell_nb.report import build_report
-
-            print(f"report: {build_report(Path(options.folder))}")
+        code = _obey(options)
+        sys.stdout.flush()
+        return code
     except DataError as error:
         print(f"bloodcell: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as of `bloodcell recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would fail as it flushes at the end
+        return 141
     except KeyboardInterrupt:
         print("bloodcell: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0

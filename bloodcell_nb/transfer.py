@@ -105,20 +105,22 @@ def set_trainable(
     what: str,  # head; all; last N: the backbone's last N layers; layers NAME, NAME: those whose name holds one of these, where * is anything
     train_batch_norm: bool = False,
 ) -> list[str]:  # names of the backbone's layers that have weights and may move
-    "Freeze all of the backbone but what is named; the head always moves."
+    "Freeze all of the backbone but what is named; the head always moves. Raises DataError for what names nothing."
     backbone = model.get_layer("backbone")
     backbone.trainable = True  # each layer then decides for itself
     kind, _, rest = what.partition(" ")
     weighted = [layer for layer in backbone.layers if layer.weights]
-    if kind == "layers":
-        parts = [part.strip() for part in rest.split(",") if part.strip()]
+    parts = [part.strip() for part in rest.split(",") if part.strip()]
+    if kind == "layers" and parts:
         if missing := [part for part in parts if not any(fnmatch(layer.name, f"*{part}*") for layer in weighted)]:
             raise DataError(f"trainable: no layer of the backbone has {missing[0]!r} in its name; its last one is {weighted[-1].name}")
         chosen = [layer for layer in weighted if any(fnmatch(layer.name, f"*{part}*") for part in parts)]
-    elif kind in ("head", "all", "last"):
-        chosen = {"head": [], "all": weighted}.get(kind, weighted[-int(rest or 1) :])
+    elif what in ("head", "all"):
+        chosen = weighted if what == "all" else []
+    elif re.fullmatch(r"last [1-9]\d*", what):
+        chosen = weighted[-int(rest) :]
     else:
-        raise DataError(f"trainable is {what!r}; expected head, all, last N, or layers NAME, NAME")
+        raise DataError(f"trainable is {what!r}; expected head, all, last N (1 or more), or layers NAME, NAME")
     names = {layer.name for layer in chosen}
     for layer in backbone.layers:
         norm = isinstance(layer, layers.BatchNormalization)
