@@ -87,8 +87,10 @@ class TrainingRecipe(Recipe):
     final_learning_rate: float = Field(1e-6, gt=0, le=1)  # where a schedule ends and a plateau stops
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augmentation: list[str | dict] = []  # operations on training batches, as 20_augmentation explains
-    mixing: Literal["replace", "double", "part"] = "replace"  # how MixUp and CutMix are applied
-    mixing_share: Share = 0.25  # of a batch, for part
+    augmentation_library: Literal["native", "keras_cv"] = "native"  # whose layers augment; keras_cv: the original report's, TensorFlow only
+    mixing: Literal["replace", "double", "part"] = "replace"  # MixUp and CutMix change all images, a second copy, or a share of them
+    mixing_share: Share = 0.25  # of the training split, for part
+    validation_split: Literal["source", "stratified", "random"] = "source"  # of the source, or drawn anew with val_share
     validation_noise: float = Field(0.0, ge=0, le=128)  # standard deviation of white noise on the validation part, in grey levels
     ema: Rate = 0.0  # momentum of the running average of the weights, which is what is validated and kept; 0: none
     mixed_precision: bool = False  # bfloat16 arithmetic with float32 weights, for a GPU

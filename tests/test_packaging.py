@@ -111,8 +111,8 @@ def test_recipe(name):
         assert moving == sorted(moving) and (moving[0] == 0) == (recipe.phases[0].trainable == "head")
         assert all((phase.trainable == "head") == (count == 0) for phase, count in zip(recipe.phases, moving, strict=True))
     if getattr(recipe, "augmentation", None):
-        policy = Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share)
-        assert len(policy.pixel) + len(policy.mixers) == len(recipe.augmentation)
+        policy = Policy(recipe.augmentation, library=recipe.augmentation_library)
+        assert len(policy.changes) + len(policy.mixers) == len(recipe.augmentation)
 
 
 def test_import_is_instant():
