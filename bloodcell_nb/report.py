@@ -23,7 +23,7 @@ def plot_accuracies(
 ):  # the axes
     "Test accuracy of each run with its 95 % interval."
     accuracy = np.array([run.test["accuracy"] for run in runs])
-    low, high = np.array([run.test["interval_95"]["accuracy"] for run in runs]).T
+    low, high = np.reshape([run.test["interval_95"]["accuracy"] for run in runs], (-1, 2)).T
     y = np.arange(len(runs))
     ax.barh(y, accuracy, color="#56B4E9", height=0.6)
     ax.errorbar(accuracy, y, xerr=[np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)], fmt="none", color="black", capsize=3)
