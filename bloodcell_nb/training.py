@@ -533,14 +533,19 @@ def plot_reliability(
     ax,  # matplotlib axes
     bins: int = 10,
 ):  # the axes
-    "Accuracy over confidence; on the diagonal the model is as right as it is sure."
+    "Accuracy over confidence with its 95 % Wilson interval; on the diagonal the model is as right as it is sure."
+    from scipy.stats import binomtest
+
     confidence, right, place = _confidence_bins(labels, probabilities, bins)
     count = np.bincount(place, minlength=bins)
     used = count > 0
-    accuracy = np.bincount(place, right, minlength=bins)[used] / count[used]
-    error = 1.96 * np.sqrt(accuracy * (1 - accuracy) / count[used])  # normal approximation
+    hits = np.bincount(place, right, minlength=bins)[used].astype(int)
+    accuracy = hits / count[used]
+    # Wilson 1927: unlike the normal approximation's, the interval of a bin that is all right has a width (Brown et al. 2001)
+    low, high = np.transpose([binomtest(k, n).proportion_ci(method="wilson") for k, n in zip(hits, count[used], strict=True)])
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    ax.errorbar(np.bincount(place, confidence, minlength=bins)[used] / count[used], accuracy, error, fmt="o-", color="#0072B2", markersize=4, capsize=2)
+    ax.errorbar(np.bincount(place, confidence, minlength=bins)[used] / count[used], accuracy,
+                np.maximum([accuracy - low, high - accuracy], 0), fmt="o-", color="#0072B2", markersize=4, capsize=2)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.05))
     return ax
 
