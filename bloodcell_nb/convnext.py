@@ -6,6 +6,8 @@
 __all__ = ['VARIANTS', 'cost_table', 'plot_cost']
 
 # %% ../nbs/60_convnext.ipynb #be5ec878
+import numpy as np
+
 from .efficientnet import Step
 from .runs import Finished
 
@@ -44,7 +46,8 @@ def plot_cost(
     for k, one in enumerate(runs):
         scores = one.metrics["results"][part]
         low, high = scores["interval_95"]["accuracy"]
-        ax.errorbar(one.metrics["results"]["training"]["parameters"], scores["accuracy"], [[scores["accuracy"] - low], [high - scores["accuracy"]]],
+        ax.errorbar(one.metrics["results"]["training"]["parameters"], scores["accuracy"],
+                    np.maximum([[scores["accuracy"] - low], [high - scores["accuracy"]]], 0),
                     fmt="os^Dv<>P"[k % 8], color=f"C{k % 10}", markersize=5, capsize=2, label=one.name)
     ax.set(xscale="log", xlabel="parameters", ylabel="accuracy (95 % interval)")
     if runs:

@@ -63,15 +63,21 @@ def _weights(run):
     return {"none": "random", "imagenet": "ImageNet"}.get(weights, f"file {weights}")
 
 
+def _state(run):
+    "Why there are no scores, in words."
+    return "no run yet" if run is None else run.status["state"]  # failed, unreadable
+
+
 def ladder_table(
     steps: tuple[Step],
     found: list[Finished],  # of `read_runs`
 ) -> list[tuple]:  # step, report's figure, accuracy on clean and on stand-in cells with intervals, profile, weights, seed
     "What each step brought, from the records."
-    known, rows = {run.name: run for run in found if run.test}, []
+    known, rows = {run.name: run for run in found}, []
     for step in steps:
-        row = [step.what, f"{step.reported:.2f}" if step.reported else "", "no run yet", "", "", "", ""]
-        if run := known.get(step.recipe):
+        run = known.get(step.recipe)
+        row = [step.what, f"{step.reported:.2f}" if step.reported else "", _state(run), "", "", "", ""]
+        if run and run.test:
             results = run.metrics["results"]
             scores = [results.get(part) for part in ("test", "stand_in")]
             texts = ["{:.3f} [{:.3f}, {:.3f}]".format(some["accuracy"], *some["interval_95"]["accuracy"]) if some else "not measured" for some in scores]
@@ -86,11 +92,12 @@ def plot_ladder(
     ax,  # matplotlib axes
 ):  # the axes
     "Accuracy of each step on clean and on heavily distorted cells, beside the report's figure; a missing run is shown as missing."
-    known = {run.name: run.metrics["results"] for run in found if run.test}
+    runs = {run.name: run for run in found}
+    known = {name: run.metrics["results"] for name, run in runs.items() if run.test}
     for part, colour, shift, label in (("test", "#56B4E9", -0.19, "clean test cells"), ("stand_in", "#0072B2", 0.19, "stand-in for the hidden test")):
         for y, step in enumerate(steps):
             if step.recipe not in known or part not in known[step.recipe]:
-                place, word = (y + shift, "not measured") if step.recipe in known else (y, "no run yet")
+                place, word = (y + shift, "not measured") if step.recipe in known else (y, _state(runs.get(step.recipe)))
                 ax.text(0.01, place, word, va="center", fontsize=7, color="0.5", style="italic")
                 continue
             scores = known[step.recipe][part]

@@ -80,10 +80,12 @@ def embed(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
     images: np.ndarray,  # uint8 (n, h, w, 3)
 ) -> np.ndarray:  # (n, channels)
-    "Mean of the last feature maps over the picture: what the head sees."
-    maps, _ = split_model(model)
-    x = ops.mean(maps.output, axis=(1, 2))
-    return np.asarray(keras.Model(maps.inputs, x).predict(images, batch_size=256, verbose=0), np.float32)
+    "Compute what the head sees: the input of its first dense layer; raises DataError for a model without such a head."
+    dense = [operation for operation in getattr(model, "operations", []) if isinstance(operation, keras.layers.Dense)]
+    if not dense or len(dense[0].input.shape) != 2 or len(model.input_shape) != 4:
+        raise DataError(f"{model.name}: expected a classifier of images whose head begins with a dense layer")
+    features = keras.Model(model.inputs, dense[0].input)
+    return np.asarray(features.predict(images, batch_size=256, verbose=0), np.float32)
 
 # %% ../nbs/35_explain.ipynb #bd19c692
 def _gradient(function, x):

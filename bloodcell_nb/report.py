@@ -6,11 +6,11 @@
 __all__ = ['ORIGINAL', 'SMALL', 'GAINS', 'plot_accuracies', 'augmentation_gains', 'build_report', 'results_table', 'gains_table']
 
 # %% ../nbs/90_report.ipynb #144d70f1
-from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .data import DataError
 from .efficientnet import LADDER, SMALL_LADDER, Step, ladder_table
@@ -23,7 +23,7 @@ def plot_accuracies(
 ):  # the axes
     "Test accuracy of each run with its 95 % interval."
     accuracy = np.array([run.test["accuracy"] for run in runs])
-    low, high = np.array([run.test["interval_95"]["accuracy"] for run in runs]).T
+    low, high = np.reshape([run.test["interval_95"]["accuracy"] for run in runs], (-1, 2)).T
     y = np.arange(len(runs))
     ax.barh(y, accuracy, color="#56B4E9", height=0.6)
     ax.errorbar(accuracy, y, xerr=[np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)], fmt="none", color="black", capsize=3)
@@ -35,25 +35,20 @@ def plot_accuracies(
     return ax
 
 # %% ../nbs/90_report.ipynb #587148c9
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
-h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2rem; margin-top: 3rem; } h3 { margin-top: 2.2rem; }
-table { border-collapse: collapse; font-size: .85rem; } .wide { overflow-x: auto; }
-th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #ddd; } th:first-child, td:first-child, .words td, .words th { text-align: left; }
-figure { margin: 0; } figcaption { font-size: .8rem; color: #555; } figure img { max-width: 100%; height: auto; }
-.figures { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; } .figures figure { flex: 0 1 auto; max-width: 35rem; }
-.note { color: #555; } .failed { color: #a33; } code { background: #f2f2f2; padding: 0 .2rem; }
-"""
-
-
-def _link(path, page_folder):
+def _link(
+    path: Path,  # below the page's folder
+    page_folder: Path,
+) -> str:  # relative, quoted
     return quote(path.relative_to(page_folder).as_posix())
 
 
 def _figures(run, subfolder, page_folder):
-    figures = [f'<figure><img src="{_link(path, page_folder)}" alt="{(caption := escape(path.stem.replace("_", " ")))}" loading="lazy">'
-               f"<figcaption>{caption}</figcaption></figure>" for path in sorted((run.folder / subfolder).glob("*.png"))]
-    return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
+    return [{"src": _link(path, page_folder), "caption": path.stem.replace("_", " ")}
+            for path in sorted((run.folder / subfolder).glob("*.png"))]
+
+
+def _anchor(run):
+    return f"{run.folder.name}-{run.metrics['data']['fingerprint']}"
 
 
 def _with_interval(scores, key):
@@ -63,67 +58,75 @@ def _with_interval(scores, key):
 
 def _row(run):
     "Cells of a trained run's row."
-    training, test = run.metrics["results"].get("training", {}), run.test
-    shifted = [_with_interval(results[part], "accuracy") if part in (results := run.metrics["results"]) else "" for part in ("corrupted", "stand_in")]
-    return [f'<a href="#{run.folder.name}-{run.metrics["data"]["fingerprint"]}">{escape(run.name)}</a>', run.status.get("profile", ""),
-            _with_interval(test, "accuracy"), *shifted, *(_with_interval(test, key) for key in ("balanced_accuracy", "macro_f1", "ece")),
-            f"{test['n']:,}", f"{training['parameters']:,}" if training else "", f"{training['best_epoch']}/{training['epochs']}" if training else "",
+    results, test = run.metrics["results"], run.test
+    training = results.get("training", {})
+    shifted = [_with_interval(results[part], "accuracy") if part in results else "" for part in ("corrupted", "stand_in")]
+    return [{"href": f"#{quote(_anchor(run))}", "text": run.name}, run.status.get("profile", ""),
+            _with_interval(test, "accuracy"), *shifted,
+            *(_with_interval(test, key) for key in ("balanced_accuracy", "macro_f1", "ece")), f"{test['n']:,}",
+            f"{training['parameters']:,}" if training else "",
+            f"{training['best_epoch']}/{training['epochs']}" if training else "",
             f"{training['images_per_second']:.0f}" if training else "", f"{run.metrics['seconds']['total']:.0f}"]
 
 
-_HEADER = ["run", "profile", "test accuracy", "corrupted", "stand-in", "balanced accuracy", "macro F1", "ECE", "test cells", "parameters", "best epoch",
-           "images/s", "seconds"]
-
-
-def _table(header, rows, kind=""):
-    lines = ["<tr>" + "".join(f"<{tag}>{value}</{tag}>" for value in row) + "</tr>" for tag, row in [("th", header), *(("td", row) for row in rows)]]
-    return f'<div class="wide {kind}"><table>{"".join(lines)}</table></div>'
+_HEADER = ["run", "profile", "test accuracy", "corrupted", "stand-in", "balanced accuracy", "macro F1", "ECE", "test cells",
+           "parameters", "best epoch", "images/s", "seconds"]
 
 
 def _analysis_table(results):
-    dropped = ", ".join(f"{count} {reason}" for reason, count in results["dropped"].items())
+    groups = f"{results['duplicate_groups']} ({results['conflicting_groups']} with conflicting labels)"
     pairs = "; ".join(f"{a}, {b} ({share:.1%})" for a, b, share in results["pairs_most_alike"][:3])
-    named = "; ".join(f"{' and '.join(pair['pair'])}: rank {pair['rank']} of {pair['of']}" for pair in results["report_pairs"] if pair["rank"])
-    return _table(["measure", "value"], [["images", f"{results['images']:,}"], ["imbalance ratio", f"{results['imbalance_ratio']:.2f}"],
-                                         ["duplicate groups", f"{results['duplicate_groups']} ({results['conflicting_groups']} with conflicting labels)"],
-                                         ["dropped", escape(dropped)], ["kept", f"{results['kept']:,}"], ["most alike", escape(pairs)],
-                                         ["pairs that the original report named", escape(named)]], "words")
+    named = "; ".join(f"{' and '.join(pair['pair'])}: rank {pair['rank']} of {pair['of']}"
+                      for pair in results["report_pairs"] if pair["rank"])
+    return {"header": ["measure", "value"], "kind": "words", "rows": [
+        ["images", f"{results['images']:,}"], ["imbalance ratio", f"{results['imbalance_ratio']:.2f}"],
+        ["duplicate groups", groups],
+        ["dropped", ", ".join(f"{count} {reason}" for reason, count in results["dropped"].items())],
+        ["kept", f"{results['kept']:,}"], ["most alike", pairs], ["pairs that the original report named", named]]}
 
 
-def _study_table(results):
-    "What a study's record says in figures: of an ensemble or of the test under shift; empty for others."
+def _gain_table(results):
+    return {"kind": "", "header": ["cells", "best member on them", "the ensemble's gain", "only ensemble right : only member right", "McNemar p"],
+            "rows": [[part.replace("_", "-"), gain["best_member"], _difference(gain), f"{gain['only_first']} : {gain['only_second']}",
+                      f"{gain['mcnemar_p']:.2g}"] for part, gain in results["gain"].items()]}
+
+
+def _shift_table(results):
+    return {"kind": "", "header": ["model", "test cells", "clean balanced error", "in AlexNet's errors",
+                                   "added to clean, in AlexNet's", "ECE clean", "ECE corrupted", "ECE stand-in"],
+            "rows": [[name, f"{model['clean']['n']:,}", f"{model['clean_balanced_error']:.4f}",
+                      *(f"{model['in_alexnets'][key]:.2f}" for key in ("balanced_error", "relative_balanced_error")),
+                      *(f"{model[part]['ece']:.3f}" for part in ("clean", "corrupted", "stand_in"))]
+                     for name, model in results["models"].items()]}
+
+
+def _notes(results):
+    "What a record says in a sentence: of an ensemble's members, of a cross-validation."
+    notes = []
     if "gain" in results:
         names = ", ".join(f"{name} ({weight:.2f})" for name, weight in zip(results["members"], results["weights"], strict=True))
-        rows = [[part.replace("_", "-"), escape(gain["best_member"]), _difference(gain), f"{gain['only_first']} : {gain['only_second']}",
-                 f"{gain['mcnemar_p']:.2g}"] for part, gain in results["gain"].items()]
-        return (f"<p>Members (weights): {escape(names)}; {results['views']} views of each picture; temperature {results['temperature']:.2f}.</p>" +
-                _table(["cells", "best member on them", "the ensemble's gain", "only ensemble right : only member right", "McNemar p"], rows))
-    if "models" in results:
-        header = ["model", "test cells", "clean balanced error", "in AlexNet's errors", "added to clean, in AlexNet's", "ECE clean", "ECE corrupted",
-                  "ECE stand-in"]
-        return _table(header, [[escape(name), f"{some['clean']['n']:,}", f"{some['clean_balanced_error']:.4f}",
-                                *(f"{value:.2f}" for value in some["in_alexnets"].values()),
-                                *(f"{some[part]['ece']:.3f}" for part in ("clean", "corrupted", "stand_in"))] for name, some in results["models"].items()])
-    return ""
+        notes.append(f"Members (weights): {names}; {results['views']} views of each picture; temperature {results['temperature']:.2f}.")
+    if folds := results.get("cross_validation"):
+        notes.append(f"{folds['folds']}-fold cross-validation: accuracy {folds['accuracy_mean']:.4f} ± {folds['accuracy_sd']:.4f}.")
+    return notes
 
 
-def _section(run, page_folder, with_cells):
+_TABLES = {"dropped": _analysis_table, "gain": _gain_table, "models": _shift_table}  # by a key of the results
+
+
+def _section(run, page_folder):
     "Heading, record and figures of one run."
-    environment = run.metrics["environment"]
-    anchor = f"{run.folder.name}-{run.metrics['data']['fingerprint']}"
+    metrics, notebook = run.metrics, run.folder / "notebook.ipynb"
+    environment, results = metrics["environment"], metrics["results"]
     about = [f"device {environment['device']}", f"backend {environment['backend']}" if environment["backend"] else "",
-             f"seed {run.metrics['recipe']['seed']}", f"data {run.data} ({run.metrics['data']['fingerprint']})", f"code {run.metrics['code']}",
-             f"peak memory {run.metrics['peak_memory_mib']:,} MiB", run.metrics["started"]]
-    results = run.metrics["results"]
-    table = _analysis_table(results) if "dropped" in results else _study_table(results)
-    if "cross_validation" in results:
-        folds = results["cross_validation"]
-        table += f"<p>{folds['folds']}-fold cross-validation: accuracy {folds['accuracy_mean']:.4f} ± {folds['accuracy_sd']:.4f}.</p>"
-    return (f'<h3 id="{anchor}">{escape(run.name)}</h3><p class="note">{escape(" · ".join(filter(None, about)))} · '
-            f'<a href="{_link(run.folder / "notebook.ipynb", page_folder)}">executed notebook</a></p>'
-            + table + _figures(run, "figures", page_folder) + (_figures(run, "cells", page_folder) if with_cells else ""))
+             f"seed {metrics['recipe']['seed']}", f"data {run.data} ({metrics['data']['fingerprint']})", f"code {metrics['code']}",
+             f"peak memory {metrics['peak_memory_mib']:,} MiB", metrics["started"]]
+    return {"anchor": _anchor(run), "name": run.name, "about": " · ".join(filter(None, about)),
+            "notebook": _link(notebook, page_folder) if notebook.is_file() else "", "notes": _notes(results),
+            "table": next((table(results) for key, table in _TABLES.items() if key in results), None),
+            "figures": [figure for kind in ("figures", "cells")[: 1 + run.synthetic] for figure in _figures(run, kind, page_folder)]}
 
-
+# %% ../nbs/90_report.ipynb #b2f2d955
 # the report's own results in its order, and the same on small networks
 ORIGINAL = (*LADDER, Step("convnext_base", "ConvNeXt Base, oversampled, AugMix, third stage", 0.73), Step("ensemble_report", "mean of the two best", 0.78))
 SMALL = (Step("custom_cnn", "CNN from scratch"), *SMALL_LADDER, Step("ensemble_small", "ensemble of small networks"),
@@ -140,16 +143,24 @@ GAINS = tuple((name, base, what) for net, base in (("mobilenet", "mobilenet_all"
 
 def augmentation_gains(
     runs: list[Finished],  # of one data set
-) -> list[tuple]:  # run, baseline, what is different, comparisons of `paired_comparison` on test and stand-in
-    "What each augmentation was worth on the same cells, where both runs are there."
+) -> tuple[list, list]:  # run, baseline, what is different, comparisons on test and stand-in; pairs left out: names, reason
+    "Compare each augmentation with its baseline on the same cells (`paired_comparison`), where both runs are there."
     from bloodcell_nb.ensemble import paired_comparison, read_predictions
 
-    known, gains = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}, []
+    known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
+    gains, left_out = [], []
     for name, base, what in GAINS:
         if name in known and base in known:
-            said = [read_predictions([known[name].folder, known[base].folder], part) for part in ("test", "stand_in")]
-            gains.append((name, base, what, *(paired_comparison(some.labels, *some.probabilities) for some in said)))
-    return gains
+            folders = [known[name].folder, known[base].folder]
+            try:
+                read = [read_predictions(folders, part) for part in ("test", "stand_in")]
+                compared = [paired_comparison(some.labels, *some.probabilities) for some in read]
+            except Exception as error:  # whatever is odd about two files of predictions, the other pairs are compared
+                reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+                left_out.append((f"{name} against {base}", f"not compared: {' '.join(reason.split())}"))
+            else:
+                gains.append((name, base, what, *compared))
+    return gains, left_out
 
 
 def _difference(comparison):
@@ -157,65 +168,61 @@ def _difference(comparison):
     return f"{comparison['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def _beside_the_report(runs):
-    "The tables that hold these runs against the original report."
-    names, parts = {run.name for run in runs if run.test}, []
+_COMPARED = ("Difference of the accuracies on the same cells, with its 95 % interval (paired bootstrap). "
+             "One seed each: another seed moves a figure too.")
+
+
+def _beside_the_report(
+    runs: list[Finished],  # of one data set, and those without a record
+) -> tuple[list, list]:  # tables: title, header, rows, note; what is left out of them: names, reason
+    "Tables that compare these runs with the original report, and with each other."
+    names, tables = {run.name for run in runs if run.test}, []
     header = ["step", "the report, hidden test", "clean test cells", "stand-in for the hidden test", "profile", "weights", "seed"]
     for title, steps in (("The original report beside these runs", ORIGINAL), ("The same way with small networks", SMALL)):
         if names & {step.recipe for step in steps} or (names and steps is ORIGINAL):
             shown = [step for step in steps if step.reported or step.recipe in names or steps is SMALL]
-            parts.append(f"<h3>{title}</h3>" + _table(header, [[escape(value) for value in row] for row in ladder_table(shown, runs)]))
-    if gains := augmentation_gains(runs):
-        rows = [[escape(name), escape(base), escape(what), _difference(clean), _difference(shifted)] for name, base, what, clean, shifted in gains]
-        parts.append("<h3>What each augmentation was worth</h3>" + _table(["run", "held against", "what is different", "clean", "stand-in"], rows) +
-                     '<p class="note">Difference of the accuracies on the same cells, with its 95 % interval (paired bootstrap). '
-                     "One seed each: another seed moves a figure too.</p>")
-    return "".join(parts) + (_DIFFERENT if parts else "")
+            tables.append({"title": title, "header": header, "rows": ladder_table(shown, runs), "note": ""})
+    gains, left_out = augmentation_gains(runs)
+    if gains:
+        rows = [(name, base, what, _difference(clean), _difference(shifted)) for name, base, what, clean, shifted in gains]
+        tables.append({"title": "What each augmentation was worth", "rows": rows, "note": _COMPARED,
+                       "header": ["run", "held against", "what is different", "clean", "stand-in"]})
+    return tables, left_out
 
 
-_DIFFERENT = """<h3>What differs from the original, and why</h3><ul>
-<li>The report's figures are accuracies on the course's hidden, heavily augmented test set, which nobody outside has. The stand-in takes its place:
-the test cells under three of eleven fixed distortions each, none of which is trained on. Its level was set on validation cells, so only differences
-between runs compare.</li>
-<li>The cells are those of the published data set, in BloodMNIST's split; the course gave 11,959 of them, with copies of two spoiled images.</li>
-<li>What a network began with is named in each row: ImageNet's weights, a file, or random ones. The profile says how long it trained: quick is seven epochs
-a phase at the most.</li>
-<li>ImageDataGenerator is legacy code; the same operations run as layers inside the training step.</li></ul>"""
-
-
-def _page(title, body):
-    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{body}</body></html>\n")
+def _page(**values):
+    "The template filled; what is not given is empty."
+    page = Environment(loader=PackageLoader("bloodcell_nb", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    empty = dict.fromkeys(("groups", "failed", "left_out", "pictures"), ())
+    return page.get_template("report.html.j2").render(empty | {"header": _HEADER, "link_to_cells": False} | values) + "\n"
 
 
 def build_report(
     folder: Path,  # holds run folders, at any depth
 ) -> Path:  # index.html in it
-    "Write the page of all runs below a folder, and cells.html where real cells were drawn."
-    folder, body, pictures = Path(folder), [], []
+    "Write the page of all runs below a folder, and cells.html where real cells were drawn; print what had to be left out."
+    folder = Path(folder)
     runs = read_runs(folder)
     if not runs:
         raise DataError(f"{folder}: no runs inside; make one with bloodcell run")
-    done = [run for run in runs if run.metrics]
+    done, others = [run for run in runs if run.metrics], [run for run in runs if not run.metrics]
+    left_out = [(run.name, run.status["error"]) for run in others if run.status["state"] == "unreadable"]
+    failed = [(run.name, run.status["state"], str(run.status.get("error", ""))) for run in others if run.status["state"] != "unreadable"]
+    groups = []
     for data in dict.fromkeys(run.data for run in done):
         some = [run for run in done if run.data == data]
-        kind = "Synthetic cells" if some[0].synthetic else "Real cells"
-        body.append(f"<h2>{kind}: {escape(data)}</h2>")
-        if not some[0].synthetic:  # the report's cells were real
-            body.append(_beside_the_report(some))
-        if rows := [_row(run) for run in some if run.test]:
-            body.append("<h3>All runs</h3>" + _table(_HEADER, rows) + '<p class="note">In brackets: 95 % bootstrap interval over the test cells.</p>')
-        for run in some:
-            body.append(_section(run, folder, with_cells=run.synthetic))
-            if not run.synthetic and (run.folder / "cells").is_dir():
-                pictures.append(f"<h2>{escape(run.name)}, {escape(run.data)}</h2>" + _figures(run, "cells", folder))
-    if failed := [run for run in runs if not run.metrics]:
-        rows = [[escape(run.name), escape(run.status["state"]), escape(str(run.status.get("error", "")))] for run in failed]
-        body.append('<h2 class="failed">Did not finish</h2>' + _table(["run", "state", "error"], rows, "words"))
+        beside, odd = ([], []) if some[0].synthetic else _beside_the_report(others + some)  # the report's cells were real
+        left_out += odd
+        groups.append({"kind": "Synthetic cells" if some[0].synthetic else "Real cells", "data": data, "beside": beside,
+                       "rows": [_row(run) for run in some if run.test], "sections": [_section(run, folder) for run in some]})
+    pictures = [{"name": run.name, "data": run.data, "figures": _figures(run, "cells", folder)}
+                for run in done if not run.synthetic and (run.folder / "cells").is_dir()]
     if pictures:
-        body.append('<p class="note">Pictures of real cells: <a href="cells.html">cells.html</a>, only on the machine that made them.</p>')
-        write_text(folder / "cells.html", _page("Pictures of real cells", "".join(pictures)))
-    return write_text(folder / "index.html", _page("Blood cells in eight classes: the runs", "".join(body)))
+        write_text(folder / "cells.html", _page(title="Pictures of real cells", pictures=pictures))
+    for name, reason in left_out:
+        print(f"left out: {name}: {reason}")
+    return write_text(folder / "index.html", _page(title="Blood cells in eight classes: the runs", groups=groups, failed=failed,
+                                                   left_out=left_out, link_to_cells=bool(pictures)))
 
 # %% ../nbs/90_report.ipynb #0d6bda1b
 def results_table(

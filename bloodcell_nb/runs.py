@@ -34,7 +34,8 @@ import numpy as np
 import psutil
 import yaml
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 import bloodcell_nb
 from .data import SYNTHETIC, Cells, DataError, fingerprint, is_synthetic
@@ -91,8 +92,10 @@ class TrainingRecipe(Recipe):
     final_learning_rate: float = Field(1e-6, gt=0, le=1)  # where a schedule ends and a plateau stops
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augmentation: list[str | dict] = []  # operations on training batches, as 20_augmentation explains
-    mixing: Literal["replace", "double", "part"] = "replace"  # how MixUp and CutMix are applied
-    mixing_share: Share = 0.25  # of a batch, for part
+    augmentation_library: Literal["native", "keras_cv"] = "native"  # whose layers augment; keras_cv: the original report's, TensorFlow only
+    mixing: Literal["replace", "double", "part"] = "replace"  # MixUp and CutMix change all images, a second copy, or a share of them
+    mixing_share: Share = 0.25  # of the training split, for part
+    validation_split: Literal["source", "stratified", "random"] = "source"  # of the source, or drawn anew with val_share
     validation_noise: float = Field(0.0, ge=0, le=128)  # standard deviation of white noise on the validation part, in grey levels
     ema: Rate = 0.0  # momentum of the running average of the weights, which is what is validated and kept; 0: none
     mixed_precision: bool = False  # bfloat16 arithmetic with float32 weights, for a GPU
@@ -386,11 +389,19 @@ def runs_read(
     return getattr(recipe, "members", None) or getattr(recipe, "models", None)
 
 
+def _bytes(path):
+    "What a file holds; nothing where it cannot be read."
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 def _read_by(recipe):
     "What identifies the runs that a recipe reads: their predictions; the records of all trainings where it names none."
     folder, names = runs_folder(recipe), runs_read(recipe)
     paths = [folder / name / "predictions.npz" for name in names] if names else sorted(folder.glob("*/metrics.json"))
-    records = [path.read_bytes() for path in paths if path.is_file() and not path.parent.name.endswith(".partial")]
+    records = [found for path in paths if not path.parent.name.endswith(".partial") and (found := _bytes(path))]
     return hashlib.sha256(b"".join(hashlib.sha256(record).digest() for record in records if names or b'"training"' in record)).hexdigest()
 
 
@@ -437,7 +448,8 @@ def shared(
 
 # %% ../nbs/02_runs.ipynb #f68d537f
 _LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "torch", "keras-cv", "numpy", "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
-              "matplotlib", "pydantic", "pyyaml", "filelock", "psutil", "pooch", "tqdm", "papermill", "nbclient", "ipython", "ipykernel")
+              "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil", "pooch", "tqdm", "papermill", "nbclient",
+              "ipython", "ipykernel")
 
 
 def device_name() -> str:
@@ -592,13 +604,179 @@ class Run:
         (self.folder / "progress.json").unlink(missing_ok=True)
         return record
 
+# %% ../nbs/02_runs.ipynb #e5ba017f
+class _Part(BaseModel):
+    "What the page and the tables read of a record; the rest of it may be anything."
+    model_config = ConfigDict(strict=True)
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Interval = Annotated[list[_Finite], Field(min_length=2, max_length=2)]
+
+
+class _Intervals(_Part):
+    accuracy: _Interval
+    balanced_accuracy: _Interval
+    macro_f1: _Interval
+    ece: _Interval
+
+
+class _Scores(_Part):
+    n: int
+    accuracy: _Finite
+    balanced_accuracy: _Finite
+    macro_f1: _Finite
+    ece: _Finite
+    interval_95: _Intervals
+
+
+class _Training(_Part):
+    parameters: int
+    best_epoch: int
+    epochs: int
+    images_per_second: float
+
+
+class _Folds(_Part):
+    folds: int
+    accuracy_mean: float
+    accuracy_sd: float
+
+
+class _Results(_Part):  # what a kind of run does not have is left out, not null
+    test: _Scores = None
+    corrupted: _Scores = None
+    stand_in: _Scores = None
+    training: _Training = None
+    cross_validation: _Folds = None
+
+
+class _Settings(_Part):
+    seed: int
+    weights: str | None = None
+
+
+class _Data(_Part):
+    source: str
+    fingerprint: str
+    synthetic: bool
+
+
+class _Machine(_Part):
+    device: str
+    backend: str | None
+
+
+class _Seconds(_Part):
+    total: _Finite
+
+
+class _Record(_Part):
+    recipe: _Settings
+    data: _Data
+    code: str
+    environment: _Machine
+    started: str
+    seconds: _Seconds
+    peak_memory_mib: int
+    results: _Results
+
+
+class _Status(_Part):
+    state: str
+    recipe: str = ""
+    profile: str = ""
+
+# %% ../nbs/02_runs.ipynb #bb5f39c7
+class _Pair(_Part):
+    pair: list[str]
+    rank: int | None
+    of: int
+
+
+class _Analysis(_Part):
+    images: int
+    imbalance_ratio: float
+    duplicate_groups: int
+    conflicting_groups: int
+    dropped: dict[str, int]
+    kept: int
+    pairs_most_alike: list[Annotated[tuple[str, str, float], Field(strict=False)]]
+    report_pairs: list[_Pair]
+
+
+class _Gain(_Part):
+    best_member: str
+    difference: _Finite
+    interval_95: _Interval
+    only_first: int
+    only_second: int
+    mcnemar_p: float
+
+
+class _Ensemble(_Part):
+    members: list[str]
+    weights: list[float]
+    views: int
+    temperature: float
+    gain: dict[str, _Gain]
+
+    @model_validator(mode="after")
+    def _one_weight_each(self):
+        if len(self.members) != len(self.weights):
+            raise ValueError(f"{len(self.members)} members, {len(self.weights)} weights")
+        return self
+
+
+class _Calibration(_Part):
+    ece: float
+
+
+class _Clean(_Calibration):
+    n: int
+
+
+class _InAlexNets(_Part):
+    balanced_error: float
+    relative_balanced_error: float
+
+
+class _UnderShift(_Part):
+    clean_balanced_error: float
+    in_alexnets: _InAlexNets
+    clean: _Clean
+    corrupted: _Calibration
+    stand_in: _Calibration
+
+
+class _Robustness(_Part):
+    models: dict[str, _UnderShift]
+
+
+_KINDS = {"dropped": _Analysis, "gain": _Ensemble, "models": _Robustness}  # by a key that only this kind has
+
+
+def _read_checked(path, schema):
+    "A JSON file of a run; raises DataError where it cannot be read or lacks what a schema names."
+    try:
+        value = from_json(path.read_bytes())
+        schema.model_validate(value)
+        for key, kind in _KINDS.items() if schema is _Record else ():
+            if key in value["results"]:
+                kind.model_validate(value["results"])
+    except ValidationError as error:
+        raise DataError(f"{path.name}: {_one_line(error.errors()[0], schema)[:200]}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:150]})") from None
+    return value
+
 # %% ../nbs/02_runs.ipynb #4cdcb0b2
 @dataclass(frozen=True)
 class Finished:
     "A run folder, read."
     folder: Path
-    status: dict  # status.json
-    metrics: dict  # metrics.json; empty where the run failed
+    status: dict  # status.json; state "unreadable" and the reason as its error where a record is odd
+    metrics: dict  # metrics.json; empty where the run failed or is unreadable
 
     @property
     def name(self):
@@ -634,18 +812,19 @@ def model_file(
 def read_runs(
     folder: Path,  # holds run folders, at any depth
 ) -> list[Finished]:  # by data and name
-    "Read the runs below a folder."
+    "Read the runs below a folder, the unreadable too; raises DataError where there is no such folder."
     if not (folder := Path(folder)).is_dir():
         raise DataError(f"{folder}: no such folder; name one that holds runs, such as reports/pbc96")
-    found = []
-    for path in sorted(Path(place, "status.json") for place, _, files in os.walk(folder) if "status.json" in files):
-        try:
-            status = json.loads(path.read_text(encoding="utf-8"))
-            done = status["state"] == "done"
-            metrics = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8")) if done else {}
-            found.append(Finished(path.parent, {"recipe": path.parent.name} | status, metrics))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if not path.exists():  # another process has just renamed the folder
-                continue
-            raise DataError(f"{path.parent}: its record cannot be read ({type(error).__name__}: {error}); run the recipe again or remove the folder") from None
-    return sorted(found, key=lambda run: (run.synthetic, run.data, "test" in run.metrics.get("results", {}), run.name))
+    places = sorted(Path(place) for place, folders, files in os.walk(folder) if "status.json" in (*folders, *files))
+    found = [run for run in map(_read_run, places) if (run.folder / "status.json").exists()]  # else another process has just renamed it
+    return sorted(found, key=lambda run: (run.synthetic, run.data, bool(run.test), run.name))
+
+
+def _read_run(folder):
+    "A run as `read_runs` lists it."
+    status = {"recipe": folder.name}
+    try:
+        status |= _read_checked(folder / "status.json", _Status)
+        return Finished(folder, status, _read_checked(folder / "metrics.json", _Record) if status["state"] == "done" else {})
+    except DataError as error:
+        return Finished(folder, status | {"state": "unreadable", "error": str(error)}, {})

@@ -59,11 +59,23 @@ def test_snapshots_and_seeds_answer_together(runs):
 
 
 def test_predict(runs):
-    for place in (runs / "out" / "first", runs / "out" / "together", runs / "out" / "first" / "model.keras"):
-        done = bloodcell("predict", place, runs / "cell.png", "--grad-cam", runs / "cam")
+    import keras
+
+    from bloodcell_nb.data import CLASS_NAMES
+
+    image = np.asarray(Image.open(runs / "cell.png"))[None]
+    first, second = (keras.saving.load_model(runs / "out" / name / "model.keras", compile=False) for name in ("first", "second"))
+    alone = first.predict(image, verbose=0)[0]
+    settings = json.loads((runs / "out" / "together" / "ensemble.json").read_text())
+    views = np.concatenate([image, image[:, :, ::-1]])  # the ensemble was made with two
+    assert settings["views"] == 2
+    members = [model.predict(views, verbose=0).mean(axis=0) for model in (first, second)]
+    both = np.average(members, axis=0, weights=settings["weights"]) ** (1 / settings["temperature"])
+    for place, expected in (("first", alone), ("together", both / both.sum()), ("first/model.keras", alone)):
+        done = bloodcell("predict", runs / "out" / place, runs / "cell.png", "--grad-cam", runs / "cam")
         assert done.returncode == 0, done.stderr
         name, probability = done.stdout.splitlines()[0].partition("cell.png: ")[2].split("  ")[0].rsplit(" ", 1)
-        assert 1 / 8 <= float(probability) <= 1 and name
+        assert name == CLASS_NAMES[expected.argmax()] and abs(float(probability) - expected.max()) < 0.001, (place, done.stdout, expected)
         assert Image.open(runs / "cam" / "cell_grad_cam.png").size == (576, 288)
 
 

@@ -117,8 +117,8 @@ def test_recipe(name):
         assert moving == sorted(moving) and (moving[0] == 0) == (recipe.phases[0].trainable == "head")
         assert all((phase.trainable == "head") == (count == 0) for phase, count in zip(recipe.phases, moving, strict=True))
     if getattr(recipe, "augmentation", None):
-        policy = Policy(recipe.augmentation, recipe.mixing, recipe.mixing_share)
-        assert len(policy.pixel) + len(policy.mixers) == len(recipe.augmentation)
+        policy = Policy(recipe.augmentation, library=recipe.augmentation_library)
+        assert len(policy.changes) + len(policy.mixers) == len(recipe.augmentation)
 
 
 def imported(notebook, folder):
@@ -161,7 +161,7 @@ def test_the_record_names_every_library():
             found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             names |= {name.partition(".")[0] for name in found}
     owners = packages_distributions()
-    wanted = {owners[name][0].lower() for name in names - {"bloodcell_nb"} if name in owners}
+    wanted = {owners[name][0].lower().replace("_", "-") for name in names - {"bloodcell_nb"} if name in owners}
     assert "numpy" in wanted and wanted - set(environment()["libraries"]) == set()
 
 

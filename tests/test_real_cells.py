@@ -1,6 +1,6 @@
 "What must hold on real cells; skipped where they are not at hand."
 import subprocess
-import time
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +10,11 @@ from bloodcell_nb.analysis import DROPPED, clean, duplicate_groups, list_groups,
 from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, course_arrays, fold_indices, load, save, split_indices
 from bloodcell_nb.shift import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
 
-STAND_IN_MEAN = 161.78  # grey levels, of every hundredth test cell under version 1
+# of every hundredth test cell: checksum of the pixels as Pillow decodes them, and sums of grey levels under version 1 of the stand-in,
+# with the locked NumPy 2.4.6, SciPy 1.17.1 and Pillow 13.0.0
+CLEAN_CRC32 = 3109761112
+STAND_IN_SUMS = [4297689, 3167473, 4990576, 5688052, 4917357, 3720630, 6228574, 2808062, 2738152, 3847209, 5764602, 6195290, 3474825,
+                 5091778, 5255380, 5174699, 4591665, 4969856, 3964931, 3430089, 5452294, 3924470, 2236975, 4903893, 4990456]
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +63,7 @@ def test_course_file(course):
 
 def test_duplicates_in_the_course_file(course):
     images, labels = course
-    start = time.perf_counter()
     hashes = perceptual_hashes(images)
-    assert time.perf_counter() - start < 20
     groups = duplicate_groups(hashes, 8)
     found = list_groups(groups)
     # 17 pairs are pixel-identical before encoding; WebP encodes equal pixels to equal bytes, so the hash finds all of them
@@ -89,19 +91,20 @@ def test_duplicates_never_straddle(cells):
         assert not set(groups[a]) & set(groups[b])
 
 
-def test_all_corruptions_are_made_in_five_minutes(cells):
+def test_every_corruption_hurts_more_with_severity(cells):
     some = cells.part("test").images[:240]
-    start = time.process_time()
     for name in CORRUPTIONS:
-        for severity in range(1, 6):
-            assert (corrupt(some, name, severity) != some).any()
-    assert (time.process_time() - start) * 2422 / len(some) < 300
+        mild, strong = (np.abs(corrupt(some, name, severity).astype(int) - some).mean(axis=(1, 2, 3)) for severity in (1, 5))
+        assert (mild > 0).all() and (strong > 0).all() and strong.mean() > 1.3 * mild.mean(), name
 
 
 def test_stand_in_is_frozen(cells):
-    distorted = stand_in(cells.part("test")[::100])
+    some = cells.part("test")[::100]
     assert STAND_IN_VERSION == 1
-    assert abs(distorted.images.mean() - STAND_IN_MEAN) < 0.3, "scores of one version must stay comparable: raise STAND_IN_VERSION"
+    assert zlib.crc32(some.images.tobytes()) == CLEAN_CRC32, "the cells are others, or are decoded to other pixels"
+    sums = stand_in(some).images.sum(axis=(1, 2, 3), dtype=np.int64)
+    # ten levels in the 27,648 values of an image are room for another rounding
+    assert np.abs(sums - STAND_IN_SUMS).max() <= 10, "scores of one version must stay comparable: raise STAND_IN_VERSION"
 
 
 def test_png_tree_and_back(cells, tmp_path):
