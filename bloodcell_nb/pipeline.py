@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .data import DataError, is_synthetic
+from .data import KEYWORDS, DataError, is_synthetic, source_path
 from bloodcell_nb.runs import (
     PROFILES,
     RecipeError,
@@ -157,8 +157,7 @@ def execute(
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     parameters = recipe.model_dump()
-    files = {key: Path(parameters[key]).expanduser().resolve() for key in ("source", "weights", "runs")
-             if parameters.get(key) and Path(parameters[key]).expanduser().exists()}
+    files = {key: path.resolve() for key in KEYWORDS if (path := source_path(parameters.get(key), key)) and path.exists()}
     parameters |= {key: str(path) for key, path in files.items()}  # the notebook runs in another folder
     start, status = time.monotonic(), {"recipe": recipe.recipe, "profile": profile, "key": key}
     write_json(work / "status.json", status | {"state": "running", "started": datetime.now(UTC).isoformat(timespec="seconds")})
@@ -345,7 +344,7 @@ def _chosen(names):
 
 def data_name(source: str) -> str:
     "A short name for a source, for its folder of runs."
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).stem if Path(source).exists() else source.partition(":")[0])
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem if (path := source_path(source)) and path.exists() else source.partition(":")[0])
 
 
 def with_settings(chosen: list, settings: list) -> list:
