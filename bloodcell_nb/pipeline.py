@@ -310,7 +310,8 @@ def list_recipes():
 
 
 def inspect(source: str, size: int = None):
-    "Print what a source holds."
+    "Print what a source holds: classes, splits, duplicates, and what cleaning would drop."
+    from bloodcell_nb.analysis import describe_duplicates, duplicate_groups, perceptual_hashes
     from bloodcell_nb.data import PARTS, fingerprint, load
 
     cells = load(source, size)
@@ -322,6 +323,7 @@ def inspect(source: str, size: int = None):
     for k, name in enumerate(cells.class_names):
         print(f"{name:<22}" + "".join(f"{count[k]:>8}" for count in counts))
     print(f"{'sum':<22}" + "".join(f"{count.sum():>8}" for count in counts))
+    print("\n".join(describe_duplicates(cells, duplicate_groups(perceptual_hashes(cells.images)))))
 
 
 def convert(source: str, destination: str, size: int = None, course: bool = False, seed: int = 0):
