@@ -98,6 +98,19 @@ def test_duplicates_in_the_course_file(course):
     assert np.abs(np.bincount(kept.labels[val]) / kept.counts - 0.2).max() < 0.005
 
 
+def test_inspect_names_what_is_wrong_with_the_course_file(course, tmp_path, capsys):
+    from bloodcell_nb.pipeline import inspect
+
+    np.savez(tmp_path / "course.npz", images=course[0], labels=course[1])
+    inspect(str(tmp_path / "course.npz"))
+    said = capsys.readouterr().out
+    counts = ", ".join(f"{name} 200" for name in CLASS_NAMES)
+    assert f"1,600 copies, first 011959 (basophil), image 11959; labels: {counts}\n" in said
+    assert "200 copies, first 013559 (monocyte), image 13559; labels: monocyte 200\n" in said
+    assert "17 pairs; with conflicting labels: 1\n" in said and said.count(" = ") == 17
+    assert "cleaning drops 1,818: 1,800 injected, 2 conflicting labels, 16 duplicate; keeps 11,941\n" in said
+
+
 def test_duplicates_never_straddle(cells):
     train = cells.part("train")
     groups = duplicate_groups(perceptual_hashes(train.images), 8)
