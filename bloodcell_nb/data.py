@@ -56,7 +56,7 @@ def source_path(
     if not value or isinstance(value, str) and is_keyword(value):
         return None
     path = Path(value).expanduser()
-    return path.resolve() if is_keyword(str(path)) else path  # its text must not read as the keyword
+    return path.resolve() if is_keyword(str(path)) else path  # its text must be no keyword
 
 
 def is_synthetic(
@@ -154,8 +154,8 @@ def check_labels(
     if labels.dtype == bool or np.issubdtype(labels.dtype, np.number):
         if labels.ndim == 2 and len(labels):
             if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
-                raise DataError(f"{where}: labels of shape {labels.shape} are not one-hot: each row must hold a single 1; "
-                                "a multi-label file, such as ChestMNIST, has no single class for an image")
+                raise DataError(f"{where}: labels of shape {labels.shape} are not one-hot: each row must "
+                                "hold a single 1; multi-label files, such as ChestMNIST, cannot be used")
             labels = labels.argmax(axis=1)
     else:
         raise DataError(f"{where}: labels have type {labels.dtype}, expected whole numbers")
@@ -182,10 +182,10 @@ def is_pbc_original(
 def crop_centre(
     original: Image.Image,  # image of PBC dataset normal DIB, most 360x363
 ) -> Image.Image:  # RGB, 224x224
-    "Cut the central 200x200 and resize to 224x224 (bilinear); raises DataError for an image below 200x200."
+    "Cut the central 200x200, resize to 224x224 (bilinear); raises DataError below 200x200."
     width, height = original.size
     if min(width, height) < 200:
-        raise DataError(f"the image is {width}x{height}; a PBC original has at least 200x200 pixels")
+        raise DataError(f"the image is {width}x{height}; a PBC original has at least 200x200")
     left, top = round((width - 200) / 2), round((height - 200) / 2)
     centre = original.convert("RGB").crop((left, top, left + 200, top + 200))
     return centre.resize((224, 224), Image.Resampling.BILINEAR)
@@ -205,7 +205,8 @@ MAX_ARCHIVE_BYTES = 16 * 2**30  # of all image files in a zip, unpacked
 MAX_ARRAY_BYTES = 16 * 2**30  # of all images or arrays in memory; less where less memory is free
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _OPENING = threading.Lock()  # warning filters belong to the whole process
-_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]|^\.|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)', re.IGNORECASE)
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]|^\.|[. ]$|'
+                     r"^(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)", re.IGNORECASE)
 
 
 def check_names(
@@ -215,8 +216,8 @@ def check_names(
     "Refuse, with DataError, what is a path or cannot be a name on Linux, macOS and Windows alike."
     for name in names:
         if not name or _UNSAFE.search(name) or len(name.encode(errors="surrogatepass")) > 255:
-            raise DataError(f"{where}: {name[:60]!r} cannot name a file or folder; expected a name without "
-                            "a path, < > : \" / \\ | ? * and control characters, not reserved by Windows, not hidden")
+            raise DataError(f"{where}: {name[:60]!r} cannot name a file or folder; expected a name, not a path, "
+                            "not hidden, not reserved by Windows, without < > : \" / \\ | ? *")
 
 
 def check_memory(
@@ -228,8 +229,8 @@ def check_memory(
 
     limit = min(MAX_ARRAY_BYTES, psutil.virtual_memory().available // 2)
     if needed > limit:
-        raise DataError(f"{where}: unpacks to {needed / 2**30:,.2f} GiB; expected at most {limit / 2**30:,.2f} GiB here; "
-                        "give fewer or smaller images")
+        raise DataError(f"{where}: unpacks to {needed / 2**30:,.2f} GiB; expected at most "
+                        f"{limit / 2**30:,.2f} GiB here; give fewer or smaller images")
 
 
 def read_image(
@@ -237,21 +238,26 @@ def read_image(
     where: str,  # named in an error
     size: tuple = None,  # height and width to resize to; None: as it is, a PBC original 96x96
 ) -> np.ndarray:  # uint8, (h, w, 3)
-    "Read an image; a PBC original is cut to its centre, any other is used whole. Raises DataError for a file that is no image or is too large."
+    """Read an image; a PBC original is cut to its centre, any other is used whole.
+
+    Raises DataError for a file that is no image or is too large.
+    """
     try:
         with opened() as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
         with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is stricter
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height}, more than {MAX_PIXELS / 1e6:g} megapixels")
+            raise ValueError(f"{image.width}x{image.height}, over {MAX_PIXELS / 1e6:g} megapixels")
         image = image.convert("RGB")
     except Exception as error:  # zip and image decoders raise many kinds
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error).split("\n")[0]
-        raise DataError(f"{where} cannot be read as an image ({reason}); expected {', '.join(_FORMATS)}; repair or remove it") from None
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown format" if unknown else str(error).split("\n")[0]
+        raise DataError(f"{where} cannot be read as an image ({reason}); "
+                        f"expected {', '.join(_FORMATS)}; repair or remove it") from None
     if is_pbc_original(image.size):
         image = rebuild_96(image) if size in (None, (96, 96)) else crop_centre(image)
     if size and image.size != size[::-1]:
@@ -270,7 +276,7 @@ def _class_name(folder_name):
 
 
 def _entries(path):
-    "Names of the files in a folder or zip, the names of its folders, and a function that opens one file."
+    "Names of the files and of the folders in a folder or zip, and a function that opens one file."
     if path.is_dir():
         found = sorted(path.rglob("*"))
         files = [p.relative_to(path).as_posix() for p in found if p.is_file()]
@@ -284,13 +290,21 @@ def _entries(path):
     for name in names:
         if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or name[1:2] == ":":
             raise DataError(f"{path}: entry {name!r} points outside the zip; remove it")
-    sizes = {entry.filename: entry.file_size for entry in archive.infolist() if _is_picture(entry.filename)}
-    if sizes and max(sizes.values()) > MAX_FILE_BYTES:
-        raise DataError(f"{path}: {max(sizes, key=sizes.get)} unpacks to {max(sizes.values()) / 2**20:,.0f} MiB; "
+    _check_unpacked({entry.filename: entry.file_size for entry in archive.infolist()}, path)
+    files, folders = ([n for n in names if n.endswith("/") == wanted] for wanted in (False, True))
+    return files, [n.rstrip("/") for n in folders], archive.open
+
+
+def _check_unpacked(sizes, path):
+    "Refuse a zip whose images, or one of them, unpack to too many bytes, as its directory says."
+    sizes = {name: size for name, size in sizes.items() if _is_picture(name)}
+    total, (largest, name) = sum(sizes.values()), max(((s, n) for n, s in sizes.items()), default=(0, ""))
+    if largest > MAX_FILE_BYTES:
+        raise DataError(f"{path}: {name} unpacks to {largest / 2**20:,.0f} MiB; "
                         f"expected images of at most {MAX_FILE_BYTES >> 20} MiB")
-    if sum(sizes.values()) > MAX_ARCHIVE_BYTES:
-        raise DataError(f"{path}: unpacks to {sum(sizes.values()) / 2**30:,.2f} GiB; expected at most {MAX_ARCHIVE_BYTES >> 30} GiB of images")
-    return [n for n in names if not n.endswith("/")], [n.rstrip("/") for n in names if n.endswith("/")], archive.open
+    if total > MAX_ARCHIVE_BYTES:
+        raise DataError(f"{path}: unpacks to {total / 2**30:,.2f} GiB; "
+                        f"expected images of at most {MAX_ARCHIVE_BYTES >> 30} GiB")
 
 
 def _is_picture(name):
@@ -337,12 +351,14 @@ def _read_tree(path, size):
     def fill(k):
         image = decode(order[k])
         if image.shape != first.shape:
-            raise DataError(f"{path}: images differ in size ({names[order[k]]} is {image.shape[1]}x{image.shape[0]}, the first "
-                            f"{first.shape[1]}x{first.shape[0]}); give a size to resize them to, such as 96")
+            (height, width), (first_height, first_width) = image.shape[:2], first.shape[:2]
+            raise DataError(f"{path}: images differ in size ({names[order[k]]} is {width}x{height}, the first "
+                            f"{first_width}x{first_height}); give a size to resize them to, such as 96")
         images[k] = image
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(tqdm(pool.map(fill, range(len(order))), total=len(order), desc=f"read {path.name}", unit="image", delay=1))
+        list(tqdm(pool.map(fill, range(len(order))), total=len(order), desc=f"read {path.name}",
+                  unit="image", delay=1))
     labels = np.array([class_names.index(_class_name(places[i][1])) for i in order])
     return Cells(images, labels, class_names, [PurePosixPath(names[i]).stem for i in order],
                  [places[i][0] for i in order], str(path))
@@ -354,8 +370,8 @@ def _npz_bytes(path):
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as stream:
-                version = np.lib.format.read_magic(stream)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                first_version = np.lib.format.read_magic(stream) == (1, 0)
+                read = getattr(np.lib.format, f"read_array_header_{1 if first_version else 2}_0")
                 shape, _, dtype = read(stream)
             total += max(entry.file_size, math.prod(shape) * dtype.itemsize)
     return total
@@ -373,13 +389,15 @@ def _read_arrays(path):
         if "pickle" in str(error):
             raise DataError(f"{path}: holds pickled objects, which can run code and are not read; save plain arrays") from None
         reason = str(error).split("\n")[0]
-        raise DataError(f"{path}: not a whole npz file ({reason}); copy or download it again") from None
+        raise DataError(f"{path}: not a whole npz file ({reason}); "
+                        "copy or download it again") from None
 
 
 def _medmnist_images(images, where):
     "RGB images of a MedMNIST file."
     if images.ndim == 4 and images.shape[-1] not in (1, 3) or images.ndim == 5:
-        raise DataError(f"{where}: images have shape {images.shape}, 3-D volumes; expected a file of 2-D images, such as BloodMNIST")
+        raise DataError(f"{where}: images have shape {images.shape}, 3-D volumes; "
+                        "expected a file of 2-D images, such as BloodMNIST")
     if images.ndim == 3:
         images = images[..., None]
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
@@ -390,13 +408,16 @@ def _medmnist_cells(arrays, path):
     parts = [part for part in PARTS if f"{part}_images" in arrays]
     if missing := [part for part in parts if f"{part}_labels" not in arrays]:
         raise DataError(f"{path}: no key {missing[0]}_labels beside {missing[0]}_images")
-    labels = [check_labels(arrays[f"{p}_labels"], len(arrays[f"{p}_images"]), f"{path}, {p}") for p in parts]
+    images, labels = ([arrays[f"{part}_{what}"] for part in parts] for what in ("images", "labels"))
+    where = [f"{path}, {part}" for part in parts]
+    labels = [check_labels(some, len(of), place) for some, of, place in zip(labels, images, where, strict=True)]
     count = 1 + max((int(some.max()) for some in labels if len(some)), default=0)
-    blood = count == 8 and all(arrays[f"{p}_images"].shape[-1] == 3 for p in parts)  # TissueMNIST's eight classes are grey
-    images = [check_images(_medmnist_images(arrays[f"{p}_images"], f"{path}, {p}"), f"{path}, {p}") for p in parts]
+    blood = count == 8 and all(some.shape[-1] == 3 for some in images)  # TissueMNIST has eight grey classes
+    images = [check_images(_medmnist_images(some, place), place) for some, place in zip(images, where, strict=True)]
     if len(sizes := sorted({some.shape[1:3] for some in images})) > 1:
-        raise DataError(f"{path}: images of the parts differ in size, {sizes[0]} and {sizes[1]}; expected one size")
-    return Cells(np.concatenate(images), np.concatenate(labels), CLASS_NAMES if blood else tuple(f"class {k}" for k in range(count)),
+        raise DataError(f"{path}: images have sizes {sizes[0]} and {sizes[1]}; expected one size")
+    names = CLASS_NAMES if blood else tuple(f"class {k}" for k in range(count))
+    return Cells(np.concatenate(images), np.concatenate(labels), names,
                  parts=np.repeat(parts, [len(some) for some in labels]), source=str(path))
 
 
@@ -445,29 +466,32 @@ def _check_sha256(path):
             (Path(work) / record.name).write_text(f"{found}  {path.name}\n", encoding="utf-8")
             os.replace(Path(work) / record.name, record)
     elif record.read_text(encoding="utf-8").split()[:1] != [found]:
-        raise DataError(f"{path}: its SHA-256 is not the one in {record.name}, so it changed since it was downloaded; "
-                        "remove both files to download it again")
+        raise DataError(f"{path}: its SHA-256 is not the one in {record.name}, so it changed since it "
+                        "was downloaded; remove both files to download it again")
 
 
 def download_medmnist(
     size: int = 28,  # pixels a side: 28, 64, 128 or 224
     folder: Path = None,  # where to keep the file; pooch's cache folder by default
 ) -> Path:  # the npz file
-    """Download BloodMNIST once; each use checks the published MD5 and the SHA-256 of the first download, kept beside it as <name>.sha256.
+    """Download BloodMNIST once, and check it each time it is used.
 
-    No SHA-256 of these files is published: it shows that a file changed since, not that the first download was genuine.
+    The MD5 is the published one. No SHA-256 of these files is published: that of the first download is
+    kept beside it as <name>.sha256, which shows a later change, not that the first download was genuine.
     Raises DataError for a file that cannot be downloaded or that changed.
     """
     import pooch
 
     _medmnist_size(f"medmnist:{size}")
     name = "bloodmnist.npz" if size == 28 else f"bloodmnist_{size}.npz"
-    url, path = _MEDMNIST_URL.format(name=name), Path(folder or pooch.os_cache("bloodcell_nb")) / name
+    url = _MEDMNIST_URL.format(name=name)
+    path = Path(folder or pooch.os_cache("bloodcell_nb")) / name
     pooch.get_logger().setLevel("ERROR")
     if path.exists() and path.with_name(f"{name}.sha256").exists():
         _check_sha256(path)  # before pooch, which fetches a changed file anew without a word
     try:
-        pooch.retrieve(url, known_hash=f"md5:{_MEDMNIST_MD5[size]}", fname=name, path=path.parent, progressbar=True)
+        pooch.retrieve(url, known_hash=f"md5:{_MEDMNIST_MD5[size]}", fname=name, path=path.parent,
+                       progressbar=True)
         _check_sha256(path)
         return path
     except DataError:
@@ -486,7 +510,8 @@ def load(
     from bloodcell_nb.synthetic import draw_cells, parse_synthetic
 
     path = source_path(source)
-    if size is not None and not (size >= 8 and path and path.exists() and path.suffix.lower() != ".npz"):
+    images = path and path.exists() and path.suffix.lower() != ".npz"
+    if size is not None and not (size >= 8 and images):
         raise DataError(f"{source}: size is {size}; expected 8 or more, and a folder or .zip whose pictures can be resized")
     if is_synthetic(source):
         return draw_cells(**parse_synthetic(str(source)))
@@ -526,7 +551,7 @@ def write_tree(
     cells: Cells,  # what to write
     folder: Path,  # new folder: [part/]class/id.png
 ) -> Path:  # the folder
-    "Write one PNG file a cell; raises DataError, with nothing written, for ids or class names that cannot be names."
+    "Write one PNG file a cell; raises DataError, nothing written, for ids or classes that name no file."
     _check_cell_names(cells)
     folder = _check_free(folder)
     names = [f"{part}/{cells.class_names[label]}/{name}.png".lstrip("/").replace(" ", "_")
