@@ -94,15 +94,17 @@ def perceptual_hashes(
     images: np.ndarray,  # uint8, (n, h, w, 3)
     hash_size: int = 16,  # the hash has hash_size**2 bits
 ) -> np.ndarray:  # bool, (n, hash_size**2)
-    "Hash images by their low frequencies (pHash of the imagehash library): similar images differ in few bits. Equal images are hashed once."
+    "Hash images by their low frequencies (imagehash's pHash), equal ones once: similar images differ in few bits."
     import imagehash
 
     def bits(image):
         return imagehash.phash(Image.fromarray(image), hash_size=hash_size).hash.ravel()
 
-    _, first, which = np.unique([hashlib.sha256(image.tobytes()).hexdigest() for image in images], return_index=True, return_inverse=True)
+    digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    _, first, which = np.unique(digests, return_index=True, return_inverse=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.array(list(pool.map(bits, images[first])), bool).reshape(len(first), hash_size**2)[which.ravel()]
+        hashes = np.array(list(pool.map(bits, images[first])), bool).reshape(len(first), hash_size**2)
+    return hashes[which]
 
 
 def duplicate_groups(
@@ -172,8 +174,8 @@ def clean(
 def split_copies(
     parts: np.ndarray,  # split of each image, (n,)
     groups: np.ndarray,  # number of each image's duplicate group, (n,)
-) -> tuple[list[np.ndarray], np.ndarray]:  # groups with images in both validation and test split; images for training with a copy in either
-    "Find copies that lie in different splits."
+) -> tuple[list[np.ndarray], np.ndarray]:  # groups in both splits that stay, other images that are in one
+    "Find groups with images in both validation and test split, and training images with a copy in either."
     both = [group for group in list_groups(groups) if {"val", "test"} <= set(parts[group])]
     fixed = np.isin(parts, ("val", "test"))
     return both, np.flatnonzero(~fixed & np.isin(groups, groups[fixed]))
@@ -187,29 +189,39 @@ def describe_duplicates(
 ) -> list[str]:  # lines
     "Name the duplicate groups, what validation and test split share, and what cleaning drops."
     def name(i):
-        return f"{cells.ids[i]} ({', '.join(filter(None, (cells.parts[i], cells.class_names[cells.labels[i]])))})"
+        where = filter(None, (cells.parts[i], cells.class_names[cells.labels[i]]))
+        return f"{cells.ids[i]} ({', '.join(where)})"
 
-    def named(some, describe, what):
-        return [f"    {describe(group)}" for group in some[:most]] + [f"    and {len(some) - most} more {what}"] * (len(some) > most)
+    def names(group):
+        return " = ".join(map(name, group[:most]))
 
-    def labels(group):
-        return ", ".join(f"{cells.class_names[k]} {count}" for k, count in sorted(Counter(cells.labels[group].tolist()).items()))
+    def copies(group):
+        counts = sorted(Counter(cells.labels[group].tolist()).items())
+        labels = ", ".join(f"{cells.class_names[k]} {count}" for k, count in counts)
+        return f"{len(group):,} copies, first {name(group[0])}, image {group[0]}; labels: {labels}"
 
-    found, (both, train), reasons = list_groups(groups), split_copies(cells.parts, groups), clean(cells, groups, max_copies)
-    large, small = ([group for group in found if (len(group) > max_copies) == wanted] for wanted in (True, False))
-    conflicting = [group for group in small if len(set(cells.labels[group])) > 1]
-    small.sort(key=lambda group: len(set(cells.labels[group])), reverse=True)  # conflicting labels first
-    sizes = [f"{count} {'pairs' if size == 2 else f'groups of {size}'}" for size, count in sorted(Counter(map(len, small)).items())]
-    dropped = [f"{(reasons == reason).sum():,} {reason}" for reason in DROPPED]
-    return [f"duplicates: {len(found)} groups, {sum(map(len, found)):,} images",
-            *[f"  {len(large)} of more than {max_copies} copies"] * bool(large),
-            *named(large, lambda group: f"{len(group):,} copies, first {name(group[0])}, image {group[0]}; labels: {labels(group)}", "groups"),
-            *[f"  {', '.join(sizes)}; with conflicting labels: {len(conflicting)}"] * bool(small),
-            *named(small, lambda group: " = ".join(map(name, group)), "groups"),
-            *[f"  groups in both the validation and the test split: {len(both)}; training images with a copy in either: {len(train)}"]
-            * bool(np.isin(("val", "test"), cells.parts).any()),
-            *named(both, lambda group: " = ".join(map(name, group[:most])), "groups"),
-            f"cleaning drops {(reasons != '').sum():,}: {', '.join(dropped)}; keeps {(reasons == '').sum():,}"]
+    def listed(some, describe):
+        more = [f"    and {len(some) - most} more"] if len(some) > most else []
+        return [f"    {describe(group)}" for group in some[:most]] + more
+
+    found, reasons = list_groups(groups), clean(cells, groups, max_copies)
+    large = [group for group in found if len(group) > max_copies]
+    small = sorted(found[len(large):], key=lambda group: len(set(cells.labels[group])), reverse=True)
+    conflicting = sum(len(set(cells.labels[group])) > 1 for group in small)
+    lines = [f"duplicates: {len(found)} groups, {sum(map(len, found)):,} images"]
+    if large:
+        lines += [f"  {len(large)} of more than {max_copies} copies", *listed(large, copies)]
+    if small:
+        sizes = sorted(Counter(map(len, small)).items())
+        said = [f"{count} {'pairs' if size == 2 else f'groups of {size}'}" for size, count in sizes]
+        lines += [f"  {', '.join(said)}; with conflicting labels: {conflicting}", *listed(small, names)]
+    if np.isin(("val", "test"), cells.parts).any():
+        both, train = split_copies(cells.parts, groups)
+        lines += [f"  groups in both the validation and the test split: {len(both)}; "
+                  f"training images with a copy in either: {len(train)}", *listed(both, names)]
+    dropped = ", ".join(f"{(reasons == reason).sum():,} {reason}" for reason in DROPPED)
+    kept = (reasons == "").sum()
+    return [*lines, f"cleaning drops {len(cells) - kept:,}: {dropped}; keeps {kept:,}"]
 
 # %% ../nbs/10_analysis.ipynb #287fb6fe
 def class_means(
@@ -315,7 +327,8 @@ def plot_embedding(
     "A map of cells coloured by class."
     markers = "os^Dv<>P"  # so that it reads in grey too
     for k, name in enumerate(class_names):
-        ax.scatter(*points[labels == k].T, s=9, marker=markers[(k + k // 8) % 8], color=CLASS_COLOURS[k % 8], label=name, alpha=0.75, linewidths=0)
+        ax.scatter(*points[labels == k].T, s=9, marker=markers[(k + k // 8) % 8],
+                   color=CLASS_COLOURS[k % 8], label=name, alpha=0.75, linewidths=0)
     if len(marked):
         ax.scatter(*points[np.asarray(marked, int)].T, s=70, facecolors="none", edgecolors="red", linewidths=1, label="outlier")
     ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
@@ -355,9 +368,10 @@ def balance_classes(
     sampler = SMOTE(random_state=seed, k_neighbors=min(5, cells.counts.min() - 1))
     flat, labels = sampler.fit_resample(cells.images.reshape(len(cells), -1).astype(np.float32), cells.labels)
     made = np.round(flat[len(cells) :]).clip(0, 255).astype(np.uint8).reshape(-1, *cells.images.shape[1:])
-    n = len(made)
+    ids = [f"{SMOTE_MARK}{i:06d}" for i in range(len(made))]
     return replace(cells, images=np.concatenate([cells.images, made]), labels=labels,
-                   ids=np.concatenate([cells.ids, [f"{SMOTE_MARK}{i:06d}" for i in range(n)]]), parts=np.concatenate([cells.parts, np.full(n, cells.parts[0])]))
+                   ids=np.concatenate([cells.ids, ids]),
+                   parts=np.concatenate([cells.parts, np.full(len(made), cells.parts[0])]))
 
 
 def sharpness(

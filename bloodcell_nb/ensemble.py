@@ -227,7 +227,7 @@ def load_classifier(
     places: list[Path],  # .keras files and run folders, answered with their plain mean; or the run folder of one ensemble
     runs: Path = None,  # folder of an ensemble's members; None: where the ensemble lies
 ) -> Classifier:
-    "Find the networks of files, runs or an ensemble; raises DataError for a member outside the folder of the runs."
+    "Find the networks of files, runs or an ensemble; raises DataError for a member outside the runs' folder."
     if not places:
         raise DataError("nothing named; expected a .keras file, a run folder, or several")
     places = [Path(place) for place in places]
@@ -262,7 +262,7 @@ def read_picture(
     path: Path,
     size: tuple,  # height and width that the network takes, in pixels
 ) -> np.ndarray:  # uint8 (h, w, 3)
-    "Read an image as `load` reads those of a folder; raises DataError where there is none or it cannot be read."
+    "Read an image as `load` does; raises DataError where there is none or it cannot be read."
     if not Path(path).is_file():
         raise DataError(f"no file {path}; expected an image of a cell")
     return read_image(lambda: open(path, "rb"), str(path), tuple(size))
