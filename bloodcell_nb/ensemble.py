@@ -18,9 +18,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from .data import CLASS_NAMES, DataError, rebuild_96
+from .data import CLASS_NAMES, DataError, check_names, read_image
 from .runs import model_file
 
 # %% ../nbs/70_ensemble.ipynb #7aea3b68
@@ -226,8 +225,9 @@ def _name(file):
 
 def load_classifier(
     places: list[Path],  # .keras files and run folders, answered with their plain mean; or the run folder of one ensemble
+    runs: Path = None,  # folder of an ensemble's members; None: where the ensemble lies
 ) -> Classifier:
-    "Find the networks of files, runs or an ensemble."
+    "Find the networks of files, runs or an ensemble; raises DataError for a member outside the runs' folder."
     if not places:
         raise DataError("nothing named; expected a .keras file, a run folder, or several")
     places = [Path(place) for place in places]
@@ -238,9 +238,12 @@ def load_classifier(
     if ensembles:
         try:
             settings = json.loads((places[0] / "ensemble.json").read_text(encoding="utf-8"))
-            files = [places[0].parent / member for member in settings.pop("members")]
-        except (OSError, ValueError, KeyError) as error:
+            members = list(map(str, settings.pop("members")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{places[0].name}/ensemble.json cannot be read ({type(error).__name__}); run the ensemble again") from None
+        for member in members:
+            check_names(member.split("/"), f"{places[0].name}/ensemble.json, members")
+        files = [Path(runs or places[0].parent) / member for member in members]
     count = len(files)
     names = [_class_names(file) for file in files]
     for file, some in zip(files[1:], names[1:], strict=True):
@@ -259,19 +262,10 @@ def read_picture(
     path: Path,
     size: tuple,  # height and width that the network takes, in pixels
 ) -> np.ndarray:  # uint8 (h, w, 3)
-    "Read a picture; an original of the dataset, 360 pixels wide, is cut as the course's pictures were."
-    path = Path(path)
-    try:
-        with Image.open(path) as picture:
-            picture = picture.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"no file {path}; expected a picture of a cell") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as a picture ({type(error).__name__}); expected PNG, JPEG, WebP or BMP") from None
-    height, width = size
-    if (height, width) == (96, 96) and min(picture.size) >= 300:
-        return np.asarray(rebuild_96(picture))
-    return np.asarray(picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BILINEAR))
+    "Read an image as `load` does; raises DataError where there is none or it cannot be read."
+    if not Path(path).is_file():
+        raise DataError(f"no file {path}; expected an image of a cell")
+    return read_image(lambda: open(path, "rb"), str(path), tuple(size))
 
 # %% ../nbs/70_ensemble.ipynb #84d1b57b
 _MODEL = '''"Blood cells in eight classes: the weighted mean of some networks. Needs NumPy, TensorFlow and Keras."
@@ -323,6 +317,7 @@ class Model:
 def write_submission(
     places: list[Path],  # .keras files and run folders, or one ensemble's
     out: Path,  # new .zip file
+    runs: Path = None,  # folder of an ensemble's members; None: where the ensemble lies
 ) -> Path:
     "Write a Codabench submission."
     out = Path(out)
@@ -332,7 +327,7 @@ def write_submission(
         raise DataError(f"{out} exists; name a new file or remove it")
     if not out.parent.is_dir():
         raise DataError(f"{out.parent}: no such folder; make it first")
-    classifier = load_classifier(places)
+    classifier = load_classifier(places, runs)
     _ = classifier.models  # what cannot be loaded is said now
     names = [f"model_{k}.keras" for k in range(1, len(classifier.files) + 1)]
     settings = {"files": names, "weights": list(classifier.weights), "views": classifier.views, "class_names": list(classifier.class_names)}

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from filelock import FileLock, ReadWriteLock, Timeout
 
-from .data import DataError, is_synthetic
+from .data import KEYWORDS, DataError, is_synthetic, source_path
 from bloodcell_nb.runs import (
     PROFILES,
     RecipeError,
@@ -208,8 +208,7 @@ def _run_notebook(recipe, work, status, timeout, stream, alone):
         import papermill
 
     parameters = recipe.model_dump()
-    files = {key: Path(parameters[key]).expanduser().resolve() for key in ("source", "weights", "runs")
-             if parameters.get(key) and Path(parameters[key]).expanduser().exists()}
+    files = {key: path.resolve() for key in KEYWORDS if (path := source_path(parameters.get(key), key)) and path.exists()}
     parameters |= {key: str(path) for key, path in files.items()}  # the notebook runs in another folder
     start = time.monotonic()
     write_json(work / "status.json", status | {"state": "running", "started": datetime.now(UTC).isoformat(timespec="seconds")})
@@ -370,7 +369,8 @@ def list_recipes():
 
 
 def inspect(source: str, size: int = None):
-    "Print what a source holds."
+    "Print what a source holds: classes, splits, duplicates, and what cleaning would drop."
+    from bloodcell_nb.analysis import describe_duplicates, duplicate_groups, perceptual_hashes
     from bloodcell_nb.data import PARTS, fingerprint, load
 
     cells = load(source, size)
@@ -382,6 +382,7 @@ def inspect(source: str, size: int = None):
     for k, name in enumerate(cells.class_names):
         print(f"{name:<22}" + "".join(f"{count[k]:>8}" for count in counts))
     print(f"{'sum':<22}" + "".join(f"{count.sum():>8}" for count in counts))
+    print("\n".join(describe_duplicates(cells, duplicate_groups(perceptual_hashes(cells.images)))))
 
 
 def convert(source: str, destination: str, size: int = None, course: bool = False, seed: int = 0):
@@ -397,7 +398,7 @@ def convert(source: str, destination: str, size: int = None, course: bool = Fals
 
 def data_name(source: str) -> str:
     "A short name for a source, for its folder of runs."
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source).stem if Path(source).exists() else source.partition(":")[0])
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem if (path := source_path(source)) and path.exists() else source.partition(":")[0])
 
 
 def with_settings(chosen: list, settings: list) -> list:

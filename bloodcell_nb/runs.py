@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import from_json
 
 import bloodcell_nb
-from .data import SYNTHETIC, Cells, DataError, fingerprint, is_synthetic
+from .data import KEYWORDS, SYNTHETIC, Cells, DataError, fingerprint, is_synthetic, source_path
 
 # %% ../nbs/02_runs.ipynb #d20b9c74
 class RecipeError(DataError):
@@ -411,7 +411,7 @@ def run_key(
     "Identify a run by its recipe, data and code, and by the runs that it reads. Versions of libraries are in the record, not in the key."
     weights = getattr(recipe, "weights", "")
     parts = [recipe.model_dump_json(exclude={"out", "source", "weights", "runs"}), fingerprint(recipe.source), code_fingerprint(recipe.notebook),
-             fingerprint(weights) if Path(weights).is_file() else weights, os.environ.get("KERAS_BACKEND", "tensorflow"),
+             fingerprint(path) if (path := source_path(weights, "weights")) and path.is_file() else weights, os.environ.get("KERAS_BACKEND", "tensorflow"),
              _read_by(recipe) if isinstance(recipe, ReaderRecipe) else ""]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -588,7 +588,7 @@ class Run:
     ) -> dict:  # the whole record
         "Write metrics.json."
         said = self.recipe.model_dump(exclude={"out"})
-        said |= {key: Path(said[key]).name for key in ("source", "weights", "runs") if said.get(key) and Path(said[key]).exists()}  # no path of this machine
+        said |= {key: path.name for key in KEYWORDS if (path := source_path(said.get(key), key)) and path.exists()}  # no path of this machine
         source = said["source"]
         record = {
             "recipe": said,

@@ -83,7 +83,7 @@ def test_bad_input_costs_one_line(runs):
     out, cell = runs / "out", runs / "cell.png"
     (runs / "text.png").write_text("no picture")
     (runs / "cut.keras").write_bytes((out / "first" / "model.keras").read_bytes()[:2000])
-    one_line_error(bloodcell("predict", out / "first", runs / "text.png"), "text.png cannot be read as a picture")
+    one_line_error(bloodcell("predict", out / "first", runs / "text.png"), "text.png cannot be read as an image")
     one_line_error(bloodcell("predict", runs / "cut.keras", cell), "cut.keras", "not a Keras model that can be loaded safely")
     one_line_error(bloodcell("predict", out / "none", cell), "expected a .keras file or the folder of a finished run")
     one_line_error(bloodcell("submission", out / "first", "--out", runs / "cell.png"), "ends in .zip")
@@ -91,6 +91,9 @@ def test_bad_input_costs_one_line(runs):
     shutil.copytree(out / "first", runs / "weightless", ignore=shutil.ignore_patterns("model.keras"))
     one_line_error(bloodcell("submission", runs / "weightless", "--out", runs / "a.zip"), "weightless holds no model.keras")
     assert not (runs / "a.zip").exists()
+    (runs / "outside").mkdir()
+    (runs / "outside" / "ensemble.json").write_text(json.dumps({"members": ["../../first"], "weights": [1.0]}))
+    one_line_error(bloodcell("predict", runs / "outside", cell), "outside/ensemble.json, members: '..' cannot name a file or folder")
     missing = bloodcell("run", recipe(runs, "missing", notebook="70_ensemble", members=["first", "nobody"], filters=None, dense_units=None, batch_size=None,
                                       epochs=None), "--data", SOURCE, "--profile", "full", "--out", out)
     assert missing.returncode == 1 and "nobody holds no predictions_val.npz" in missing.stdout

@@ -50,6 +50,22 @@ def test_a_spoiled_download_is_refused(server, monkeypatch):
     assert "\n" not in str(error.value) and not list((server.parent / "cache").glob("*.npz"))
 
 
+def test_a_cached_file_that_changed_is_refused(server, monkeypatch):
+    "Though its MD5 is the published one, and though it could be fetched anew."
+    serve_bloodmnist(server, monkeypatch)
+    path = data.download_medmnist(64)
+    record = path.with_name("bloodmnist_64.npz.sha256")
+    assert record.read_text() == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  bloodmnist_64.npz\n"
+    path.write_bytes(path.read_bytes() + b"forged")
+    monkeypatch.setitem(data._MEDMNIST_MD5, 64, hashlib.md5(path.read_bytes()).hexdigest())
+    with pytest.raises(data.DataError, match="its SHA-256 is not the one in bloodmnist_64.npz.sha256") as error:
+        data.load("medmnist:64")
+    assert "\n" not in str(error.value) and path.read_bytes().endswith(b"forged")
+    path.unlink(), record.unlink()
+    serve_bloodmnist(server, monkeypatch)
+    assert len(data.load("medmnist:64")) == 48
+
+
 def test_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "_MEDMNIST_URL", "http://127.0.0.1:9/{name}")
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from bloodcell_nb.analysis import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
 from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, course_arrays, fold_indices, load, save, split_indices
+from bloodcell_nb.data import _read_tree as load_tree  # without asking for all classes
 from bloodcell_nb.shift import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
 
 # of every hundredth test cell: checksum of the pixels as Pillow decodes them, and sums of grey levels under version 1 of the stand-in,
@@ -41,6 +42,24 @@ def test_rebuild_is_pixel_exact(originals):
     for image, label, name in zip(rebuilt.images, rebuilt.labels, rebuilt.ids, strict=True):
         expected = Image.open(originals / "expected_96" / folders[CLASS_NAMES[label]] / f"{name}.png").convert("RGB")
         assert np.array_equal(image, np.asarray(expected)), name
+
+
+@pytest.mark.parametrize("size", [(360, 363), (366, 369), (280, 280), (2000, 1500)])
+def test_predict_reads_as_load_does(originals, tmp_path, size):
+    "One rule: originals are cut to their centre, an image of another size is used whole, in a folder and alone."
+    from bloodcell_nb.ensemble import read_picture
+
+    for source in sorted((originals / "jpg").rglob("*.jpg"))[::40]:
+        path = tmp_path / source.parent.name / f"{source.stem}.png"
+        path.parent.mkdir()
+        Image.open(source).resize(size).save(path)
+    cells = load_tree(tmp_path, 96)
+    assert len(cells) == 5
+    for path in tmp_path.rglob("*.png"):
+        image = cells.images[list(cells.ids).index(path.stem)]
+        assert np.array_equal(read_picture(path, (96, 96)), image), path
+        whole = np.asarray(Image.open(path).resize((96, 96), Image.Resampling.BILINEAR))
+        assert np.array_equal(whole, image) == (size in [(280, 280), (2000, 1500)])
 
 
 def test_originals_to_course_file(originals, tmp_path):
@@ -79,6 +98,19 @@ def test_duplicates_in_the_course_file(course):
     assert len(kept) == 11959 - 18
     train, val = split_indices(kept.labels, 0.2)
     assert np.abs(np.bincount(kept.labels[val]) / kept.counts - 0.2).max() < 0.005
+
+
+def test_inspect_names_what_is_wrong_with_the_course_file(course, tmp_path, capsys):
+    from bloodcell_nb.pipeline import inspect
+
+    np.savez(tmp_path / "course.npz", images=course[0], labels=course[1])
+    inspect(str(tmp_path / "course.npz"))
+    said = capsys.readouterr().out
+    counts = ", ".join(f"{name} 200" for name in CLASS_NAMES)
+    assert f"1,600 copies, first 011959 (basophil), image 11959; labels: {counts}\n" in said
+    assert "200 copies, first 013559 (monocyte), image 13559; labels: monocyte 200\n" in said
+    assert "17 pairs; with conflicting labels: 1\n" in said and said.count(" = ") == 17
+    assert "cleaning drops 1,818: 1,800 injected, 2 conflicting labels, 16 duplicate; keeps 11,941\n" in said
 
 
 def test_duplicates_never_straddle(cells):
