@@ -6,8 +6,8 @@
 __all__ = ['CLASS_NAMES', 'COURSE_COUNTS', 'PARTS', 'SYNTHETIC', 'MEDMNIST', 'KEYWORDS', 'PBC_WIDTHS', 'PBC_HEIGHTS',
            'MAX_FILE_BYTES', 'MAX_PIXELS', 'MAX_ARCHIVE_BYTES', 'MAX_ARRAY_BYTES', 'IMAGE_SUFFIXES', 'DataError',
            'source_path', 'is_synthetic', 'Cells', 'check_images', 'check_labels', 'is_pbc_original', 'crop_centre',
-           'rebuild_96', 'check_names', 'check_memory', 'read_image', 'download_medmnist', 'load', 'write_tree',
-           'write_npz', 'save', 'course_arrays', 'split_indices', 'fold_indices', 'fingerprint']
+           'rebuild_96', 'check_names', 'check_memory', 'read_image', 'download_medmnist', 'load', 'check_free',
+           'write_tree', 'write_npz', 'save', 'course_arrays', 'split_indices', 'fold_indices', 'fingerprint']
 
 # %% ../nbs/00_data.ipynb #4864dedb
 import hashlib
@@ -533,11 +533,13 @@ def load(
     return cells
 
 # %% ../nbs/00_data.ipynb #65b51298
-def _check_free(path):
+def check_free(
+    path: Path,  # of a new file, or of a new or empty folder
+) -> Path:
+    "Refuse a path where something lies; raises DataError."
     path = Path(path).expanduser()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise DataError(f"{path}: exists already; name a new path, nothing was overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -553,12 +555,13 @@ def write_tree(
 ) -> Path:  # the folder
     "Write one PNG file a cell; raises DataError, nothing written, for ids or classes that name no file."
     _check_cell_names(cells)
-    folder = _check_free(folder)
+    folder = check_free(folder)
     names = [f"{part}/{cells.class_names[label]}/{name}.png".lstrip("/").replace(" ", "_")
              for part, label, name in zip(cells.parts, cells.labels, cells.ids, strict=True)]
     if len(set(names)) < len(names):
         twice = next(name for name, count in zip(*np.unique(names, return_counts=True), strict=True) if count > 1)
         raise DataError(f"{cells.source or 'cells'}: two cells would be written to {twice}; give them ids of their own")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
         for parent in {str(PurePosixPath(name).parent) for name in names}:
             (Path(work) / "tree" / parent).mkdir(parents=True)
@@ -573,9 +576,10 @@ def write_npz(
     **arrays: np.ndarray,  # what it holds, by key
 ) -> Path:  # the file
     "Write a compressed npz file."
-    path = _check_free(path)
+    path = check_free(path)
     if path.suffix.lower() != ".npz":
         raise DataError(f"{path}: expected a name that ends in .npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:
         np.savez_compressed(Path(work) / "file.npz", **arrays)
         os.replace(Path(work) / "file.npz", path)

@@ -387,8 +387,9 @@ def inspect(source: str, size: int = None):
 
 def convert(source: str, destination: str, size: int = None, course: bool = False, seed: int = 0):
     "Write a source as an .npz file or a PNG tree; course: as the homework's own file."
-    from bloodcell_nb.data import course_arrays, load, save, write_npz
+    from bloodcell_nb.data import check_free, course_arrays, load, save, write_npz
 
+    check_free(destination)  # before anything is read
     if course:
         path = write_npz(destination, **course_arrays(load(source, size), seed))
     else:

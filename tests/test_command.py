@@ -17,6 +17,7 @@ from bloodcell_nb.runs import read_recipe, read_runs, recipes, studies
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {"notebook": "40_custom_cnn", "filters": [4, 4], "dense_units": 8, "batch_size": 16, "epochs": 4}
 SOURCE = "synthetic:n=200"
+HEAVY = {key: getattr(read_recipe(recipes()["custom_cnn_heavy"]), key) for key in ("augmentation", "mixing", "mixing_share")}
 
 
 def bloodcell(*arguments, **environment):
@@ -82,7 +83,7 @@ def test_convert_leaves_nothing_half_written(tmp_path):
 
 
 def test_same_recipe_same_metrics_and_skip(tmp_path):
-    path = recipe(tmp_path, "twice", epochs=2)
+    path = recipe(tmp_path, "twice", epochs=2, **HEAVY)
     for out in ("first", "second"):
         done = bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--out", tmp_path / out)
         assert done.returncode == 0, done.stderr
@@ -96,9 +97,10 @@ def test_same_recipe_same_metrics_and_skip(tmp_path):
     assert "twice: done" in again.stdout, "another seed is another run"
 
 
-def test_a_killed_run_goes_on(tmp_path):
-    path = recipe(tmp_path, "killed", epochs=12, filters=[16, 32])
-    arguments = ["bloodcell", "run", str(path), "--data", "synthetic:n=400", "--profile", "full", "--out"]
+@pytest.mark.parametrize("epochs, images, values", [(12, 400, {"filters": [16, 32]}), (6, 200, HEAVY)], ids=["plain", "heavy"])
+def test_a_killed_run_goes_on(tmp_path, epochs, images, values):
+    path = recipe(tmp_path, "killed", epochs=epochs, **values)
+    arguments = ["bloodcell", "run", str(path), "--data", f"synthetic:n={images}", "--profile", "full", "--out"]
     assert subprocess.run([*arguments, str(tmp_path / "whole")], capture_output=True).returncode == 0
     process = subprocess.Popen([*arguments, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     work = tmp_path / "cut" / "killed.partial"
@@ -111,7 +113,7 @@ def test_a_killed_run_goes_on(tmp_path):
     process.wait()
     time.sleep(3)  # the kernel ends itself once it finds its parent gone
     assert not (tmp_path / "cut" / "killed").exists() and json.loads((work / "status.json").read_text())["state"] == "running"
-    assert json.loads(state.read_text())["epoch"] < 12, "killed too late to test anything"
+    assert json.loads(state.read_text())["epoch"] < epochs, "killed too late to test anything"
     assert subprocess.run([*arguments, str(tmp_path / "cut")], capture_output=True).returncode == 0
     whole, cut = (json.loads((tmp_path / out / "killed" / "metrics.json").read_text())["results"] for out in ("whole", "cut"))
     for key, values in whole["training"]["history"].items():
