@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: setup report test test-all lab notebooks readme lock clean
+.PHONY: setup report test test-notebooks test-pytest test-all lab notebooks readme lock clean
 
 setup: .venv/.installed  ## make .venv with the locked versions, the package and its kernel
 
@@ -20,7 +20,12 @@ report: setup  ## the main job on drawn cells: analysis and custom CNN, then the
 test: setup  ## export and clean leave nothing to do, ruff, the notebooks, pytest
 	tests/check_tree.sh
 	ruff check .
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-notebooks test-pytest  # each keeps one core busy
+
+test-notebooks:
 	nbdev_test --n_workers 1 --do_print
+
+test-pytest:
 	pytest
 
 test-all: test  ## also every recipe, at smoke size; pretrained networks without their weights

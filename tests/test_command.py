@@ -30,6 +30,15 @@ def recipe(folder, name, **values):
     return path
 
 
+def one_line_error(capsys, arguments, *words):
+    "The command, in this process, refuses with one line that holds the words."
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2, arguments
+    said = capsys.readouterr()
+    assert said.err.startswith("bloodcell: ") and said.err.count("\n") == 1 and not said.out, said
+    assert all(word in said.err for word in words), said.err
+
+
 def test_bad_input_costs_one_line(tmp_path, capsys):
     out, file = tmp_path / "out", tmp_path / "file"
     file.write_text("")
@@ -55,10 +64,7 @@ def test_bad_input_costs_one_line(tmp_path, capsys):
         (["run", "analysis", "--data", SOURCE, "--out", file], "not a folder"),
         (["report", tmp_path / "none"], "no such folder"),
     ]:
-        assert main([str(argument) for argument in arguments]) == 2, arguments
-        said = capsys.readouterr()
-        assert said.err.startswith("bloodcell: ") and said.err.count("\n") == 1 and not said.out, said
-        assert all(word in said.err for word in words), said.err
+        one_line_error(capsys, arguments, *words)
     assert not out.exists()
 
 
@@ -82,46 +88,74 @@ def test_convert_leaves_nothing_half_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells"]
 
 
-def test_same_recipe_same_metrics_and_skip(tmp_path):
-    path = recipe(tmp_path, "twice", epochs=2, **HEAVY)
-    for out in ("first", "second"):
-        done = bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--out", tmp_path / out)
-        assert done.returncode == 0, done.stderr
-        assert "twice: done" in done.stdout and str(tmp_path / out / "index.html") in done.stdout
-    first, second = (json.loads((tmp_path / out / "twice" / "metrics.json").read_text())["results"] for out in ("first", "second"))
-    for part in ("val", "test"):
-        assert first[part] == second[part]
-    assert first["training"]["history"] == second["training"]["history"]
-    assert "twice: skipped" in bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--out", tmp_path / "first").stdout
-    again = bloodcell("run", path, "--data", SOURCE, "--profile", "full", "--set", "seed=1", "--out", tmp_path / "first")
-    assert "twice: done" in again.stdout, "another seed is another run"
+RESUMED = {"plain": {"epochs": 60, "patience": 60}, "heavy": {"epochs": 5, **HEAVY}}  # what is trained, killed and trained on
 
 
-@pytest.mark.parametrize("epochs, images, values", [(12, 400, {"filters": [16, 32]}), (6, 200, HEAVY)], ids=["plain", "heavy"])
-def test_a_killed_run_goes_on(tmp_path, epochs, images, values):
-    path = recipe(tmp_path, "killed", epochs=epochs, **values)
-    arguments = ["bloodcell", "run", str(path), "--data", f"synthetic:n={images}", "--profile", "full", "--out"]
-    assert subprocess.run([*arguments, str(tmp_path / "whole")], capture_output=True).returncode == 0
-    process = subprocess.Popen([*arguments, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    work = tmp_path / "cut" / "killed.partial"
-    state = work / "state" / "training" / "state.json"
-    deadline = time.monotonic() + 120
-    while not (state.exists() and json.loads(state.read_text())["epoch"] >= 2):
-        assert process.poll() is None and time.monotonic() < deadline, "no second epoch"
+def run_both(folder, out, **options):
+    "Start the command on both recipes, in a session of its own."
+    paths = [str(recipe(folder, name, **values)) for name, values in RESUMED.items()]
+    return subprocess.Popen(["bloodcell", "run", *paths, "--data", "synthetic:n=300", "--profile", "full", "--jobs", "2", "--out", str(out)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "Runs of both recipes that nothing interrupted."
+    folder = tmp_path_factory.mktemp("whole")
+    output, errors = (process := run_both(folder, folder / "out")).communicate()
+    assert process.returncode == 0 and "2 runs: 2 done" in output, output + errors
+    assert str(folder / "out" / "index.html") in output
+    return folder / "out"
+
+
+def assert_same_results(one, other):
+    "Two runs of a recipe: the same losses, the same answers."
+    one, other = (json.loads((run / "metrics.json").read_text())["results"] for run in (one, other))
+    for key, values in one["training"]["history"].items():
+        np.testing.assert_allclose(other["training"]["history"][key], values, atol=1e-6)
+    assert other["training"]["best_epoch"] == one["training"]["best_epoch"]
+    for part in ("val", "test", "corrupted", "stand_in"):
+        assert other[part]["confusion_matrix"] == one[part]["confusion_matrix"]
+        np.testing.assert_allclose(other[part]["nll"], one[part]["nll"], atol=1e-5)
+
+
+def test_same_recipe_same_results_and_skip(whole, tmp_path):
+    "In fresh processes; another seed gives other losses."
+    output, errors = run_both(tmp_path, tmp_path / "out").communicate()
+    assert "2 runs: 2 done" in output, output + errors
+    for name in RESUMED:
+        assert_same_results(whole / name, tmp_path / "out" / name)
+    assert "2 runs: 2 skipped" in run_both(tmp_path, tmp_path / "out").communicate()[0]
+    again = bloodcell("run", tmp_path / "plain.yaml", "--data", "synthetic:n=300", "--profile", "full", "--set", "seed=1",
+                      "--set", "epochs=2", "--out", tmp_path / "out")
+    assert "plain: done" in again.stdout, again.stdout + again.stderr
+    losses = [json.loads((out / "plain" / "metrics.json").read_text())["results"]["training"]["history"]["loss"][0] for out in (whole, tmp_path / "out")]
+    assert losses[0] != losses[1]
+
+
+def test_killed_runs_go_on(whole, tmp_path):
+    "kill -9 in the middle, without and with the heavy policy; the same command then gives what an uninterrupted one gives."
+    process = run_both(tmp_path, tmp_path / "cut")
+    works = {name: tmp_path / "cut" / f"{name}.partial" for name in RESUMED}
+    states = {name: work / "state" / "training" / "state.json" for name, work in works.items()}
+
+    def epoch(name):
+        return json.loads(states[name].read_text())["epoch"] if states[name].exists() else 0
+
+    deadline = time.monotonic() + 240
+    while not all(epoch(name) for name in RESUMED):
+        assert process.poll() is None and time.monotonic() < deadline, "no first epoch"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(3)  # the kernel ends itself once it finds its parent gone
-    assert not (tmp_path / "cut" / "killed").exists() and json.loads((work / "status.json").read_text())["state"] == "running"
-    assert json.loads(state.read_text())["epoch"] < epochs, "killed too late to test anything"
-    assert subprocess.run([*arguments, str(tmp_path / "cut")], capture_output=True).returncode == 0
-    whole, cut = (json.loads((tmp_path / out / "killed" / "metrics.json").read_text())["results"] for out in ("whole", "cut"))
-    for key, values in whole["training"]["history"].items():
-        np.testing.assert_allclose(cut["training"]["history"][key], values, atol=1e-5)
-    assert cut["training"]["best_epoch"] == whole["training"]["best_epoch"]
-    np.testing.assert_allclose(cut["test"]["nll"], whole["test"]["nll"], atol=1e-4)
-    assert cut["test"]["confusion_matrix"] == whole["test"]["confusion_matrix"]
-    assert not (tmp_path / "cut" / "killed" / "state").exists() and not work.exists()
+    process.communicate()
+    time.sleep(3)  # the kernels end themselves once they find their parent gone
+    for name, values in RESUMED.items():
+        assert json.loads((works[name] / "status.json").read_text())["state"] == "running"
+        assert epoch(name) < values["epochs"], "killed too late to test anything"
+    assert "2 runs: 2 done" in run_both(tmp_path, tmp_path / "cut").communicate()[0]
+    for name in RESUMED:
+        assert_same_results(whole / name, tmp_path / "cut" / name)
+        assert not works[name].exists() and not (tmp_path / "cut" / name / "state").exists()
 
 
 def test_eight_commands_at_once_on_four_recipes(tmp_path):
@@ -228,11 +262,8 @@ def test_recipes_at_smoke_size_and_their_study(tmp_path):
     out = tmp_path / "out"
     names = ["custom_cnn_heavy", "efficientnet_b2_translation_mixup"]
     options = ["--data", SOURCE, "--profile", "smoke", "--out", out]
-    for name in names:
-        done = bloodcell("run", name, *options, *(["--set", "weights=none"] if name.startswith("efficientnet") else []))
-        assert done.returncode == 0, done.stdout + done.stderr
-    done = bloodcell("run", "efficientnet_study", *options, "--set", "before=''")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = bloodcell("run", *names, "efficientnet_study", *options, "--set", "weights=none", "--set", "before=''", "--jobs", "2")
+    assert done.returncode == 0 and "3 runs: 3 done" in done.stdout, done.stdout + done.stderr
     study = json.loads((out / "efficientnet_study" / "metrics.json").read_text())["results"]
     assert study["ladder"]["efficientnet_b2_translation_mixup"][0] != "no run yet" and study["ladder"]["efficientnet_b2_all"][0] == "no run yet"
     assert study["model"] == "efficientnet_b2_translation_mixup"

@@ -23,7 +23,7 @@ def runs(tmp_path_factory):
     together = recipe(folder, "together", notebook="70_ensemble", members=["first", "second"], weighting="weighted", views=2,
                       filters=None, dense_units=None, batch_size=None, epochs=None)
     shifted = recipe(folder, "shifted", notebook="80_robustness", models=["first", "together"], filters=None, dense_units=None, batch_size=None, epochs=None)
-    done = bloodcell("run", first, second, together, shifted, "--data", SOURCE, "--profile", "full", "--out", folder / "out")
+    done = bloodcell("run", first, second, together, shifted, "--data", SOURCE, "--profile", "full", "--jobs", "2", "--out", folder / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     Image.fromarray(draw_cells(16).images[0]).save(folder / "cell.png")
     return folder
@@ -45,12 +45,12 @@ def test_ensemble_and_its_shift(runs):
     assert "together" in page and "shifted" in page
 
 
-def test_snapshots_and_seeds_answer_together(runs):
+def test_snapshots_and_seeds_answer_together(runs, capsys):
     out = runs / "out"
     one = runs / "first.yaml"
     seed = bloodcell("run", one, "--data", SOURCE, "--profile", "full", "--out", out, "--set", "seed=3", "--set", "recipe=first_seed_3")
     assert "first_seed_3: done" in seed.stdout, seed.stdout + seed.stderr
-    one_line_error(bloodcell("run", one, runs / "second.yaml", "--out", out, "--set", "recipe=both"), "two runs would lie in the folder both")
+    one_line_error(capsys, ["run", one, runs / "second.yaml", "--out", out, "--set", "recipe=both"], "two runs would lie in the folder both")
     members = ["second/snapshot_1", "second/snapshot_2", "first", "first_seed_3"]
     cycles = recipe(runs, "cycles", notebook="70_ensemble", members=members, weighting="greedy", filters=None, dense_units=None, batch_size=None, epochs=None)
     done = bloodcell("run", cycles, "--data", SOURCE, "--profile", "full", "--out", out)
@@ -79,21 +79,21 @@ def test_predict(runs):
         assert Image.open(runs / "cam" / "cell_grad_cam.png").size == (576, 288)
 
 
-def test_bad_input_costs_one_line(runs):
+def test_bad_input_costs_one_line(runs, capsys):
     out, cell = runs / "out", runs / "cell.png"
     (runs / "text.png").write_text("no picture")
     (runs / "cut.keras").write_bytes((out / "first" / "model.keras").read_bytes()[:2000])
-    one_line_error(bloodcell("predict", out / "first", runs / "text.png"), "text.png cannot be read as an image")
-    one_line_error(bloodcell("predict", runs / "cut.keras", cell), "cut.keras", "not a Keras model that can be loaded safely")
-    one_line_error(bloodcell("predict", out / "none", cell), "expected a .keras file or the folder of a finished run")
-    one_line_error(bloodcell("submission", out / "first", "--out", runs / "cell.png"), "ends in .zip")
-    one_line_error(bloodcell("submission", out / "first", out / "together", "--out", runs / "a.zip"), "together is an ensemble already")
+    one_line_error(capsys, ["predict", out / "first", runs / "text.png"], "text.png cannot be read as an image")
+    one_line_error(capsys, ["predict", runs / "cut.keras", cell], "cut.keras", "not a Keras model that can be loaded safely")
+    one_line_error(capsys, ["predict", out / "none", cell], "expected a .keras file or the folder of a finished run")
+    one_line_error(capsys, ["submission", out / "first", "--out", runs / "cell.png"], "ends in .zip")
+    one_line_error(capsys, ["submission", out / "first", out / "together", "--out", runs / "a.zip"], "together is an ensemble already")
     shutil.copytree(out / "first", runs / "weightless", ignore=shutil.ignore_patterns("model.keras"))
-    one_line_error(bloodcell("submission", runs / "weightless", "--out", runs / "a.zip"), "weightless holds no model.keras")
+    one_line_error(capsys, ["submission", runs / "weightless", "--out", runs / "a.zip"], "weightless holds no model.keras")
     assert not (runs / "a.zip").exists()
     (runs / "outside").mkdir()
     (runs / "outside" / "ensemble.json").write_text(json.dumps({"members": ["../../first"], "weights": [1.0]}))
-    one_line_error(bloodcell("predict", runs / "outside", cell), "outside/ensemble.json, members: '..' cannot name a file or folder")
+    one_line_error(capsys, ["predict", runs / "outside", cell], "outside/ensemble.json, members: '..' cannot name a file or folder")
     missing = bloodcell("run", recipe(runs, "missing", notebook="70_ensemble", members=["first", "nobody"], filters=None, dense_units=None, batch_size=None,
                                       epochs=None), "--data", SOURCE, "--profile", "full", "--out", out)
     assert missing.returncode == 1 and "nobody holds no predictions_val.npz" in missing.stdout
@@ -112,11 +112,11 @@ np.save("labels.npy", labels)
 """
 
 
-def test_submission_in_a_clean_process(runs, tmp_path):
+def test_submission_in_a_clean_process(runs, tmp_path, capsys):
     out = tmp_path / "submission.zip"
     done = bloodcell("submission", runs / "out" / "together", "--out", out)
     assert done.returncode == 0, done.stderr
-    one_line_error(bloodcell("submission", runs / "out" / "together", "--out", out), "exists")
+    one_line_error(capsys, ["submission", runs / "out" / "together", "--out", out], "exists")
     with zipfile.ZipFile(out) as archive:
         assert sorted(archive.namelist()) == ["ensemble.json", "model.py", "model_1.keras", "model_2.keras"]
         archive.extractall(tmp_path / "empty")
