@@ -45,7 +45,7 @@ def recipe_of(task):
         heavy = read_recipe(recipes()["custom_cnn_heavy"])
         common |= {"augmentation": heavy.augmentation, "mixing": heavy.mixing, "mixing_share": heavy.mixing_share}
     if task["network"] == "custom_cnn":
-        return check_recipe(common | {"notebook": "40_custom_cnn"})
+        return check_recipe(common | {"notebook": "03_custom_cnn"})
     return check_recipe(common | {"notebook": "45_transfer", "backbone": task["network"], "weights": "none", "train_batch_norm": True,
                                   "phases": [{"trainable": "all", "epochs": 1000, "learning_rate": 1e-3}]})
 
@@ -56,7 +56,7 @@ def network_of(recipe):
     from bloodcell_nb.training import precision
     from bloodcell_nb.transfer import set_trainable, transfer_model
 
-    if recipe.notebook == "40_custom_cnn":
+    if recipe.notebook == "03_custom_cnn":
         with precision(recipe):
             return custom_cnn()
     model = transfer_model(recipe, (96, 96))

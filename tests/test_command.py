@@ -15,7 +15,7 @@ from bloodcell_nb.pipeline import main
 from bloodcell_nb.runs import read_recipe, read_runs, recipes, studies
 
 ROOT = Path(__file__).resolve().parent.parent
-FAST = {"notebook": "40_custom_cnn", "filters": [4, 4], "dense_units": 8, "batch_size": 16, "epochs": 4}
+FAST = {"notebook": "03_custom_cnn", "filters": [4, 4], "dense_units": 8, "batch_size": 16, "epochs": 4}
 SOURCE = "synthetic:n=200"
 HEAVY = {key: getattr(read_recipe(recipes()["custom_cnn_heavy"]), key) for key in ("augmentation", "mixing", "mixing_share")}
 
@@ -44,7 +44,7 @@ def test_bad_input_costs_one_line(tmp_path, capsys):
     file.write_text("")
     phased = {key: None for key in FAST} | {"notebook": "45_transfer", "backbone": "mobilenet", "learning_rate": 1e-3,
                                             "phases": [{"trainable": "head", "epochs": 1, "learning_rate": 1e-3}]}
-    reader = {key: None for key in FAST} | {"notebook": "70_ensemble", "members": ["../../else"]}
+    reader = {key: None for key in FAST} | {"notebook": "06_ensemble", "members": ["../../else"]}
     for arguments, *words in [
         (["inspect", tmp_path / "none.npz"], "no such file"),
         (["inspect", "synthetic:cells=3"], "'cells=3' is not understood"),
@@ -161,7 +161,7 @@ def test_killed_runs_go_on(whole, tmp_path):
 def test_eight_commands_at_once_on_four_recipes(tmp_path):
     "Each run is there once and whole; the second command of each recipe waits for the first."
     names = [f"at_once_{k}" for k in range(4)]
-    small = {key: None for key in FAST} | {"notebook": "10_analysis", "embedding_images": 64, "smote_images": 64}
+    small = {key: None for key in FAST} | {"notebook": "01_analysis", "embedding_images": 64, "smote_images": 64}
     paths = [recipe(tmp_path, name, **small | {"seed": seed}) for seed, name in enumerate(names)]
     commands = [["bloodcell", "run", str(path), "--data", SOURCE, "--profile", "smoke", "--out", str(tmp_path / "out")] for path in paths * 2]
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
@@ -187,10 +187,10 @@ def faulty(tmp_path, monkeypatch):
     def execute(code, timeout=None):
         root = tmp_path / "project"
         (root / "nbs").mkdir(parents=True, exist_ok=True)
-        notebook = nbformat.read(ROOT / "nbs" / "40_custom_cnn.ipynb", 4)
+        notebook = nbformat.read(ROOT / "nbs" / "03_custom_cnn.ipynb", 4)
         parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
         notebook.cells = [parameters, nbformat.v4.new_code_cell(code)]
-        nbformat.write(notebook, root / "nbs" / "40_custom_cnn.ipynb")
+        nbformat.write(notebook, root / "nbs" / "03_custom_cnn.ipynb")
         monkeypatch.setattr(pipeline, "project_root", lambda: root)
         chosen = read_recipe(recipe(tmp_path, "faulty")).model_copy(update={"source": SOURCE})
         return pipeline.execute(chosen, tmp_path / "out", timeout=timeout), tmp_path / "out" / "faulty.partial"
@@ -224,7 +224,7 @@ def test_others_go_on_after_a_failure(tmp_path):
 def test_a_study(tmp_path):
     "Seeds, two runs at a time, an ensemble that waits for its members; and a budget that ends before the runs do."
     recipe(tmp_path, "member", epochs=2)
-    ensemble = {key: None for key in FAST} | {"notebook": "70_ensemble", "members": ["member", "member_seed1"]}
+    ensemble = {key: None for key in FAST} | {"notebook": "06_ensemble", "members": ["member", "member_seed1"]}
     recipe(tmp_path, "together", **ensemble)
     study = tmp_path / "pair.yaml"
     study.write_text(yaml.safe_dump({"runs": {str(tmp_path / "together.yaml"): [0], str(tmp_path / "member.yaml"): [0, 1]}, "jobs": 2, "set": {"epochs": 3}}))
@@ -250,7 +250,7 @@ def test_a_study(tmp_path):
 
 def test_papermill_alone(tmp_path):
     path = recipe(tmp_path, "alone", epochs=1)
-    done = subprocess.run(["papermill", str(ROOT / "nbs" / "40_custom_cnn.ipynb"), str(tmp_path / "out.ipynb"), "-f", str(path), "-p", "source", SOURCE,
+    done = subprocess.run(["papermill", str(ROOT / "nbs" / "03_custom_cnn.ipynb"), str(tmp_path / "out.ipynb"), "-f", str(path), "-p", "source", SOURCE,
                            "-p", "out", str(tmp_path / "run"), "--no-progress-bar"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "unknown parameter" not in done.stderr

@@ -20,9 +20,9 @@ def runs(tmp_path_factory):
     "Two finished runs, their ensemble, its test under shift, and a picture."
     folder = tmp_path_factory.mktemp("runs")
     first, second = recipe(folder, "first", epochs=2), recipe(folder, "second", epochs=3, filters=[8], seed=1, schedule="cosine_restarts", snapshots=True)
-    together = recipe(folder, "together", notebook="70_ensemble", members=["first", "second"], weighting="weighted", views=2,
+    together = recipe(folder, "together", notebook="06_ensemble", members=["first", "second"], weighting="weighted", views=2,
                       filters=None, dense_units=None, batch_size=None, epochs=None)
-    shifted = recipe(folder, "shifted", notebook="80_robustness", models=["first", "together"], filters=None, dense_units=None, batch_size=None, epochs=None)
+    shifted = recipe(folder, "shifted", notebook="07_robustness", models=["first", "together"], filters=None, dense_units=None, batch_size=None, epochs=None)
     done = bloodcell("run", first, second, together, shifted, "--data", SOURCE, "--profile", "full", "--jobs", "2", "--out", folder / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     Image.fromarray(draw_cells(16).images[0]).save(folder / "cell.png")
@@ -52,7 +52,7 @@ def test_snapshots_and_seeds_answer_together(runs, capsys):
     assert "first_seed_3: done" in seed.stdout, seed.stdout + seed.stderr
     one_line_error(capsys, ["run", one, runs / "second.yaml", "--out", out, "--set", "recipe=both"], "two runs would lie in the folder both")
     members = ["second/snapshot_1", "second/snapshot_2", "first", "first_seed_3"]
-    cycles = recipe(runs, "cycles", notebook="70_ensemble", members=members, weighting="greedy", filters=None, dense_units=None, batch_size=None, epochs=None)
+    cycles = recipe(runs, "cycles", notebook="06_ensemble", members=members, weighting="greedy", filters=None, dense_units=None, batch_size=None, epochs=None)
     done = bloodcell("run", cycles, "--data", SOURCE, "--profile", "full", "--out", out)
     assert "cycles: done" in done.stdout, done.stdout + done.stderr
     assert results(runs, "cycles")["members"] == members
@@ -94,7 +94,7 @@ def test_bad_input_costs_one_line(runs, capsys):
     (runs / "outside").mkdir()
     (runs / "outside" / "ensemble.json").write_text(json.dumps({"members": ["../../first"], "weights": [1.0]}))
     one_line_error(capsys, ["predict", runs / "outside", cell], "outside/ensemble.json, members: '..' cannot name a file or folder")
-    missing = bloodcell("run", recipe(runs, "missing", notebook="70_ensemble", members=["first", "nobody"], filters=None, dense_units=None, batch_size=None,
+    missing = bloodcell("run", recipe(runs, "missing", notebook="06_ensemble", members=["first", "nobody"], filters=None, dense_units=None, batch_size=None,
                                       epochs=None), "--data", SOURCE, "--profile", "full", "--out", out)
     assert missing.returncode == 1 and "nobody holds no predictions_val.npz" in missing.stdout
 

@@ -8,7 +8,7 @@ from bloodcell_nb.training import fit, predict, prepare
 
 
 def test_a_network_learns(tmp_path):
-    recipe = check_recipe({"notebook": "40_custom_cnn", "recipe": "learns", "source": "synthetic:n=500", "out": str(tmp_path),
+    recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": "learns", "source": "synthetic:n=500", "out": str(tmp_path),
                            "filters": [16, 32, 64], "dense_units": 64, "dropout": 0.0, "head_dropout": 0.0,
                            "batch_size": 16, "learning_rate": 2e-3, "epochs": 12})
     splits = prepare(recipe)

@@ -89,6 +89,16 @@ def test_an_odd_run_is_named_and_costs_nothing_else(folder, way, capsys):
     assert states[ODD][:2] == ("0." if kept else "un") and states[GOOD].startswith("0.")
 
 
+def test_a_record_of_a_notebook_that_is_gone_is_shown(folder):
+    "A record says what ran then; only recipes are compared with today's notebooks."
+    record = json.loads((folder / GOOD / "metrics.json").read_text())
+    record["recipe"]["notebook"] = "45_gone"
+    (folder / GOOD / "metrics.json").write_text(json.dumps(record))
+    assert GOOD in [run.name for run in read_runs(folder) if run.test] and f"| {GOOD} |" in results_table(folder)
+    page = build_report(folder).read_text()
+    assert f'<h3 id="{GOOD}-' in page and "Left out of the tables" not in page
+
+
 def test_report_command_names_odd_runs(folder):
     cut("metrics.json")(folder / ODD)
     done = bloodcell("report", folder)
