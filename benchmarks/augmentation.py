@@ -14,7 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 from bloodcell_nb import augmentation
-from bloodcell_nb.runs import device_name, environment, read_recipe, recipes
+from bloodcell_nb.recipes import read_recipe, recipes
+from bloodcell_nb.records import device_name, environment
 from bloodcell_nb.synthetic import draw_cells
 
 

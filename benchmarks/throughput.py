@@ -37,7 +37,7 @@ def cells_of(count):
 
 def recipe_of(task):
     "The recipe of a measurement: all layers move."
-    from bloodcell_nb.runs import check_recipe, read_recipe, recipes
+    from bloodcell_nb.recipes import check_recipe, read_recipe, recipes
 
     common = {"recipe": "throughput", "epochs": 1000, "patience": 1000, "batch_size": task["batch"], "optimizer": "adamw", "source": "synthetic:n=200",
               "mixed_precision": task["bfloat16"], "steps_per_execution": task["steps"]}
@@ -46,7 +46,8 @@ def recipe_of(task):
         common |= {"augmentation": heavy.augmentation, "mixing": heavy.mixing, "mixing_share": heavy.mixing_share}
     if task["network"] == "custom_cnn":
         return check_recipe(common | {"notebook": "03_custom_cnn"})
-    return check_recipe(common | {"notebook": "45_transfer", "backbone": task["network"], "weights": "none", "train_batch_norm": True,
+    chapter = "05_convnext" if task["network"].startswith("ConvNeXt") else "04_efficientnet"
+    return check_recipe(common | {"notebook": chapter, "backbone": task["network"], "weights": "none", "train_batch_norm": True,
                                   "phases": [{"trainable": "all", "epochs": 1000, "learning_rate": 1e-3}]})
 
 
@@ -98,7 +99,7 @@ def ours(task):
     "Speed of fit, as a recipe runs it; the saved state is not counted."
     import keras
 
-    from bloodcell_nb.runs import Run, peak_memory
+    from bloodcell_nb.records import Run, peak_memory
     from bloodcell_nb.training import fit
 
     recipe = recipe_of(task)
@@ -260,7 +261,7 @@ def matrix_rate(task):
     import keras
     import numpy as np
 
-    from bloodcell_nb.runs import device_name, environment
+    from bloodcell_nb.records import device_name, environment
 
     best, dtype = 0.0, "bfloat16" if task["bfloat16"] else "float32"
     for size in (1024, 2048) if "CPU" in device_name() else (4096, 8192, 16384):

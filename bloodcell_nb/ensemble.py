@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import CLASS_NAMES, DataError, check_names, read_image
-from .runs import model_file
+from .data import CLASS_NAMES, DataError
+from .images import check_names, read_image
+from .records import model_file
 
 # %% ../nbs/06_ensemble.ipynb #7aea3b68
 @dataclass(frozen=True)

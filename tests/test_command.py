@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from bloodcell_nb.pipeline import main
-from bloodcell_nb.runs import read_recipe, read_runs, recipes, studies
+from bloodcell_nb.cli import main
+from bloodcell_nb.recipes import read_recipe, recipes, studies
+from bloodcell_nb.records import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {"notebook": "03_custom_cnn", "filters": [4, 4], "dense_units": 8, "batch_size": 16, "epochs": 4}
@@ -42,7 +43,7 @@ def one_line_error(capsys, arguments, *words):
 def test_bad_input_costs_one_line(tmp_path, capsys):
     out, file = tmp_path / "out", tmp_path / "file"
     file.write_text("")
-    phased = {key: None for key in FAST} | {"notebook": "45_transfer", "backbone": "mobilenet", "learning_rate": 1e-3,
+    phased = {key: None for key in FAST} | {"notebook": "04_efficientnet", "backbone": "mobilenet", "learning_rate": 1e-3,
                                             "phases": [{"trainable": "head", "epochs": 1, "learning_rate": 1e-3}]}
     reader = {key: None for key in FAST} | {"notebook": "06_ensemble", "members": ["../../else"]}
     for arguments, *words in [
@@ -181,8 +182,8 @@ def test_eight_commands_at_once_on_four_recipes(tmp_path):
 @pytest.fixture
 def faulty(tmp_path, monkeypatch):
     "Runs a notebook with one cell put before its last; gives status and folder."
-    from bloodcell_nb import pipeline
-    from bloodcell_nb.runs import read_recipe
+    from bloodcell_nb import engine
+    from bloodcell_nb.recipes import read_recipe
 
     def execute(code, timeout=None):
         root = tmp_path / "project"
@@ -191,9 +192,9 @@ def faulty(tmp_path, monkeypatch):
         parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
         notebook.cells = [parameters, nbformat.v4.new_code_cell(code)]
         nbformat.write(notebook, root / "nbs" / "03_custom_cnn.ipynb")
-        monkeypatch.setattr(pipeline, "project_root", lambda: root)
+        monkeypatch.setattr(engine, "project_root", lambda: root)
         chosen = read_recipe(recipe(tmp_path, "faulty")).model_copy(update={"source": SOURCE})
-        return pipeline.execute(chosen, tmp_path / "out", timeout=timeout), tmp_path / "out" / "faulty.partial"
+        return engine.execute(chosen, tmp_path / "out", timeout=timeout), tmp_path / "out" / "faulty.partial"
 
     return execute
 
@@ -257,20 +258,22 @@ def test_papermill_alone(tmp_path):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"]["filters"] == [4, 4]
 
 
-def test_recipes_at_smoke_size_and_their_study(tmp_path):
-    "A heavy policy, an EfficientNet in two phases with doubled batches, and the study that reads them; make test-all runs every recipe."
+def test_recipes_at_smoke_size_and_one_that_reads_them(tmp_path):
+    """A heavy policy, an EfficientNet in two phases with doubled batches, and the test under shift.
+
+    make test-all runs every recipe.
+    """
     out = tmp_path / "out"
     names = ["custom_cnn_heavy", "efficientnet_b2_translation_mixup"]
-    options = ["--data", SOURCE, "--profile", "smoke", "--out", out]
-    done = bloodcell("run", *names, "efficientnet_study", *options, "--set", "weights=none", "--set", "before=''", "--jobs", "2")
+    options = ["--data", SOURCE, "--profile", "smoke", "--out", out, "--set", f"models=[{', '.join(names)}]"]
+    done = bloodcell("run", *names, "robustness", *options, "--set", "weights=none", "--jobs", "2")
     assert done.returncode == 0 and "3 runs: 3 done" in done.stdout, done.stdout + done.stderr
-    study = json.loads((out / "efficientnet_study" / "metrics.json").read_text())["results"]
-    assert study["ladder"]["efficientnet_b2_translation_mixup"][0] != "no run yet" and study["ladder"]["efficientnet_b2_all"][0] == "no run yet"
-    assert study["model"] == "efficientnet_b2_translation_mixup"
-    again = bloodcell("run", "efficientnet_study", *options, "--set", "before=''")
-    assert "skipped" in again.stdout
-    missing = bloodcell("run", "efficientnet_study", *options, "--set", "before=mobilenet_frozen")
-    assert missing.returncode == 1 and "mobilenet_frozen; expected a .keras file or the folder of a finished run" in missing.stdout
+    record = json.loads((out / "robustness" / "metrics.json").read_text())
+    assert set(record["results"]["models"]) == set(names)
+    assert "skipped" in bloodcell("run", "robustness", *options).stdout
+    options[-1] = "models=[mobilenet_frozen]"
+    missing = bloodcell("run", "robustness", *options)
+    assert missing.returncode == 1 and "mobilenet_frozen" in missing.stdout, missing.stdout
 
 
 def test_jax(tmp_path):

@@ -3,8 +3,10 @@ import keras
 import numpy as np
 
 from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.runs import Run, check_recipe
-from bloodcell_nb.training import fit, predict, prepare
+from bloodcell_nb.recipes import check_recipe
+from bloodcell_nb.records import Run
+from bloodcell_nb.splits import prepare
+from bloodcell_nb.training import fit, predict
 
 
 def test_a_network_learns(tmp_path):

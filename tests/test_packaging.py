@@ -18,8 +18,9 @@ import yaml
 import bloodcell_nb
 from bloodcell_nb.augmentation import Policy
 from bloodcell_nb.custom_cnn import custom_cnn
+from bloodcell_nb.recipes import SCHEMAS, check_recipe, read_recipe, recipes
+from bloodcell_nb.records import code_fingerprint, environment
 from bloodcell_nb.report import gains_table, results_table
-from bloodcell_nb.runs import SCHEMAS, check_recipe, code_fingerprint, environment, read_recipe, recipes
 from bloodcell_nb.transfer import set_trainable, transfer_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,10 +97,21 @@ def test_parameters_cell_agrees_with_schema(notebook, caplog):
         assert yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[name].default, name
 
 
+def test_a_baseline_is_a_step_too():
+    "What a recipe is compared with exists, has words of its own, and is not compared with it in turn."
+    found = {name: read_recipe(path) for name, path in recipes().items()}
+    for recipe in found.values():
+        seen = [recipe.recipe]
+        while recipe.baseline:
+            assert found[recipe.baseline].step and recipe.step and recipe.baseline not in seen, seen
+            recipe = found[recipe.baseline]
+            seen.append(recipe.recipe)
+
+
 @functools.lru_cache
 def built(backbone, alpha):
     "A network of this backbone without weights; recipes that share one differ in what the tests below do with it."
-    return transfer_model(check_recipe({"notebook": "45_transfer", "recipe": "built", "backbone": backbone, "alpha": alpha, "weights": "none",
+    return transfer_model(check_recipe({"notebook": "04_efficientnet", "recipe": "built", "backbone": backbone, "alpha": alpha, "weights": "none",
                                         "phases": [{"trainable": "head", "epochs": 1, "learning_rate": 1e-3}]}), (96, 96))
 
 
@@ -111,7 +123,7 @@ def test_recipe(name):
     if recipe.notebook == "03_custom_cnn":
         model = custom_cnn((96, 96), 8, recipe.filters, recipe.dropout, recipe.dense_units, recipe.head_dropout, recipe.batch_norm, recipe.l2)
         assert model.output_shape == (None, 8)
-    if recipe.notebook == "45_transfer":
+    if recipe.notebook in ("04_efficientnet", "05_convnext"):
         model = built(recipe.backbone, recipe.alpha)
         moving = [len(set_trainable(model, phase.trainable, recipe.train_batch_norm)) for phase in recipe.phases]
         assert moving == sorted(moving) and (moving[0] == 0) == (recipe.phases[0].trainable == "head")
@@ -148,8 +160,8 @@ def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
         path.write_text(code, encoding="utf-8")
     assert changed == {name: imported(name, tmp_path) for name in SCHEMAS}
     assert changed["03_custom_cnn"] >= {"data.py", "shift.py", "synthetic.py", "training.py", "augmentation.py", "analysis.py"}
-    assert changed["60_convnext"] >= {"augmentation.py", "data.py", "efficientnet.py", "runs.py", "synthetic.py"}
-    assert not {"pipeline.py", "report.py"} & changed["03_custom_cnn"]
+    assert changed["05_convnext"] >= {"augmentation.py", "data.py", "records.py", "synthetic.py", "transfer.py"}
+    assert not {"cli.py", "engine.py", "report.py"} & changed["03_custom_cnn"]
 
 
 def test_the_record_names_every_library():

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from bloodcell_nb.analysis import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
-from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, course_arrays, fold_indices, load, save, split_indices
+from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, fold_indices, split_indices
 from bloodcell_nb.data import _read_tree as load_tree  # without asking for all classes
 from bloodcell_nb.shift import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
+from bloodcell_nb.sources import course_arrays, load, save
 
 # of every hundredth test cell: checksum of the pixels as Pillow decodes them, and sums of grey levels under version 1 of the stand-in,
 # with the locked NumPy 2.4.6, SciPy 1.17.1 and Pillow 13.0.0
@@ -101,7 +102,7 @@ def test_duplicates_in_the_course_file(course):
 
 
 def test_inspect_names_what_is_wrong_with_the_course_file(course, tmp_path, capsys):
-    from bloodcell_nb.pipeline import inspect
+    from bloodcell_nb.cli import inspect
 
     np.savez(tmp_path / "course.npz", images=course[0], labels=course[1])
     inspect(str(tmp_path / "course.npz"))

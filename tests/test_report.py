@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 from test_command import bloodcell
 
-from bloodcell_nb.convnext import cost_table
-from bloodcell_nb.efficientnet import SMALL_LADDER, ladder_table
-from bloodcell_nb.report import build_report, gains_table, results_table
-from bloodcell_nb.runs import read_runs
+from bloodcell_nb.records import read_runs
+from bloodcell_nb.report import build_report, cost_table, gains_table, ladder_table, ladders, results_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports" / "pbc96"
@@ -72,20 +70,22 @@ WAYS = {  # how one of two runs is spoiled, and what the page says of it
 def test_an_odd_run_is_named_and_costs_nothing_else(folder, way, capsys):
     spoil, reason = WAYS[way]
     whole = unescape(build_report(folder).read_text())
-    assert "What each augmentation was worth" in whole and "Left out of the tables" not in whole
+    assert "What each step was worth" in whole and "Left out of the tables" not in whole
     spoil(folder / ODD)
     page = unescape(build_report(folder).read_text())
     named = page[page.index("Left out of the tables"):]
     assert ODD in named and reason in named, named
     assert ODD in capsys.readouterr().out
     row = re.compile(rf'<tr><td><a href="#{GOOD}-.+?</tr>', re.S)
+    assert (folder / "figures" / "ladder.png").is_file() and 'src="figures/ladder.png"' in whole
     assert row.search(page).group() == row.search(whole).group() and f'<h3 id="{GOOD}-' in page
     shown = f"| {GOOD} |"
     assert shown in results_table(folder) and len(gains_table(folder).splitlines()) == 2
     runs = read_runs(folder)
     assert GOOD in [row[0] for row in cost_table(runs)]
     kept = bool([run for run in runs if run.name == ODD and run.test])
-    states = {step.recipe: row[2] for step, row in zip(SMALL_LADDER, ladder_table(SMALL_LADDER, runs), strict=True)}
+    small = next(steps for steps in ladders() if ODD in [step.recipe for step in steps])
+    states = {step.recipe: row[2] for step, row in zip(small, ladder_table(small, runs), strict=True)}
     assert states[ODD][:2] == ("0." if kept else "un") and states[GOOD].startswith("0.")
 
 
