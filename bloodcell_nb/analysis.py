@@ -30,7 +30,8 @@ def sample_sheet(
 ):  # matplotlib figure
     "A row of pictures for each class."
     rng = np.random.default_rng(seed)
-    picks = [rng.permutation(np.flatnonzero(cells.labels == k))[:columns] for k in range(len(cells.class_names))]
+    picks = [rng.permutation(np.flatnonzero(cells.labels == k))[:columns]
+             for k in range(len(cells.class_names))]
     return picture_grid([cells.images[pick] for pick in picks], cells.class_names)
 
 
@@ -41,7 +42,8 @@ def picture_grid(
 ):  # matplotlib figure
     "Pictures in rows."
     columns = max(len(row) for row in rows)
-    fig, axes = plt.subplots(len(rows), columns, figsize=(0.85 * columns + 1.3, (0.85 if titles is None else 1.05) * len(rows) + 0.45),
+    fig, axes = plt.subplots(len(rows), columns, figsize=(
+        0.85 * columns + 1.3, (0.85 if titles is None else 1.05) * len(rows) + 0.45),
                              squeeze=False, layout="constrained")
     for r, row in enumerate(rows):
         for c in range(columns):
@@ -52,12 +54,14 @@ def picture_grid(
                     axes[r, c].set_title(titles[r][c], fontsize=7)
             else:
                 axes[r, c].axis("off")
-        axes[r, 0].set_ylabel(str(row_names[r]).replace(" ", "\n"), rotation=0, ha="right", va="center", fontsize=8)
+        axes[r, 0].set_ylabel(str(row_names[r]).replace(" ", "\n"), rotation=0, ha="right",
+                              va="center", fontsize=8)
     return fig
 
 # %% ../nbs/01_analysis.ipynb #eaf1b89e
 # Okabe and Ito 2008, safe for colour-blind readers; a class has the same colour everywhere
-CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+                 "#000000")
 
 
 def imbalance_ratio(
@@ -77,14 +81,18 @@ def plot_class_counts(
     hatches = ("", "///", "...", "xxx")
     for k, (name, values) in enumerate(counts.items()):
         x = np.arange(len(values)) + (k - (len(counts) - 1) / 2) * width
-        bars = ax.bar(x, values, width, color=[CLASS_COLOURS[i % 8] for i in range(len(values))], edgecolor="white", linewidth=0.5,
+        bars = ax.bar(x, values, width, color=[CLASS_COLOURS[i % 8] for i in range(len(values))],
+                      edgecolor="white", linewidth=0.5,
                       hatch=hatches[k % 4], label=name, alpha=1 if k == 0 else 0.65)
-        ax.bar_label(bars, fontsize=7 if len(counts) == 1 else 5, rotation=0 if len(counts) == 1 else 90, padding=2)
-    ax.set_xticks(range(len(class_names)), [name.replace(" ", "\n") for name in class_names], fontsize=8, rotation=30)
+        ax.bar_label(bars, fontsize=7 if len(counts) == 1 else 5, rotation=0 if len(counts) == 1
+                     else 90, padding=2)
+    ax.set_xticks(range(len(class_names)), [name.replace(" ", "\n") for name in class_names],
+                  fontsize=8, rotation=30)
     ax.set(ylabel="images")
     ax.margins(y=0.15)
     if len(counts) > 1:
-        legend = ax.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+        legend = ax.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2,
+                           frameon=False)
         for handle in legend.legend_handles:
             handle.set_facecolor("0.6")
     return ax
@@ -94,7 +102,9 @@ def perceptual_hashes(
     images: np.ndarray,  # uint8, (n, h, w, 3)
     hash_size: int = 16,  # the hash has hash_size**2 bits
 ) -> np.ndarray:  # bool, (n, hash_size**2)
-    "Hash images by their low frequencies (imagehash's pHash), equal ones once: similar images differ in few bits."
+    """Hash images by their low frequencies (imagehash's pHash), equal ones once: similar images
+    differ in few bits.
+    """
     import imagehash
 
     def bits(image):
@@ -103,7 +113,8 @@ def perceptual_hashes(
     digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     _, first, which = np.unique(digests, return_index=True, return_inverse=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = np.array(list(pool.map(bits, images[first])), bool).reshape(len(first), hash_size**2)
+        hashes = np.array(list(pool.map(bits, images[first])),
+                          bool).reshape(len(first), hash_size**2)
     return hashes[which]
 
 
@@ -117,7 +128,8 @@ def duplicate_groups(
 
     unique, which = np.unique(hashes, axis=0, return_inverse=True)
     signs, near = np.where(unique, 1, -1).astype(np.float32), []
-    for start in range(0, len(signs), 2048):  # distance = (bits - product) / 2, a block of rows at a time
+    # distance = (bits - product) / 2, a block of rows at a time
+    for start in range(0, len(signs), 2048):
         block = signs[start : start + 2048] @ signs[start:].T
         rows, columns = np.nonzero(block >= signs.shape[1] - 2 * max_distance)
         near.append(np.stack([rows, columns]) + start)
@@ -174,13 +186,16 @@ def clean(
 def split_copies(
     parts: np.ndarray,  # split of each image, (n,)
     groups: np.ndarray,  # number of each image's duplicate group, (n,)
-) -> tuple[list[np.ndarray], np.ndarray]:  # groups in both splits that stay, other images that are in one
-    "Find groups with images in both validation and test split, and training images with a copy in either."
+# groups in both splits that stay, other images that are in one
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Find groups with images in both validation and test split, and training images with a copy
+    in either.
+    """
     both = [group for group in list_groups(groups) if {"val", "test"} <= set(parts[group])]
     fixed = np.isin(parts, ("val", "test"))
     return both, np.flatnonzero(~fixed & np.isin(groups, groups[fixed]))
 
-
+# %% ../nbs/01_analysis.ipynb #b9e5bf98
 def describe_duplicates(
     cells: Cells,
     groups: np.ndarray,  # number of each image's duplicate group, (n,)
@@ -206,7 +221,8 @@ def describe_duplicates(
 
     found, reasons = list_groups(groups), clean(cells, groups, max_copies)
     large = [group for group in found if len(group) > max_copies]
-    small = sorted(found[len(large):], key=lambda group: len(set(cells.labels[group])), reverse=True)
+    small = sorted(found[len(large):], key=lambda group: len(set(cells.labels[group])),
+                   reverse=True)
     conflicting = sum(len(set(cells.labels[group])) > 1 for group in small)
     lines = [f"duplicates: {len(found)} groups, {sum(map(len, found)):,} images"]
     if large:
@@ -214,7 +230,8 @@ def describe_duplicates(
     if small:
         sizes = sorted(Counter(map(len, small)).items())
         said = [f"{count} {'pairs' if size == 2 else f'groups of {size}'}" for size, count in sizes]
-        lines += [f"  {', '.join(said)}; with conflicting labels: {conflicting}", *listed(small, names)]
+        lines += [f"  {', '.join(said)}; with conflicting labels: {conflicting}",
+                  *listed(small, names)]
     if np.isin(("val", "test"), cells.parts).any():
         both, train = split_copies(cells.parts, groups)
         lines += [f"  groups in both the validation and the test split: {len(both)}; "
@@ -228,15 +245,19 @@ def class_means(
     cells: Cells,
 ) -> np.ndarray:  # mean picture of each class, float32, (classes, h, w, 3)
     "Average the pictures of each class."
-    return np.stack([cells.images[cells.labels == k].mean(axis=0, dtype=np.float32) for k in range(len(cells.class_names))])
+    return np.stack([cells.images[cells.labels == k].mean(axis=0, dtype=np.float32)
+                     for k in range(len(cells.class_names))])
 
 
 def colour_statistics(
     cells: Cells,
-) -> np.ndarray:  # mean and standard deviation over a class's pictures of each picture's mean red, green and blue, (classes, 2, 3)
+# mean and standard deviation over a class's pictures of each picture's mean red, green and blue,
+# (classes, 2, 3)
+) -> np.ndarray:
     "Colour of the classes."
     colours = cells.images.mean(axis=(1, 2))
-    return np.stack([[colours[cells.labels == k].mean(axis=0), colours[cells.labels == k].std(axis=0)] for k in range(len(cells.class_names))])
+    return np.stack([[colours[cells.labels == k].mean(axis=0), colours[cells.labels == k].std(
+        axis=0)] for k in range(len(cells.class_names))])
 
 # %% ../nbs/01_analysis.ipynb #164f565f
 def thumbnail_features(
@@ -248,7 +269,8 @@ def thumbnail_features(
     "Principal components of thumbnails."
     from sklearn.decomposition import PCA
 
-    small = np.stack([np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in images])
+    small = np.stack([np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX))
+                      for image in images])
     flat = small.reshape(len(small), -1).astype(np.float32)
     return PCA(min(components, *flat.shape), random_state=seed).fit_transform(flat)
 
@@ -260,25 +282,31 @@ def class_likeness(
     neighbours: int = 10,
     seed: int = 0,
 ) -> np.ndarray:  # (classes, classes), rows sum to 1
-    "Share of each class among the nearest neighbours of each class's cells, every class with as many cells."
+    """Share of each class among the nearest neighbours of each class's cells, every class with as
+    many cells.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     rng, size = np.random.default_rng(seed), np.bincount(labels, minlength=classes).min()
-    picks = np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:size] for k in range(classes)])
+    picks = np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:size]
+                            for k in range(classes)])
     features, labels = features[picks], labels[picks]
     k = min(neighbours, len(picks) - 1)
     found = NearestNeighbors(n_neighbors=k).fit(features).kneighbors(return_distance=False)
-    return np.stack([np.bincount(labels[found[labels == c]].ravel(), minlength=classes) / (k * size) for c in range(classes)])
+    return np.stack([np.bincount(labels[found[labels == c]].ravel(), minlength=classes) / (k * size)
+                     for c in range(classes)])
 
 
 def pairs_by_likeness(
     likeness: np.ndarray,  # (classes, classes)
-) -> list[tuple[int, int, float]]:  # both classes and the mean of their two shares, most alike first
+# both classes and the mean of their two shares, most alike first
+) -> list[tuple[int, int, float]]:
     "Order the pairs of classes."
     both = (likeness + likeness.T) / 2
-    return sorted(((i, j, float(both[i, j])) for i in range(len(both)) for j in range(i)), key=lambda pair: -pair[2])
+    return sorted(((i, j, float(both[i, j])) for i in range(len(both)) for j in range(i)),
+                  key=lambda pair: -pair[2])
 
-
+# %% ../nbs/01_analysis.ipynb #e228b8f0
 def plot_matrix(
     matrix: np.ndarray,  # (classes, classes), values in [0, 1]
     class_names: tuple,
@@ -288,7 +316,8 @@ def plot_matrix(
     "A matrix over the classes, as a picture with numbers."
     ax.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
     for i, j in np.ndindex(matrix.shape):
-        ax.text(j, i, f"{100 * matrix[i, j]:.0f}" if text is None else text[i, j], ha="center", va="center", fontsize=7,
+        ax.text(j, i, f"{100 * matrix[i, j]:.0f}" if text is None else text[i, j], ha="center",
+                va="center", fontsize=7,
                 color="black" if matrix[i, j] > 0.5 else "white")
     names = [name.replace("immature granulocyte", "immature gran.") for name in class_names]
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
@@ -303,17 +332,21 @@ def embedding_map(
     "Lay features out in the plane (t-SNE, van der Maaten and Hinton 2008)."
     from sklearn.manifold import TSNE
 
-    return TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca", random_state=seed).fit_transform(features)
+    return TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca",
+                random_state=seed).fit_transform(features)
 
 
 def outliers(
     features: np.ndarray,  # (n, d)
     count: int = 16,  # how many
 ) -> np.ndarray:  # their indices, most unusual first
-    "The points that are least dense compared with their neighbours (local outlier factor, Breunig et al. 2000)."
+    """The points that are least dense compared with their neighbours (local outlier factor,
+    Breunig et al. 2000).
+    """
     from sklearn.neighbors import LocalOutlierFactor
 
-    factor = LocalOutlierFactor(n_neighbors=min(20, len(features) - 1)).fit(features).negative_outlier_factor_
+    factor = LocalOutlierFactor(n_neighbors=min(20, len(features) - 1)).fit(
+        features).negative_outlier_factor_
     return np.argsort(factor)[:count]
 
 
@@ -330,7 +363,8 @@ def plot_embedding(
         ax.scatter(*points[labels == k].T, s=9, marker=markers[(k + k // 8) % 8],
                    color=CLASS_COLOURS[k % 8], label=name, alpha=0.75, linewidths=0)
     if len(marked):
-        ax.scatter(*points[np.asarray(marked, int)].T, s=70, facecolors="none", edgecolors="red", linewidths=1, label="outlier")
+        ax.scatter(*points[np.asarray(marked, int)].T, s=70, facecolors="none", edgecolors="red",
+                   linewidths=1, label="outlier")
     ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     ax.legend(fontsize=7, markerscale=1.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
@@ -338,7 +372,8 @@ def plot_embedding(
 # %% ../nbs/01_analysis.ipynb #2d31eacc
 def balance_classes(
     cells: Cells,  # the training part alone
-    method: str = "oversample",  # oversample: repeat cells; smote: interpolate between neighbours; none
+    # oversample: repeat cells; smote: interpolate between neighbours; none
+    method: str = "oversample",
     seed: int = 0,
 ) -> Cells:  # every class as large as the largest; new cells at the end
     "Balance the classes with imbalanced-learn."
@@ -347,17 +382,21 @@ def balance_classes(
     if method == "oversample":
         from imblearn.over_sampling import RandomOverSampler
 
-        index, _ = RandomOverSampler(random_state=seed).fit_resample(np.arange(len(cells))[:, None], cells.labels)
+        index, _ = RandomOverSampler(random_state=seed).fit_resample(
+            np.arange(len(cells))[:, None], cells.labels)
         return cells[index[:, 0]]
     if method != "smote":
         raise DataError(f"balance: method is {method!r}; expected none, oversample or smote")
     from imblearn.over_sampling import SMOTE
 
     if cells.counts.min() < 2:
-        raise DataError(f"balance: class {cells.class_names[int(np.argmin(cells.counts))]} has {cells.counts.min()} image; SMOTE needs 2")
+        raise DataError(f"balance: class {cells.class_names[int(np.argmin(cells.counts))]} has "
+                        f"{cells.counts.min()} image; SMOTE needs 2")
     sampler = SMOTE(random_state=seed, k_neighbors=min(5, cells.counts.min() - 1))
-    flat, labels = sampler.fit_resample(cells.images.reshape(len(cells), -1).astype(np.float32), cells.labels)
-    made = np.round(flat[len(cells) :]).clip(0, 255).astype(np.uint8).reshape(-1, *cells.images.shape[1:])
+    flat, labels = sampler.fit_resample(cells.images.reshape(len(cells), -1).astype(np.float32),
+                                        cells.labels)
+    made = np.round(flat[len(cells) :]).clip(0, 255).astype(np.uint8).reshape(
+        -1, *cells.images.shape[1:])
     ids = [f"smote:{i:06d}" for i in range(len(made))]  # no file's id can hold a colon
     return replace(cells, images=np.concatenate([cells.images, made]), labels=labels,
                    ids=np.concatenate([cells.ids, ids]),
@@ -367,7 +406,10 @@ def balance_classes(
 def sharpness(
     images: np.ndarray,  # uint8, (n, h, w, 3)
 ) -> np.ndarray:  # (n,)
-    "Variance of the Laplacian of the grey picture: low where edges are soft (Pech-Pacheco et al. 2000)."
+    """Variance of the Laplacian of the grey picture: low where edges are soft (Pech-Pacheco et al.
+
+    2000).
+    """
     from scipy.ndimage import laplace
 
     return np.array([laplace(image.mean(axis=-1)).var() for image in images])

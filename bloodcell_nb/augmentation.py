@@ -52,17 +52,20 @@ _FILL_MODES = ("reflect", "constant", "nearest", "wrap")
 def _check_parameter(name, key, value, where):
     known = OPERATIONS[name]
     if key not in known:
-        raise DataError(f"{where}: {name} has no parameter {key}; it has {', '.join(known) or 'none'}")
+        raise DataError(f"{where}: {name} has no parameter {key}; it has "
+                        f"{', '.join(known) or 'none'}")
     text = isinstance(known[key], str)
     if isinstance(value, str) != text or isinstance(value, bool) or (not text and not value >= 0):
-        raise DataError(f"{where}: {name}: {key} is {value!r}; expected something like {known[key]!r}")
+        raise DataError(f"{where}: {name}: {key} is {value!r}; expected something like "
+                        f"{known[key]!r}")
     if isinstance(known[key], int) and not (isinstance(value, int) and value >= 1):
         raise DataError(f"{where}: {name}: {key} is {value!r}; expected a whole number from 1")
     choices = _FILL_MODES if key == "fill_mode" else _CHOICES.get((name, key))
     if choices and value not in choices:
-        raise DataError(f"{where}: {name}: {key} is {value!r}; expected {' or '.join(map(str, choices))}")
+        raise DataError(f"{where}: {name}: {key} is {value!r}; expected "
+                        f"{' or '.join(map(str, choices))}")
 
-
+# %% ../nbs/02_augmentation.ipynb #85fa1fbb
 def check_policy(
     policy: list,  # as in a recipe
     where: str = "augmentation",  # named in an error
@@ -73,7 +76,8 @@ def check_policy(
     for entry in policy:
         if isinstance(entry, str):
             entry = {entry: {}}
-        given = next(iter(entry.values()), None) if isinstance(entry, dict) and len(entry) == 1 else None
+        given = (next(iter(entry.values()), None) if isinstance(entry, dict) and len(entry) == 1
+                 else None)
         if not isinstance(given, dict):
             raise DataError(f"{where}: {entry!r} is not an operation; "
                             "expected NAME or NAME: {parameter: value}")
@@ -82,9 +86,11 @@ def check_policy(
             checked.append((name, _check_random_apply(given, where)))
             continue
         if name not in OPERATIONS:
-            raise DataError(f"{where}: no operation {name}; there are {', '.join(OPERATIONS)}, RandomApply")
+            raise DataError(f"{where}: no operation {name}; there are {', '.join(OPERATIONS)}, "
+                            "RandomApply")
         if inside and name in MIXERS:
-            raise DataError(f"{where}: {name} mixes labels and cannot stand in RandomApply; put it after")
+            raise DataError(f"{where}: {name} mixes labels and cannot stand in RandomApply; put it "
+                            "after")
         for key, value in given.items():
             _check_parameter(name, key, value, where)
         checked.append((name, OPERATIONS[name] | given))
@@ -105,7 +111,8 @@ LIBRARIES = ("native", "keras_cv")
 _RANGE = (0, 255)  # of the pixels
 # makes keras-cv's layer from its module and our parameters
 KERAS_CV = {name: lambda m, name=name, **p: getattr(m, name)(**p) for name in (
-    "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomShear", "ChannelShuffle",
+    "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomShear",
+                                                                               "ChannelShuffle",
     "RandomGaussianBlur", "RandomCutout", "MixUp")}
 KERAS_CV |= {name: lambda m, name=name, **p: getattr(m, name)(value_range=_RANGE, **p) for name in (
     "RandomBrightness", "RandomChannelShift")} | {
@@ -115,7 +122,8 @@ KERAS_CV |= {name: lambda m, name=name, **p: getattr(m, name)(value_range=_RANGE
     "Solarization": lambda m, threshold_factor, **p: m.Solarization(
         _RANGE, threshold_factor=(255 * threshold_factor, 255), **p),
     "GridMask": lambda m, ratio_factor, **p: m.GridMask(ratio_factor=(0, ratio_factor), **p),
-    "RandAugment": lambda m, operations, **p: m.RandAugment(_RANGE, augmentations_per_image=operations, **p),
+    "RandAugment": lambda m, operations, **p: m.RandAugment(
+        _RANGE, augmentations_per_image=operations, **p),
     "AugMix": lambda m, severity, chains, **p: m.AugMix(
         _RANGE, severity=(0.01, severity), num_chains=chains, **p),
 }
@@ -126,7 +134,8 @@ def keras_cv_layer(name: str, parameters: dict, seed: int = 0):
     import keras
 
     if keras.backend.backend() != "tensorflow":
-        raise DataError(f"augmentation_library is keras_cv with Keras on {keras.backend.backend()}; "
+        raise DataError("augmentation_library is keras_cv with Keras on "
+                        f"{keras.backend.backend()}; "
                         "keras-cv works under TensorFlow only: use native")
     with warnings.catch_warnings():  # tqdm's, of a missing widget
         warnings.simplefilter("ignore")
@@ -148,27 +157,13 @@ class Policy:
         import keras
 
         if library not in LIBRARIES:
-            raise DataError(f"augmentation_library is {library!r}; expected {' or '.join(LIBRARIES)}")
+            raise DataError(f"augmentation_library is {library!r}; expected "
+                            f"{' or '.join(LIBRARIES)}")
         self.seed, self.library, self.layers = seed, library, []
         self.generator = keras.random.SeedGenerator(seed)
         checked = check_policy(policy)
-        self.changes = [self._make(*entry) for entry in checked if entry[0] not in MIXERS]
-        self.mixers = [self._make(*entry) for entry in checked if entry[0] in MIXERS]
-
-    def _make(self, name, parameters):
-        "A function of images and a Draw; of images, labels and a Draw for a mixer."
-        from bloodcell_nb.layers import MIXERS, OPERATIONS, apply_some
-
-        if name == "RandomApply":
-            return partial(apply_some, k=parameters["k"],
-                           operations=[self._make(*entry) for entry in parameters["of"]])
-        if self.library == "native" or name not in KERAS_CV:
-            return partial({**OPERATIONS, **MIXERS}[name], **parameters)
-        layer = keras_cv_layer(name, parameters, 1000 * self.seed + len(self.layers))
-        self.layers.append(layer)
-        if name in MIXERS:
-            return lambda images, labels, draw: _unpacked(layer({"images": images, "labels": labels}))
-        return lambda images, draw: layer(images, training=True)
+        self.changes = [_operation(self, *entry) for entry in checked if entry[0] not in MIXERS]
+        self.mixers = [_operation(self, *entry) for entry in checked if entry[0] in MIXERS]
 
     def __call__(
         self,
@@ -184,7 +179,8 @@ class Policy:
         n = images.shape[0]
         if n is None:
             raise DataError("a policy needs batches of a known size; give augmented its batch_size")
-        images, labels, draw = ops.cast(images, "float32"), ops.cast(labels, "float32"), Draw(self.generator, n)
+        images, labels = ops.cast(images, "float32"), ops.cast(labels, "float32")
+        draw = Draw(self.generator, n)
         for change in self.changes:
             images = ops.clip(change(images, draw), 0, 255)
         before = images, labels
@@ -192,13 +188,30 @@ class Policy:
             images, labels = mixer(images, labels, draw)
             images = ops.clip(images, 0, 255)  # white and white may round to more
         if self.mixers and mixed is not None:
-            images, labels = (ops.where(ops.reshape(mixed, (n, *[1] * (len(now.shape) - 1))), now, was)
-                              for now, was in zip((images, labels), before, strict=True))
+            images, labels = (
+                ops.where(ops.reshape(mixed, (n, *[1] * (len(now.shape) - 1))), now, was)
+                for now, was in zip((images, labels), before, strict=True))
         return images, labels
 
-
+# %% ../nbs/02_augmentation.ipynb #8fbba5b0
 def _unpacked(pair):
     return pair["images"], pair["labels"]
+
+
+def _operation(policy, name, parameters):
+    "A function of images and a Draw; of images, labels and a Draw for a mixer."
+    from bloodcell_nb.layers import MIXERS, OPERATIONS, apply_some
+
+    if name == "RandomApply":
+        return partial(apply_some, k=parameters["k"],
+                       operations=[_operation(policy, *entry) for entry in parameters["of"]])
+    if policy.library == "native" or name not in KERAS_CV:
+        return partial({**OPERATIONS, **MIXERS}[name], **parameters)
+    layer = keras_cv_layer(name, parameters, 1000 * policy.seed + len(policy.layers))
+    policy.layers.append(layer)
+    if name in MIXERS:
+        return lambda images, labels, draw: _unpacked(layer({"images": images, "labels": labels}))
+    return lambda images, draw: layer(images, training=True)
 
 # %% ../nbs/02_augmentation.ipynb #0893215d
 def with_noise(
@@ -210,6 +223,32 @@ def with_noise(
     noise = np.random.default_rng(seed).normal(0, stddev, cells.images.shape).astype(np.float32)
     return replace(cells, images=np.clip(np.round(cells.images + noise), 0, 255).astype(np.uint8))
 
+# %% ../nbs/02_augmentation.ipynb #300f76a6
+def _callable(policy):
+    "What the training step calls."
+    if not policy or policy.library == "native":
+        return policy
+    import tensorflow as tf
+
+    # keras-cv's RandAugment branches on tensors, which Keras does not translate
+    return tf.function(policy.__call__)
+
+
+def _weights(labels, class_weight):
+    "Weight of each image in the loss: a mixed label has a mixed weight."
+    import keras
+
+    ops, column = keras.ops, [[class_weight[k]] for k in sorted(class_weight)]
+    return ops.matmul(ops.cast(labels, "float32"), ops.convert_to_tensor(column, "float32"))[:, 0]
+
+
+def _kept(model, array):
+    "An array as a variable of a model that does not train."
+    import keras
+
+    return model.add_weight(shape=array.shape, dtype=str(array.dtype), trainable=False,
+                            initializer=lambda *_, **__: keras.ops.convert_to_tensor(array))
+
 # %% ../nbs/02_augmentation.ipynb #4adb2f57
 def augmented(
     model,  # keras model: images to probabilities; it is what is trained, and what is saved
@@ -217,15 +256,11 @@ def augmented(
     class_weight: dict = None,  # weight of each class in the training's loss
     cells: Cells = None,  # kept where the model computes, and asked for by their numbers
     batch_size: int = None,  # of every batch; a policy needs it
-):  # keras model on {"images", "labels", "mixed"}, or on {"index"}: (n,), or (steps, n) for several steps
+):  # keras model on {"images", "labels", "mixed"}, or on {"index"}: (n,) or (steps, n)
     "Wrap a classifier so that its training step augments."
     import keras
 
-    ops, apply, backend = keras.ops, policy, keras.backend.backend()
-    if policy and policy.library == "keras_cv":
-        import tensorflow as tf
-
-        apply = tf.function(policy.__call__)  # its RandAugment branches on tensors, which Keras does not translate
+    ops, apply, backend = keras.ops, _callable(policy), keras.backend.backend()
 
     class Augmented(keras.Model):
         def __init__(self):
@@ -235,12 +270,8 @@ def augmented(
             self.kept = []
             if cells is not None:
                 targets = keras.utils.to_categorical(cells.labels, len(cells.class_names))
-                self.kept = [self._keep(cells.images), self._keep(targets.astype("float32"))]
+                self.kept = [_kept(self, cells.images), _kept(self, targets.astype("float32"))]
             self.built = True  # the network comes built, the operations hold no weights
-
-        def _keep(self, array):
-            return self.add_weight(shape=array.shape, dtype=str(array.dtype), trainable=False,
-                                   initializer=lambda *_, **__: ops.convert_to_tensor(array))
 
         def _batch(self, inputs):
             "Images, labels, and which of them are to be mixed."
@@ -253,26 +284,27 @@ def augmented(
         def call(self, inputs, training=False):
             images, labels, mixed = self._batch(inputs)
             if policy and training:
-                images = ops.reshape(images, (batch_size or images.shape[0] or -1, *images.shape[1:]))
+                size = batch_size or images.shape[0] or -1
+                images = ops.reshape(images, (size, *images.shape[1:]))
                 images, labels = apply(images, labels, mixed)
             return {"probabilities": self.network(images, training=training), "labels": labels}
 
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-            weight = None
-            if class_weight and training:
-                weights = ops.convert_to_tensor([[class_weight[k]] for k in sorted(class_weight)], "float32")
-                weight = ops.matmul(ops.cast(y_pred["labels"], "float32"), weights)[:, 0]  # mixed label, mixed weight
-            return super().compute_loss(x, y_pred["labels"], y_pred["probabilities"], weight, training)
+            labels = y_pred["labels"]
+            weight = _weights(labels, class_weight) if class_weight and training else None
+            return super().compute_loss(x, labels, y_pred["probabilities"], weight, training)
 
         def compute_metrics(self, x, y, y_pred, sample_weight=None):
-            return super().compute_metrics(x, y_pred["labels"], y_pred["probabilities"], sample_weight)
+            return super().compute_metrics(x, y_pred["labels"], y_pred["probabilities"],
+                                           sample_weight)
 
         def train_step(self, *given):
             if backend != "jax" or cells is None or given[1][1].ndim == 1:
                 return super().train_step(*given)
             import jax
 
-            state, logs = jax.lax.scan(lambda state, batch: super(Augmented, self).train_step(state, batch)[::-1], *given)
+            state, logs = jax.lax.scan(lambda state, batch: super(Augmented, self).train_step(
+                state, batch)[::-1], *given)
             return {name: values[-1] for name, values in logs.items()}, state
 
     return Augmented()

@@ -32,11 +32,14 @@ from bloodcell_nb.recipes import (
 
 # %% ../nbs/reference/cli.ipynb #e1721781
 def list_recipes():
-    "Print each recipe with its notebook, each study with its number of runs, and the first line of its file."
+    """Print each recipe with its notebook, each study with its number of runs, and the first line
+    of its file.
+    """
     for kind, paths in (("recipe", recipes()), ("study", studies())):
         for name, path in paths.items():
             first = path.read_text(encoding="utf-8").splitlines()[0]
-            what = read_recipe(path).notebook if kind == "recipe" else f"{len(read_study(name)[1])} runs"
+            what = (read_recipe(path).notebook if kind == "recipe"
+                    else f"{len(read_study(name)[1])} runs")
             print(f"{name:<32} {what:<16} {first.lstrip('# ') if first.startswith('#') else ''}")
 
 
@@ -48,7 +51,8 @@ def inspect(source: str, size: int = None):
 
     cells = load(source, size)
     height, width = cells.images.shape[1:3]
-    print(f"{cells.source}: {len(cells):,} images, {width}x{height}, {len(cells.class_names)} classes, fingerprint {fingerprint(source)}")
+    print(f"{cells.source}: {len(cells):,} images, {width}x{height}, {len(cells.class_names)} "
+          f"classes, fingerprint {fingerprint(source)}")
     parts = [part for part in PARTS if (cells.parts == part).any()]
     print(f"{'class':<22}{'all':>8}" + "".join(f"{part:>8}" for part in parts))
     counts = [cells.counts, *(cells.part(part).counts for part in parts)]
@@ -72,11 +76,15 @@ def convert(source: str, destination: str, size: int = None, course: bool = Fals
 
 def data_name(source: str) -> str:
     "A short name for a source, for its folder of runs."
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem if (path := source_path(source)) and path.exists() else source.partition(":")[0])
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem if (path := source_path(source))
+                  and path.exists() else source.partition(":")[0])
 
-
+# %% ../nbs/reference/cli.ipynb #8e0b42de
 def with_settings(chosen: list, settings: list) -> list:
-    "Change recipes by KEY=VALUE texts, each recipe that has the parameter; values are YAML. Raises RecipeError, as for a recipe's file."
+    """Change recipes by KEY=VALUE texts, each recipe that has the parameter; values are YAML.
+
+    Raises RecipeError, as for a recipe's file.
+    """
     import yaml
 
     values = [recipe.model_dump() for recipe in chosen]
@@ -84,56 +92,85 @@ def with_settings(chosen: list, settings: list) -> list:
         key, equals, value = setting.partition("=")
         holders = [some for some in values if key in some]
         if not equals or not holders or key in ("notebook", "source", "out"):
-            raise RecipeError(f"--set {setting}: expected KEY=VALUE with a parameter of {chosen[0].recipe if len(chosen) == 1 else 'a recipe'}, such as seed=3")
+            raise RecipeError(f"--set {setting}: expected KEY=VALUE with a parameter of "
+                              f"{chosen[0].recipe if len(chosen) == 1 else 'a recipe'}, such as "
+                              "seed=3")
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise RecipeError(f"--set {setting}: the value is not valid YAML; expected one such as 3, none or [a, b]") from None
+            raise RecipeError(f"--set {setting}: the value is not valid YAML; expected one such as "
+                              "3, none or [a, b]") from None
         for some in holders:
             some[key] = parsed
     return [check_recipe(some, recipe.recipe) for some, recipe in zip(values, chosen, strict=True)]
 
-
-def run_recipes(names: list, source: str, profile: str = None, out: str = None, settings: list = (), timeout_minutes: float = None,
-                study_name: str = None, jobs: int = None, budget_minutes: float = None) -> int:
-    "Run recipes, or a study, and write the page; 1 if a run failed."
-    from bloodcell_nb.sources import fingerprint
-    from bloodcell_nb.report import build_report
-
-    start = time.monotonic()
+# %% ../nbs/reference/cli.ipynb #53c6fc70
+def _chosen(names, source, profile, settings, study_name, jobs):
+    "Recipes as they will run, profile, and runs at a time; raises RecipeError."
     if study_name and names:
         raise RecipeError(f"--study {study_name} and {names[0]}; name a study or recipes")
     if not study_name and not names:
         list_recipes()
         raise RecipeError("run: name one or more of these recipes, or --study STUDY")
-    study, chosen = read_study(study_name) if study_name else (None, [read_recipe(find_recipe(name)) for name in names])
-    if study:
+    if study_name:
+        study, chosen = read_study(study_name)
         settings = [*(f"{key}={json.dumps(value)}" for key, value in study.set.items()), *settings]
-    profile, jobs = profile or (study.profile if study else "quick"), (study.jobs if study else 1) if jobs is None else jobs
+        profile, jobs = profile or study.profile, study.jobs if jobs is None else jobs
+    else:
+        chosen = [read_recipe(find_recipe(name)) for name in names]
+        profile, jobs = profile or "quick", 1 if jobs is None else jobs
     if jobs < 1:
         raise RecipeError(f"--jobs {jobs}: expected 1 or more")
-    if budget_minutes is not None and 60 * budget_minutes <= PAGE_SECONDS:
-        raise RecipeError(f"--budget {budget_minutes:g}: expected more than {PAGE_SECONDS / 60:.2g} minutes; the last {PAGE_SECONDS} seconds are for the page")
-    chosen = [with_profile(recipe, profile).model_copy(update={"source": source}) for recipe in with_settings(chosen, settings)]
+    chosen = [with_profile(recipe, profile).model_copy(update={"source": source})
+              for recipe in with_settings(chosen, settings)]
     folders = [recipe.recipe for recipe in chosen]
     if twice := [name for name in folders if folders.count(name) > 1]:
-        raise RecipeError(f"two runs would lie in the folder {twice[0]}; name a recipe once, and --set recipe=NAME for one recipe alone")
+        raise RecipeError(f"two runs would lie in the folder {twice[0]}; name a recipe once, and "
+                          "--set recipe=NAME for one recipe alone")
+    return chosen, profile, jobs
+
+# %% ../nbs/reference/cli.ipynb #568081fc
+def run_recipes(
+    names: list,  # of recipes, or .yaml files
+    source: str,  # as for `load`
+    profile: str = None,  # smoke, quick or full; None: quick, or what the study says
+    out: str = None,  # folder of the runs; None: reports/<name of the data>
+    settings: list = (),  # KEY=VALUE texts, as for `with_settings`
+    timeout_minutes: float = None,  # that a cell of a notebook may take
+    study_name: str = None,  # a study instead of names
+    jobs: int = None,  # runs at a time; None: 1, or what the study says
+    budget_minutes: float = None,  # for all of it, the page included
+) -> int:  # exit code
+    "Run recipes, or a study, and write the page; 1 if a run failed. Raises RecipeError, DataError."
+    from bloodcell_nb.report import build_report
+    from bloodcell_nb.sources import fingerprint
+
+    start = time.monotonic()
+    chosen, profile, jobs = _chosen(names, source, profile, settings, study_name, jobs)
+    if budget_minutes is not None and 60 * budget_minutes <= PAGE_SECONDS:
+        raise RecipeError(f"--budget {budget_minutes:g}: expected more than "
+                          f"{PAGE_SECONDS / 60:.2g} minutes; "
+                          f"the last {PAGE_SECONDS} seconds are for the page")
     fingerprint(source)  # a wrong source is said before anything starts
     root = Path(out or f"reports/{data_name(source)}")
     if root.exists() and not root.is_dir():
         raise RecipeError(f"{root}: not a folder; name a folder for the runs")
-    states, left = run_all(chosen, root, profile, jobs, budget_minutes and start + 60 * budget_minutes, timeout_minutes and 60 * timeout_minutes)
+    deadline = budget_minutes and start + 60 * budget_minutes
+    timeout = timeout_minutes and 60 * timeout_minutes
+    states, left = run_all(chosen, root, profile, jobs, deadline, timeout)
     for name in left:
         print(f"{name}: left, {'begun' if (root / f'{name}.partial').exists() else 'not begun'}")
     if len(chosen) > 1:
-        counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)] + ([f"{len(left)} left by the budget"] if left else [])
-        print(f"{len(chosen)} runs: {', '.join(counts)}; {(time.monotonic() - start) / 60:.1f} minutes")
+        counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        counts += [f"{len(left)} left by the budget"] if left else []
+        print(f"{len(chosen)} runs: {', '.join(counts)}; {(time.monotonic() - start) / 60:.1f} "
+              "minutes")
     if states:
         with locked(root, ".page"):  # the last to write it has seen the runs of all
             print(f"report: {build_report(root)}")
     return int("failed" in states)
 
-
+# %% ../nbs/reference/cli.ipynb #c0972437
 def predict_pictures(place: str, pictures: list, grad_cam_folder: str = None):
     "Print class and probability of each picture; asked for, draw what the answer rests on."
     from bloodcell_nb.ensemble import load_classifier, read_picture
@@ -146,9 +183,12 @@ def predict_pictures(place: str, pictures: list, grad_cam_folder: str = None):
     for path, image in zip(pictures, images, strict=True):
         said = classifier.predict(image[None])[0]
         order = said.argsort()[::-1]
-        print(f"{path}: {classifier.class_names[order[0]]} {said[order[0]]:.3f}  (then {classifier.class_names[order[1]]} {said[order[1]]:.3f})")
+        print(f"{path}: {classifier.class_names[order[0]]} {said[order[0]]:.3f}  (then "
+              f"{classifier.class_names[order[1]]} {said[order[1]]:.3f})")
         if grad_cam_folder:
-            print(f"  {_draw_evidence(classifier, image, int(order[0]), Path(grad_cam_folder) / f'{Path(path).stem}_grad_cam.png')}")
+            drawn = Path(grad_cam_folder) / f"{Path(path).stem}_grad_cam.png"
+            print(
+                f"  {_draw_evidence(classifier, image, int(order[0]), drawn)}")
 
 
 def _draw_evidence(classifier, image, label, path):
@@ -157,49 +197,74 @@ def _draw_evidence(classifier, image, label, path):
 
     from bloodcell_nb.explain import grad_cam, heat_overlay
 
-    heat = [weight * grad_cam(model, image[None], np.array([label])) for model, weight in zip(classifier.models, classifier.weights, strict=True)]
+    heat = [weight * grad_cam(model, image[None], np.array([label])) for model,
+            weight in zip(classifier.models, classifier.weights, strict=True)]
     side_by_side = np.concatenate([image, heat_overlay(image[None], sum(heat))[0]], axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(side_by_side).resize((side_by_side.shape[1] * 3, side_by_side.shape[0] * 3), Image.Resampling.NEAREST).save(path)
+    Image.fromarray(side_by_side).resize((side_by_side.shape[1] * 3, side_by_side.shape[0] * 3),
+                                         Image.Resampling.NEAREST).save(path)
     return path
 
+# %% ../nbs/reference/cli.ipynb #483b49ff
+def _add_run(commands, source_help):
+    go = commands.add_parser("run", help="run recipes through papermill and write the report")
+    go.add_argument("recipes", nargs="*", metavar="RECIPE",
+                    help="names of recipes, or .yaml files; none: list them")
+    go.add_argument("--data", default="synthetic", metavar="SOURCE", help=source_help)
+    go.add_argument("--study", metavar="STUDY",
+                    help=f"run a study instead: {', '.join(studies())}, or a .yaml file")
+    go.add_argument("--profile", choices=list(PROFILES),
+                    help="how much of the recipe's size to run; quick, or what a study says")
+    go.add_argument("--out", metavar="DIR",
+                    help="folder of the runs; reports/<name of the data> by default")
+    go.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                    help="a parameter's value instead of the recipe's; may be repeated")
+    go.add_argument("--jobs", type=int, metavar="N", help="runs at a time; 1, or what a study says")
+    go.add_argument("--budget", type=float, metavar="MINUTES",
+                    help="stop after so long, the page included; the same command goes on from "
+                         "there")
+    go.add_argument("--timeout", type=float, metavar="MINUTES",
+                    help="that a single cell of a notebook may take")
 
+# %% ../nbs/reference/cli.ipynb #a976f56b
 def _parser():
-    parser = argparse.ArgumentParser(prog="bloodcell", description="Blood-cell images into eight classes: look at data, run recipes, write the report.")
+    parser = argparse.ArgumentParser(prog="bloodcell",
+                                     description="Blood-cell images into eight classes: look at "
+                                                 "data, run recipes, write the report.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    source_help = "synthetic[:n=..,seed=..,duplicates=..,spoiled=..], medmnist[:28|64|128|224], an .npz file, or a folder or .zip of class folders"
+    source_help = ("synthetic[:n=..,seed=..,duplicates=..,spoiled=..], medmnist[:28|64|128|224], "
+                   "an .npz file, or a folder or .zip of class folders")
     commands.add_parser("recipes", help="list the recipes and studies")
     look = commands.add_parser("inspect", help="say what a source holds")
     look.add_argument("source", help=source_help)
-    make = commands.add_parser("convert", help="write a source as an .npz file or as a tree of PNG files")
+    make = commands.add_parser("convert",
+                               help="write a source as an .npz file or as a tree of PNG files")
     make.add_argument("source", help=source_help)
     make.add_argument("destination", help="new .npz file, or new folder")
-    make.add_argument("--course", action="store_true", help="as the homework's training_set.npz: cells, then 1,600 and 200 copies of two spoiled images")
+    make.add_argument("--course", action="store_true",
+                      help="as the homework's training_set.npz: cells, then 1,600 and 200 copies "
+                           "of two spoiled images")
     make.add_argument("--seed", type=int, default=0, help="of --course's draw")
     for command in (look, make):
         command.add_argument("--size", type=int, help="resize pictures to SIZE x SIZE")
-    go = commands.add_parser("run", help="run recipes through papermill and write the report")
-    go.add_argument("recipes", nargs="*", metavar="RECIPE", help="names of recipes, or .yaml files; none: list them")
-    go.add_argument("--data", default="synthetic", metavar="SOURCE", help=source_help)
-    go.add_argument("--study", metavar="STUDY", help=f"run a study instead: {', '.join(studies())}, or a .yaml file")
-    go.add_argument("--profile", choices=list(PROFILES), help="how much of the recipe's size to run; quick, or what a study says")
-    go.add_argument("--out", metavar="DIR", help="folder of the runs; reports/<name of the data> by default")
-    go.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter's value instead of the recipe's; may be repeated")
-    go.add_argument("--jobs", type=int, metavar="N", help="runs at a time; 1, or what a study says")
-    go.add_argument("--budget", type=float, metavar="MINUTES", help="stop after so long, the page included; the same command goes on from there")
-    go.add_argument("--timeout", type=float, metavar="MINUTES", help="that a single cell of a notebook may take")
+    _add_run(commands, source_help)
     ask = commands.add_parser("predict", help="say what cells pictures show")
-    ask.add_argument("model", metavar="MODEL|RUN", help="a .keras file, or the folder of a finished run or ensemble")
-    ask.add_argument("pictures", nargs="+", metavar="IMAGE", help="pictures of one cell each; resized where the network wants another size")
+    ask.add_argument("model", metavar="MODEL|RUN",
+                     help="a .keras file, or the folder of a finished run or ensemble")
+    ask.add_argument("pictures", nargs="+", metavar="IMAGE",
+                     help="pictures of one cell each; resized where the network wants another size")
     ask.add_argument("--grad-cam", metavar="DIR", help="also draw there what each answer rests on")
-    hand_in = commands.add_parser("submission", help="write a Codabench submission: model.py and networks")
-    hand_in.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs or .keras files, or of one ensemble")
+    hand_in = commands.add_parser("submission",
+                                  help="write a Codabench submission: model.py and networks")
+    hand_in.add_argument("runs", nargs="+", metavar="RUN",
+                         help="folders of finished runs or .keras files, or of one ensemble")
     hand_in.add_argument("--out", default="submission.zip", metavar="FILE", help="new .zip file")
     page = commands.add_parser("report", help="write the page of finished runs")
-    page.add_argument("folder", nargs="?", default="reports", metavar="DIR", help="folder that holds the runs")
+    page.add_argument("folder", nargs="?", default="reports", metavar="DIR",
+                      help="folder that holds the runs")
     return parser
 
-
+# %% ../nbs/reference/cli.ipynb #607fa276
 def _obey(options):
     "Do what the command line asks; gives the exit code."
     if options.command == "recipes":
@@ -209,7 +274,8 @@ def _obey(options):
     elif options.command == "convert":
         convert(options.source, options.destination, options.size, options.course, options.seed)
     elif options.command == "run":
-        return run_recipes(options.recipes, options.data, options.profile, options.out, options.set, options.timeout, options.study,
+        return run_recipes(options.recipes, options.data, options.profile, options.out, options.set,
+                           options.timeout, options.study,
                            options.jobs, options.budget)
     elif options.command == "predict":
         with quiet_stderr(os.devnull):
@@ -226,7 +292,8 @@ def _obey(options):
     return 0
 
 
-def main(arguments: list = None) -> int:  # exit code: 0, 1 where a run failed, 2 for bad input, 130 after Ctrl-C, 141 where a pipe was closed
+# exit code: 0, 1 where a run failed, 2 for bad input, 130 after Ctrl-C, 141 where a pipe was closed
+def main(arguments: list = None) -> int:
     "The bloodcell command."
     options = _parser().parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
@@ -239,7 +306,8 @@ def main(arguments: list = None) -> int:  # exit code: 0, 1 where a run failed, 
         print(f"bloodcell: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # as of `bloodcell recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would fail as it flushes at the end
+        # else Python would fail as it flushes at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         print("bloodcell: interrupted; the same command goes on from here", file=sys.stderr)

@@ -21,7 +21,8 @@ def custom_cnn(
     l2: float = 0.0,  # weight decay of kernels
 ) -> keras.Model:  # uint8 (n, h, w, 3) to probabilities (n, classes)
     "The report's CNN."
-    kernel = {"kernel_initializer": "he_uniform", "kernel_regularizer": keras.regularizers.L2(l2) if l2 else None}
+    kernel = {"kernel_initializer": "he_uniform", "kernel_regularizer": keras.regularizers.L2(l2)
+              if l2 else None}
     x = inputs = keras.Input((*image_size, 3), dtype="uint8")
     x = layers.Rescaling(1 / 255)(x)
     for count in filters:

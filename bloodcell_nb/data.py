@@ -19,7 +19,8 @@ CLASS_NAMES = (
     "basophil", "eosinophil", "erythroblast", "immature granulocyte",
     "lymphocyte", "monocyte", "neutrophil", "platelet",
 )
-COURSE_COUNTS = (852, 2181, 1085, 2026, 849, 993, 2330, 1643)  # cells a class in the course's file, 11,959
+# cells a class in the course's file, 11,959
+COURSE_COUNTS = (852, 2181, 1085, 2026, 849, 993, 2330, 1643)
 PARTS = ("train", "val", "test")
 SYNTHETIC, MEDMNIST = "synthetic", "medmnist"
 # words that are no path, for each parameter of a recipe that may name one
@@ -27,7 +28,10 @@ KEYWORDS = {"source": (SYNTHETIC, MEDMNIST), "weights": ("imagenet", "none"), "r
 
 
 class DataError(ValueError):
-    "Input that cannot be used; the message is one line: what is wrong, where, and what would be right."
+    """Input that cannot be used.
+
+    The message is one line: what is wrong, where, and what would be right.
+    """
 
 
 def source_path(
@@ -53,27 +57,36 @@ def is_synthetic(
 # %% ../nbs/reference/data.ipynb #306893ff
 @dataclass(frozen=True)
 class Cells:
-    "Images of cells with their labels. Indexing with an array, a mask or a slice gives the chosen cells."
+    """Images of cells with their labels.
+
+    Indexing with an array, a mask or a slice gives the chosen cells.
+    """
     images: np.ndarray  # uint8, (n, h, w, 3)
     labels: np.ndarray  # class index of each image, int64, (n,)
     class_names: tuple = CLASS_NAMES  # name of each class, in label order
     ids: np.ndarray = None  # name of each image, unique within its part and class, (n,)
-    parts: np.ndarray = None  # "train", "val" or "test" of each image, or "" where the source has no split, (n,)
+    # "train", "val" or "test" of each image, or "" where the source has no split, (n,)
+    parts: np.ndarray = None
     source: str = ""  # where the cells came from
 
     def __post_init__(self):
         n = len(self.images)
-        images, labels = check_images(self.images, self.source), check_labels(self.labels, n, self.source)
+        images, labels = check_images(self.images,
+                                      self.source), check_labels(self.labels, n, self.source)
         if n and labels.max() >= len(self.class_names):
             raise DataError(f"{self.source or 'cells'}: label {labels.max()} is out of range; "
-                            f"{len(self.class_names)} classes have labels 0 to {len(self.class_names) - 1}")
-        ids = np.array([f"{i:06d}" for i in range(n)]) if self.ids is None else np.asarray(self.ids, dtype=str)
+                            f"{len(self.class_names)} classes have labels 0 to "
+                            f"{len(self.class_names) - 1}")
+        ids = (np.array([f"{i:06d}" for i in range(n)]) if self.ids is None
+               else np.asarray(self.ids, dtype=str))
         parts = np.full(n, "") if self.parts is None else np.asarray(self.parts, dtype=str)
         for name, values in (("ids", ids), ("parts", parts)):
             if values.shape != (n,):
-                raise DataError(f"{self.source or 'cells'}: {name} has shape {values.shape}, expected ({n},)")
+                raise DataError(f"{self.source or 'cells'}: {name} has shape {values.shape}, "
+                                f"expected ({n},)")
         if unknown := set(np.unique(parts)) - {"", *PARTS}:
-            raise DataError(f"{self.source or 'cells'}: parts holds {sorted(unknown)[0]!r}; allowed are {', '.join(PARTS)}")
+            raise DataError(f"{self.source or 'cells'}: parts holds {sorted(unknown)[0]!r}; "
+                            f"allowed are {', '.join(PARTS)}")
         for name, value in (("images", images), ("labels", labels), ("ids", ids), ("parts", parts)):
             object.__setattr__(self, name, value)
 
@@ -103,10 +116,14 @@ def check_images(
     images: np.ndarray,  # expected (n, h, w, 3)
     where: str = "",  # named in an error
 ) -> np.ndarray:  # uint8, (n, h, w, 3)
-    "Check rank, channels and values; floats in [0, 1] and whole numbers in 0..255 become uint8, the former with a warning."
+    """Check rank, channels and values.
+
+    Floats in [0, 1] and whole numbers in 0..255 become uint8, the former with a warning.
+    """
     images, where = np.asarray(images), where or "images"
     if images.ndim != 4 or images.shape[-1] != 3:
-        raise DataError(f"{where}: images have shape {images.shape}, expected (n, height, width, 3)")
+        raise DataError(
+            f"{where}: images have shape {images.shape}, expected (n, height, width, 3)")
     if images.dtype == np.uint8:
         return images
     if not (np.issubdtype(images.dtype, np.number) and not np.iscomplexobj(images)):
@@ -120,13 +137,15 @@ def check_images(
     if low < 0 or high > 255:
         raise DataError(f"{where}: pixel values run from {low:g} to {high:g}, expected 0..255")
     if np.issubdtype(images.dtype, np.floating) and high <= 1:
-        warnings.warn(f"{where}: float images in [0, 1] are taken times 255 and rounded to uint8", stacklevel=2)
+        warnings.warn(f"{where}: float images in [0, 1] are taken times 255 and rounded to uint8",
+                      stacklevel=2)
         return np.round(images * 255).astype(np.uint8)
     if (images != np.round(images)).any():
-        raise DataError(f"{where}: float images up to {high:g} with fractions, expected whole numbers 0..255 or floats in [0, 1]")
+        raise DataError(f"{where}: float images up to {high:g} with fractions, expected whole "
+                        "numbers 0..255 or floats in [0, 1]")
     return images.astype(np.uint8)
 
-
+# %% ../nbs/reference/data.ipynb #5e39a759
 def check_labels(
     labels: np.ndarray,  # class indices (n,) or (n, 1), or one-hot (n, classes)
     n_images: int,  # number of images that they belong to
@@ -139,17 +158,23 @@ def check_labels(
     if labels.dtype == bool or np.issubdtype(labels.dtype, np.number):
         if labels.ndim == 2 and len(labels):
             if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
-                raise DataError(f"{where}: labels of shape {labels.shape} are not one-hot: each row must "
-                                "hold a single 1; multi-label files, such as ChestMNIST, cannot be used")
+                raise DataError(f"{where}: labels of shape {labels.shape} are not one-hot: each "
+                                "row must "
+                                "hold a single 1; multi-label files, such as ChestMNIST, cannot be "
+                                "used")
             labels = labels.argmax(axis=1)
     else:
         raise DataError(f"{where}: labels have type {labels.dtype}, expected whole numbers")
     if labels.ndim != 1:
-        raise DataError(f"{where}: labels have shape {labels.shape}, expected (n,), (n, 1) or one-hot (n, classes)")
+        raise DataError(f"{where}: labels have shape {labels.shape}, expected (n,), (n, 1) or "
+                        "one-hot (n, classes)")
     if len(labels) != n_images:
-        raise DataError(f"{where}: {n_images} images but {len(labels)} labels; they must be as many")
-    if len(labels) and (not np.isfinite(labels).all() or (labels != np.round(labels)).any() or labels.min() < 0):
-        raise DataError(f"{where}: labels must be whole numbers from 0, found {labels[(labels < 0) | (labels != np.round(labels))][0]:g}")
+        raise DataError(f"{where}: {n_images} images but {len(labels)} labels; they must be as "
+                        "many")
+    if len(labels) and (not np.isfinite(labels).all() or (labels != np.round(labels)).any()
+                        or labels.min() < 0):
+        raise DataError(f"{where}: labels must be whole numbers from 0, found "
+                        f"{labels[(labels < 0) | (labels != np.round(labels))][0]:g}")
     return labels.astype(np.int64)
 
 # %% ../nbs/reference/data.ipynb #91c058ac
@@ -157,14 +182,16 @@ def _units(labels, groups):
     "One index for each group, and for each image the number of its unit."
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     if len(groups) != len(labels):
-        raise DataError(f"groups: {len(groups)} given for {len(labels)} images; they must be as many")
+        raise DataError(f"groups: {len(groups)} given for {len(labels)} images; they must be as "
+                        "many")
     _, first, unit = np.unique(groups, return_index=True, return_inverse=True)
     return first, unit
 
 
 def _check_class_sizes(counts, needed, what):
     if (counts < needed).any():
-        raise DataError(f"class {int(np.argmin(counts))} has {counts.min()} images (duplicates counted once); {what} needs {needed}")
+        raise DataError(f"class {int(np.argmin(counts))} has {counts.min()} images (duplicates "
+                        f"counted once); {what} needs {needed}")
 
 
 def split_indices(
@@ -185,13 +212,14 @@ def split_indices(
         _check_class_sizes(np.bincount(labels[first]), 2, "a stratified split")
     classes = len(np.unique(labels))
     if stratify and min(val_share, 1 - val_share) * len(first) < classes:
-        raise DataError(f"val_share {val_share} of {len(first)} images leaves a side with fewer than {classes} images, one a class; give more images")
+        raise DataError(f"val_share {val_share} of {len(first)} images leaves a side with fewer "
+                        f"than {classes} images, one a class; give more images")
     _, val = train_test_split(np.arange(len(first)), test_size=val_share, random_state=seed,
                               stratify=labels[first] if stratify else None)
     in_val = np.isin(unit, val)
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)
 
-
+# %% ../nbs/reference/data.ipynb #dfe9c19b
 def fold_indices(
     labels: np.ndarray,  # class index of each image, (n,)
     folds: int = 5,  # number of folds, from 2

@@ -28,13 +28,18 @@ from .records import run_key, write_json
 
 # %% ../nbs/reference/engine.ipynb #a6e9b248
 # what TensorFlow writes to stderr as it starts; no environment variable stops it
-_NOISE = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:\d\d|[IWE]0000 00:00:\d+")
+_NOISE = re.compile(
+    r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:\d\d|[IWE]0000 00:00:\d+")
 
 
 def _renamed(value, names):
-    "Write other names for paths in all texts; pictures stay, and so does a root, which can be the home of a container's user."
+    """Write other names for paths in all texts.
+
+    Pictures stay, and so does a root, which can be the home of a container's user.
+    """
     if isinstance(value, dict):
-        return {key: part if key.startswith("image/") else _renamed(part, names) for key, part in value.items()}
+        return {key: part if key.startswith("image/") else _renamed(part, names) for key,
+                part in value.items()}
     if isinstance(value, list):
         return [_renamed(part, names) for part in value]
     if isinstance(value, str):
@@ -61,7 +66,8 @@ def publishable(
                 if not output["text"].strip():
                     continue
             if output.get("metadata", {}).get("cells") and not keep_pictures:
-                output["data"] = {"text/plain": "pictures of real cells: in cells/, on the machine that made them"}
+                output["data"] = {"text/plain": "pictures of real cells: in cells/, on the machine "
+                                                "that made them"}
             outputs.append(output)
         if "outputs" in cell:
             cell["outputs"] = outputs
@@ -78,17 +84,22 @@ def _status_of(folder):
 def _one_line(error):
     "The last line that says something: of a notebook's error, its exception."
     name = getattr(error, "ename", "") or type(error).__name__
-    lines = [line.strip() for line in str(getattr(error, "evalue", "") or error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(getattr(error, "evalue", "") or error).splitlines()
+             if line.strip()]
     return f"{name}: {lines[0][:500]}" if lines else name
 
-
+# %% ../nbs/reference/engine.ipynb #99a3074d
 class _ProgressLine:
-    "Show what a run last said of itself: one changing line on a terminal, else a line every ten seconds at the most, every thirty beside others."
+    """Show what a run last said of itself: one changing line on a terminal, else a line every ten
+    seconds at the most, every thirty beside others.
+    """
 
     def __init__(self, name, folder, stream, alone):
-        self.name, self.path, self.stream, self.changing = name, folder / "progress.json", stream, alone and stream.isatty()
+        self.name, self.path = name, folder / "progress.json"
+        self.stream, self.changing = stream, alone and stream.isatty()
         self.every = 0.5 if self.changing else 10 if alone else 30
-        self._end, self._thread = threading.Event(), threading.Thread(target=self._watch, daemon=True)
+        self._end, self._thread = threading.Event(), threading.Thread(
+            target=self._watch, daemon=True)
 
     def _watch(self):
         start, last = time.monotonic(), None
@@ -97,7 +108,8 @@ class _ProgressLine:
                 text = json.loads(self.path.read_text())["text"]
             except (OSError, ValueError, KeyError):
                 text = "starting"
-            clock = f"{int(time.monotonic() - start) // 60}:{int(time.monotonic() - start) % 60:02d}"
+            minutes, seconds = divmod(int(time.monotonic() - start), 60)
+            clock = f"{minutes}:{seconds:02d}"
             if self.changing:
                 width = shutil.get_terminal_size().columns - 1
                 self.stream.write(f"\r{f'{self.name}  {clock}  {text}'[:width]:<{width}}")
@@ -115,10 +127,12 @@ class _ProgressLine:
         if self.changing:
             self.stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
 
-
+# %% ../nbs/reference/engine.ipynb #4d27dd99
 @contextmanager
 def quiet_stderr(path):
-    "Send what a kernel or TensorFlow writes to this process's stderr, before Python sees it, to a file; gives the real stderr."
+    """Send what a kernel or TensorFlow writes to this process's stderr, before Python sees it, to
+    a file; gives the real stderr.
+    """
     real = os.dup(2)
     with open(path, "ab") as log, os.fdopen(os.dup(real), "w") as stream:
         os.dup2(log.fileno(), 2)
@@ -139,7 +153,8 @@ def _lock_file(root, name):
 @contextmanager
 def locked(root, name, message="", stream=None):
     "Let one process at a time into the block; one that has to wait prints the message."
-    # a lock of the operating system (on NFS too): it ends with its process, even one that was killed, where the mere existence of a file would block for ever
+    # a lock of the operating system (on NFS too): it ends with its process, even one that was
+    # killed, where the mere existence of a file would block for ever
     lock = FileLock(_lock_file(root, f"{name}.lock"), poll_interval=0.2)
     try:
         lock.acquire(timeout=0)
@@ -152,7 +167,7 @@ def locked(root, name, message="", stream=None):
     finally:
         lock.release()
 
-
+# %% ../nbs/reference/engine.ipynb #0125ccb6
 def execute(
     recipe,  # checked recipe; its source is where the cells come from
     root: Path,  # folder of the run folders
@@ -161,11 +176,15 @@ def execute(
     stream=None,  # of the progress line; stderr by default
     alone: bool = True,  # no other run is shown on the same stream
 ) -> dict:  # the run's status: state is done, skipped or failed
-    "Run a recipe's notebook through papermill into root/<recipe>; wait where another process runs it."
+    """Run a recipe's notebook through papermill into root/<recipe>.
+
+    Wait where another process runs it.
+    """
     root = Path(root).resolve()
     target, work = root / recipe.recipe, root / f"{recipe.recipe}.partial"
     recipe = recipe.model_copy(update={"out": str(work)})
-    with locked(root, recipe.recipe, f"{recipe.recipe}  waits for another process that runs it", stream):
+    with locked(root, recipe.recipe, f"{recipe.recipe}  waits for another process that runs it",
+                stream):
         key = run_key(recipe)
         if _finished(work, key):  # killed before its last step
             _replace_folder(work, target)
@@ -174,7 +193,8 @@ def execute(
         if _status_of(work).get("key") != key:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
-        status = _run_notebook(recipe, work, {"recipe": recipe.recipe, "profile": profile, "key": key}, timeout, stream, alone)
+        status = _run_notebook(recipe, work, {"recipe": recipe.recipe, "profile": profile,
+                                              "key": key}, timeout, stream, alone)
         if status["state"] == "done":
             _replace_folder(work, target)
     return status
@@ -184,7 +204,7 @@ def _finished(folder, key):
     status = _status_of(folder)
     return status.get("key") == key and status.get("state") == "done"
 
-
+# %% ../nbs/reference/engine.ipynb #4085db41
 def _run_notebook(recipe, work, status, timeout, stream, alone):
     "Run a recipe's notebook in its work folder; gives the status, which lies there too."
     with warnings.catch_warnings():  # tqdm's, of a missing widget
@@ -192,14 +212,21 @@ def _run_notebook(recipe, work, status, timeout, stream, alone):
         import papermill
 
     parameters = recipe.model_dump()
-    files = {key: path.resolve() for key in KEYWORDS if (path := source_path(parameters.get(key), key)) and path.exists()}
-    parameters |= {key: str(path) for key, path in files.items()}  # the notebook runs in another folder
+    files = {key: path.resolve() for key in KEYWORDS
+             if (path := source_path(parameters.get(key), key)) and path.exists()}
+    # the notebook runs in another folder
+    parameters |= {key: str(path) for key, path in files.items()}
     start = time.monotonic()
-    write_json(work / "status.json", status | {"state": "running", "started": datetime.now(UTC).isoformat(timespec="seconds")})
+    write_json(work / "status.json", status
+               | {"state": "running", "started": datetime.now(UTC).isoformat(timespec="seconds")})
     try:
-        with quiet_stderr(work / "kernel.log") as terminal, _ProgressLine(recipe.recipe, work, stream or terminal, alone):
-            papermill.execute_notebook(project_root() / "nbs" / f"{recipe.notebook}.ipynb", work / "notebook.ipynb", parameters, cwd=work,
-                                       kernel_name="python3", progress_bar=False, execution_timeout=timeout, extra_arguments=["--log-level=ERROR"])
+        with quiet_stderr(work / "kernel.log") as terminal, _ProgressLine(
+            recipe.recipe, work, stream or terminal, alone):
+            papermill.execute_notebook(project_root() / "nbs" / f"{recipe.notebook}.ipynb",
+                                       work / "notebook.ipynb", parameters, cwd=work,
+                                       kernel_name="python3", progress_bar=False,
+                                       execution_timeout=timeout,
+                                       extra_arguments=["--log-level=ERROR"])
         if not (work / "metrics.json").exists():
             raise RecipeError(f"notebook {recipe.notebook} wrote no metrics.json")
     except BaseException as error:  # a dead kernel and Ctrl-C too: what failed says so
@@ -210,13 +237,16 @@ def _run_notebook(recipe, work, status, timeout, stream, alone):
             raise
         return status
     (work / "kernel.log").unlink(missing_ok=True)
-    names = {str(work): recipe.recipe, str(project_root()): project_root().name, str(Path.home()): "~"}
-    _publish_notebook(work, names | {str(path): path.name for path in files.values()}, is_synthetic(recipe.source))
-    status |= {"state": "done", "seconds": time.monotonic() - start, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    names = {str(work): recipe.recipe, str(project_root()): project_root().name,
+             str(Path.home()): "~"}
+    _publish_notebook(work, names | {str(path): path.name for path in files.values()},
+                      is_synthetic(recipe.source))
+    status |= {"state": "done", "seconds": time.monotonic() - start,
+               "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     write_json(work / "status.json", status)
     return status
 
-
+# %% ../nbs/reference/engine.ipynb #8525dc7b
 def _publish_notebook(work, names, synthetic):
     "Keep the notebook as it ran in cells/, and the one to show beside the record."
     path = work / "notebook.ipynb"
@@ -243,16 +273,21 @@ PAGE_SECONDS = 20  # seconds before the end of the budget in which runs end and 
 
 def _environment(root, runs, jobs):
     "Environment variables of the kernels; what the user has set stays."
-    found = {"JAX_COMPILATION_CACHE_DIR": str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloodcell_nb" / "jax")}
+    found = {"JAX_COMPILATION_CACHE_DIR": str(
+        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloodcell_nb" / "jax")}
     if runs > 1:
         found["BLOODCELL_SHARED"] = str(root / _SHARED)
     if jobs > 1:
-        found |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+        found |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}",
+                  "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     return found | dict(os.environ)
 
 
 def _run_given():
-    "Execute the run that stdin describes, and say on stdout how it ended. Stdin stays open: it closes when the process that asked is gone."
+    """Execute the run that stdin describes, and say on stdout how it ended.
+
+    Stdin stays open: it closes when the process that asked is gone.
+    """
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -260,7 +295,8 @@ def _run_given():
         sys.stdin.read()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the one that asked passes it on
+    # Ctrl-C reaches all processes of a terminal; the one that asked passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, interrupt)
     given = json.loads(sys.stdin.readline())
     threading.Thread(target=watch, daemon=True).start()
@@ -274,10 +310,12 @@ def _run_given():
         print("\n" + json.dumps(status), flush=True)
     os._exit(0)  # the thread still reads
 
-
+# %% ../nbs/reference/engine.ipynb #bae76197
 def _start(environment, recipe, **given):
     "A process that executes a run."
-    process = subprocess.Popen([sys.executable, "-c", "from bloodcell_nb.engine import _run_given; _run_given()"], env=environment,
+    process = subprocess.Popen([sys.executable, "-c",
+                                "from bloodcell_nb.engine import _run_given; _run_given()"],
+                               env=environment,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with suppress(BrokenPipeError):  # it died at once, as _end will say
         process.stdin.write(json.dumps({"recipe": recipe.model_dump(), **given}) + "\n")
@@ -290,7 +328,8 @@ def _end(process):
     lines = process.stdout.read().splitlines()
     process.wait()
     process.stdin.close()
-    return json.loads(lines[-1]) if process.returncode == 0 else {"state": "failed", "error": f"its process died ({process.returncode})"}
+    return (json.loads(lines[-1]) if process.returncode == 0
+            else {"state": "failed", "error": f"its process died ({process.returncode})"})
 
 
 def run_all(
@@ -307,11 +346,12 @@ def run_all(
     with users.read_lock():
         states, left = _run_in_order(chosen, root, profile, jobs, deadline, timeout)
     if not left:
-        with suppress(Timeout), users.write_lock(timeout=0):  # no other command uses it: such a one removes it itself
+        # no other command uses it: such a one removes it itself
+        with suppress(Timeout), users.write_lock(timeout=0):
             shutil.rmtree(root / _SHARED, ignore_errors=True)
     return states, left
 
-
+# %% ../nbs/reference/engine.ipynb #9a2857e7
 def _run_in_order(chosen, root, profile, jobs, deadline, timeout):
     waiting, running, states = list(chosen), {}, []
     environment = _environment(root, len(chosen), min(jobs, len(chosen)))
@@ -324,14 +364,17 @@ def _run_in_order(chosen, root, profile, jobs, deadline, timeout):
         while waiting or running:
             if deadline is not None and time.monotonic() > deadline - PAGE_SECONDS:
                 break
-            while waiting and len(running) < jobs and (recipe := next(filter(ready, waiting), None if running else waiting[0])):
+            while waiting and len(running) < jobs and (
+                recipe := next(filter(ready, waiting), None if running else waiting[0])):
                 waiting.remove(recipe)
-                running[recipe.recipe] = _start(environment, recipe, root=str(root), profile=profile, timeout=timeout, alone=jobs == 1)
+                running[recipe.recipe] = _start(environment, recipe, root=str(root),
+                                                profile=profile, timeout=timeout, alone=jobs == 1)
             time.sleep(0.1)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 status = _end(running.pop(name))
                 states.append(status["state"])
-                more = {"done": f" in {status.get('seconds', 0):.0f} s", "failed": f": {status.get('error')} (see {name}.partial)"}
+                more = {"done": f" in {status.get('seconds', 0):.0f} s",
+                        "failed": f": {status.get('error')} (see {name}.partial)"}
                 print(f"{name}: {status['state']}{more.get(status['state'], '')}", flush=True)
     finally:
         for process in running.values():

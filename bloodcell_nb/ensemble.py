@@ -52,32 +52,39 @@ def read_predictions(
     read = [_read_run(Path(folder), part) for folder in folders]
     names = tuple(Path(folder).name for folder in folders)
     for name, found in zip(names[1:], read[1:], strict=True):
-        for key, word in (("class_names", "classes"), ("image_size", "picture sizes"), ("ids", "cells"), ("labels", "labels")):
+        for key, word in (("class_names", "classes"), ("image_size", "picture sizes"),
+                          ("ids", "cells"), ("labels", "labels")):
             if not np.array_equal(found[key], read[0][key]):
-                raise DataError(f"{names[0]} and {name} have different {word} ({_short(read[0][key])} and {_short(found[key])}); "
+                raise DataError(f"{names[0]} and {name} have different {word} "
+                                f"({_short(read[0][key])} and {_short(found[key])}); "
                                 "expected runs on the same data with the same split")
     first = read[0]
-    return Predictions(names, np.stack([found["probabilities"] for found in read]), first["labels"], first["ids"], tuple(map(str, first["class_names"])))
+    return Predictions(names, np.stack([found["probabilities"] for found in read]), first["labels"],
+                       first["ids"], tuple(map(str, first["class_names"])))
 
-
+# %% ../nbs/06_ensemble.ipynb #01008eae
 def _read_run(folder, part="test"):
     "The arrays that a run saved of a part."
     path = folder / ("predictions.npz" if part == "test" else f"predictions_{part}.npz")
     if not path.is_file():
-        raise DataError(f"{folder.name} holds no {path.name}; expected the folder of a finished run, as bloodcell run makes it")
+        raise DataError(f"{folder.name} holds no {path.name}; expected the folder of a finished "
+                        "run, as bloodcell run makes it")
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {key: file[key] for key in _KEYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{folder.name}/{path.name} cannot be read ({type(error).__name__}); run the recipe again") from None
+        raise DataError(f"{folder.name}/{path.name} cannot be read ({type(error).__name__}); run "
+                        "the recipe again") from None
     if found["probabilities"].shape != (len(found["labels"]), len(found["class_names"])):
-        raise DataError(f"{folder.name}/{path.name}: probabilities have shape {found['probabilities'].shape}; "
+        raise DataError(f"{folder.name}/{path.name}: probabilities have shape "
+                        f"{found['probabilities'].shape}; "
                         f"expected ({len(found['labels'])}, {len(found['class_names'])})")
     return found
 
 
 def _short(values):
-    return f"{len(values)}: {', '.join(map(str, values[:3]))} ..." if len(values) > 3 else ", ".join(map(str, values))
+    return (f"{len(values)}: {', '.join(map(str, values[:3]))} ..." if len(values) > 3
+            else ", ".join(map(str, values)))
 
 # %% ../nbs/06_ensemble.ipynb #93ce546a
 def mixture_weights(
@@ -85,7 +92,10 @@ def mixture_weights(
     labels: np.ndarray,  # (n,)
     rounds: int = 500,
 ) -> np.ndarray:  # (members,), sum 1
-    "Weights of the mean that make the labels likeliest (expectation maximisation, Dempster et al. 1977)."
+    """Weights of the mean that make the labels likeliest (expectation maximisation, Dempster et al.
+
+    1977).
+    """
     right = probabilities[:, np.arange(len(labels)), labels].astype(np.float64) + 1e-12
     weights = np.full(len(right), 1 / len(right))
     for _ in range(rounds):
@@ -120,7 +130,10 @@ def weighted_mean(
 
 # %% ../nbs/06_ensemble.ipynb #2e810ca8
 def turned(images, view):
-    "A flip or quarter turn of pictures (n, h, w, channels): views 0 to 7; an even one is not mirrored, and the first two need no square."
+    """A flip or quarter turn of pictures (n, h, w, channels): views 0 to 7.
+
+    An even one is not mirrored, and the first two need no square.
+    """
     images = images[:, :, ::-1] if view % 2 else images
     return np.rot90(images, view // 2, axes=(1, 2))
 
@@ -133,8 +146,10 @@ def predict_views(
 ) -> np.ndarray:  # probabilities, (views, n, classes); their mean is test-time augmentation
     "Predict flips and quarter turns of pictures."
     if views > 2 and images.shape[1] != images.shape[2]:
-        raise DataError(f"views is {views} with pictures of {images.shape[2]}x{images.shape[1]}; only square ones can be turned: use 1 or 2")
-    return np.stack([model.predict(np.ascontiguousarray(turned(images, view)), batch_size=batch_size, verbose=0) for view in range(views)])
+        raise DataError(f"views is {views} with pictures of {images.shape[2]}x{images.shape[1]}; "
+                        "only square ones can be turned: use 1 or 2")
+    return np.stack([model.predict(np.ascontiguousarray(turned(images, view)),
+                                   batch_size=batch_size, verbose=0) for view in range(views)])
 
 # %% ../nbs/06_ensemble.ipynb #dd0489d7
 def with_temperature(
@@ -155,9 +170,11 @@ def fit_temperature(
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature):
-        return -np.log(with_temperature(probabilities, np.exp(log_temperature))[np.arange(len(labels)), labels] + 1e-12).mean()
+        return -np.log(with_temperature(probabilities, np.exp(log_temperature))[
+            np.arange(len(labels)), labels] + 1e-12).mean()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)),
+                                        method="bounded").x))
 
 # %% ../nbs/06_ensemble.ipynb #6aeba06b
 def paired_comparison(
@@ -166,22 +183,29 @@ def paired_comparison(
     b: np.ndarray,  # of the other model on the same cells
     resamples: int = 10_000,  # of the bootstrap
     seed: int = 0,
-) -> dict:  # difference of the accuracies (a less b), its 95 % interval, cells that only a or only b has right, exact McNemar p
+# difference of the accuracies (a less b), its 95 % interval, cells that only a or only b has right,
+# exact McNemar p
+) -> dict:
     "Is a better than b on these cells?"
     from scipy.stats import binomtest
 
     right_a, right_b = (some.argmax(axis=1) == labels for some in (a, b))
-    only_a, only_b, n = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(labels)
-    draws = np.random.default_rng(seed).multinomial(n, [only_a / n, only_b / n, 1 - (only_a + only_b) / n], size=resamples)
+    only_a, only_b, n = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(
+        labels)
+    draws = np.random.default_rng(seed).multinomial(n, [only_a / n, only_b / n,
+                                                        1 - (only_a + only_b) / n], size=resamples)
     differences = (draws[:, 0] - draws[:, 1]) / n
-    return {"difference": (only_a - only_b) / n, "interval_95": np.percentile(differences, [2.5, 97.5]).tolist(), "only_first": only_a, "only_second": only_b,
-            "mcnemar_p": float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0}
+    return {"difference": (only_a - only_b) / n, "interval_95": np.percentile(
+        differences, [2.5, 97.5]).tolist(), "only_first": only_a, "only_second": only_b,
+            "mcnemar_p": float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b
+            else 1.0}
 
 # %% ../nbs/06_ensemble.ipynb #b077b128
 def risk_coverage(
     labels: np.ndarray,  # (n,)
     probabilities: np.ndarray,  # (n, classes)
-) -> tuple[np.ndarray, np.ndarray]:  # share of cells answered, share of wrong answers among them; surest first, (n,) each
+# share of cells answered, share of wrong answers among them; surest first, (n,) each
+) -> tuple[np.ndarray, np.ndarray]:
     "Risk over coverage (El-Yaniv and Wiener 2010)."
     order = np.argsort(-probabilities.max(axis=1), kind="stable")
     wrong = (probabilities.argmax(axis=1) != labels)[order]
@@ -201,13 +225,17 @@ class Classifier:
     @cached_property
     def models(self):
         "The networks."
-        from bloodcell_nb.explain import load_model  # only now: whoever reads records needs no Keras
+        # only now: whoever reads records needs no Keras
+        from bloodcell_nb.explain import load_model
 
         models = [load_model(file) for file in self.files]
         for file, model in zip(self.files[1:], models[1:], strict=True):
-            if (model.input_shape, model.output_shape) != (models[0].input_shape, models[0].output_shape):
-                raise DataError(f"{_name(self.files[0])} takes {models[0].input_shape[1:3]} and gives {models[0].output_shape[1]} classes, {_name(file)} "
-                                f"{model.input_shape[1:3]} and {model.output_shape[1]}; expected the same")
+            if (model.input_shape,
+                model.output_shape) != (models[0].input_shape, models[0].output_shape):
+                raise DataError(f"{_name(self.files[0])} takes {models[0].input_shape[1:3]} and "
+                                f"gives {models[0].output_shape[1]} classes, {_name(file)} "
+                                f"{model.input_shape[1:3]} and {model.output_shape[1]}; expected "
+                                "the same")
         return models
 
     def predict(
@@ -216,32 +244,40 @@ class Classifier:
         batch_size: int = 256,
     ) -> np.ndarray:  # probabilities, (n, classes)
         "Answer."
-        said = np.stack([predict_views(model, images, self.views, batch_size).mean(axis=0) for model in self.models])
+        said = np.stack([predict_views(model, images, self.views, batch_size).mean(axis=0)
+                         for model in self.models])
         return with_temperature(weighted_mean(said, np.array(self.weights)), self.temperature)
 
 
 def _name(file):
     return file.parent.name if file.name == "model.keras" else file.name
 
-
+# %% ../nbs/06_ensemble.ipynb #f1714462
 def load_classifier(
-    places: list[Path],  # .keras files and run folders, answered with their plain mean; or the run folder of one ensemble
+    # .keras files and run folders, answered with their plain mean; or the run folder of one
+    # ensemble
+    places: list[Path],
     runs: Path = None,  # folder of an ensemble's members; None: where the ensemble lies
 ) -> Classifier:
-    "Find the networks of files, runs or an ensemble; raises DataError for a member outside the runs' folder."
+    """Find the networks of files, runs or an ensemble.
+
+    Raises DataError for a member outside the runs' folder.
+    """
     if not places:
         raise DataError("nothing named; expected a .keras file, a run folder, or several")
     places = [Path(place) for place in places]
     ensembles = [place for place in places if (place / "ensemble.json").is_file()]
     if ensembles and len(places) > 1:
-        raise DataError(f"{ensembles[0].name} is an ensemble already; name it alone, or its members")
+        raise DataError(f"{ensembles[0].name} is an ensemble already; name it alone, or its "
+                        "members")
     settings, files = {}, places
     if ensembles:
         try:
             settings = json.loads((places[0] / "ensemble.json").read_text(encoding="utf-8"))
             members = list(map(str, settings.pop("members")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{places[0].name}/ensemble.json cannot be read ({type(error).__name__}); run the ensemble again") from None
+            raise DataError(f"{places[0].name}/ensemble.json cannot be read "
+                            f"({type(error).__name__}); run the ensemble again") from None
         for member in members:
             check_names(member.split("/"), f"{places[0].name}/ensemble.json, members")
         files = [Path(runs or places[0].parent) / member for member in members]
@@ -249,16 +285,19 @@ def load_classifier(
     names = [_class_names(file) for file in files]
     for file, some in zip(files[1:], names[1:], strict=True):
         if names[0] and some and some != names[0]:
-            raise DataError(f"{files[0].name} and {file.name} have different classes ({_short(names[0])} and {_short(some)}); expected the same")
+            raise DataError(f"{files[0].name} and {file.name} have different classes "
+                            f"({_short(names[0])} and {_short(some)}); expected the same")
     settings["weights"] = tuple(settings.get("weights", [1 / count] * count))
-    return Classifier(tuple(map(model_file, files)), class_names=next(filter(None, names), CLASS_NAMES), **settings)
+    return Classifier(tuple(map(model_file, files)),
+                      class_names=next(filter(None, names), CLASS_NAMES), **settings)
 
 
 def _class_names(place):
     "As the run saved them; None for a bare file."
-    return tuple(map(str, _read_run(place)["class_names"])) if (place / "predictions.npz").is_file() else None
+    return (tuple(map(str, _read_run(place)["class_names"]))
+            if (place / "predictions.npz").is_file() else None)
 
-
+# %% ../nbs/06_ensemble.ipynb #e6ba8a1d
 def read_picture(
     path: Path,
     size: tuple,  # height and width that the network takes, in pixels
@@ -269,7 +308,7 @@ def read_picture(
     return read_image(lambda: open(path, "rb"), str(path), tuple(size))
 
 # %% ../nbs/06_ensemble.ipynb #84d1b57b
-_MODEL = '''"Blood cells in eight classes: the weighted mean of some networks. Needs NumPy, TensorFlow and Keras."
+_MODEL = '''"Blood cells in eight classes: the weighted mean of networks. Needs NumPy and Keras."
 import json
 import os
 
@@ -289,14 +328,16 @@ class Model:
         with open(os.path.join(HERE, "ensemble.json")) as file:
             self.settings = json.load(file)
         files = [os.path.join(HERE, name) for name in self.settings["files"]]
-        self.models = [keras.saving.load_model(path, compile=False, safe_mode=True) for path in files]
+        self.models = [keras.saving.load_model(path, compile=False, safe_mode=True)
+                       for path in files]
 
     def predict(self, X):
         "Labels, (n,), of pictures 0 to 255, (n, h, w, 3)."
         X = np.asarray(X)
         size = tuple(self.models[0].input_shape[1:])
         if X.ndim != 4 or X.shape[1:] != size:
-            raise ValueError(f"X has shape {{X.shape}}; expected (n, {{size[0]}}, {{size[1]}}, {{size[2]}})")
+            raise ValueError(f"X has shape {{X.shape}}; "
+                             f"expected (n, {{size[0]}}, {{size[1]}}, {{size[2]}})")
         labels = np.empty(len(X), np.int64)
         for start in range(0, len(X), BATCH):
             some = np.clip(np.round(X[start:start + BATCH]), 0, 255).astype(np.uint8)
@@ -306,15 +347,17 @@ class Model:
     def probabilities(self, images):
         "Weighted mean over networks and views, (n, classes), of at most BATCH pictures."
         count = len(images)
-        images = np.concatenate([images, np.zeros((BATCH - count, *images.shape[1:]), np.uint8)])  # one shape: one compiled graph
+        # one shape: one compiled graph
+        images = np.concatenate([images, np.zeros((BATCH - count, *images.shape[1:]), np.uint8)])
         total = 0
         for model, weight in zip(self.models, self.settings["weights"]):
             for view in range(self.settings["views"]):
-                total = total + weight * np.asarray(model.predict_on_batch(np.ascontiguousarray(turned(images, view))), np.float64)
+                seen = np.ascontiguousarray(turned(images, view))
+                total = total + weight * np.asarray(model.predict_on_batch(seen), np.float64)
         return total[:count]
 '''
 
-
+# %% ../nbs/06_ensemble.ipynb #e0007c9c
 def write_submission(
     places: list[Path],  # .keras files and run folders, or one ensemble's
     out: Path,  # new .zip file
@@ -331,13 +374,16 @@ def write_submission(
     classifier = load_classifier(places, runs)
     _ = classifier.models  # what cannot be loaded is said now
     names = [f"model_{k}.keras" for k in range(1, len(classifier.files) + 1)]
-    settings = {"files": names, "weights": list(classifier.weights), "views": classifier.views, "class_names": list(classifier.class_names)}
+    settings = {"files": names, "weights": list(classifier.weights), "views": classifier.views,
+                "class_names": list(classifier.class_names)}
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
         part = Path(work) / out.name
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, text in (("model.py", _MODEL.format(turned=inspect.getsource(turned))), ("ensemble.json", json.dumps(settings, indent=1))):
+            for name, text in (("model.py", _MODEL.format(turned=inspect.getsource(turned))),
+                               ("ensemble.json", json.dumps(settings, indent=1))):
                 entry = zipfile.ZipInfo(name)
-                entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED  # whoever unpacks it may read it
+                # whoever unpacks it may read it
+                entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
                 archive.writestr(entry, text)
             for name, file in zip(names, classifier.files, strict=True):
                 archive.write(file, name)

@@ -30,27 +30,37 @@ def load_model(
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zip, HDF5, JSON and Keras have their own
         line = " ".join(str(error).split())[:150]
-        raise DataError(f"{path}: not a Keras model that can be loaded safely ({type(error).__name__}: {line}); "
+        raise DataError(f"{path}: not a Keras model that can be loaded safely "
+                        f"({type(error).__name__}: {line}); "
                         "expected a whole .keras file of this project's layers") from None
     if len(model.inputs) != 1 or len(model.input_shape) != 4 or len(model.output_shape) != 2:
-        raise DataError(f"{path}: input {model.input_shape}, output {model.output_shape}; expected a classifier of pictures")
+        raise DataError(f"{path}: input {model.input_shape}, output {model.output_shape}; expected "
+                        "a classifier of pictures")
     return model
 
 # %% ../nbs/reference/explain.ipynb #38e807bb
 def split_model(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
     least: int = 1,  # rows and columns that the maps have at least, where the network has such maps
-) -> tuple[keras.Model, callable]:  # pictures (n, h, w, 3) to feature maps (n, r, c, channels); feature maps to logits (n, classes)
-    "Cut a classifier behind its last feature maps, or the last that are fine enough and through which everything goes."
-    chain = [operation for operation in getattr(model, "operations", []) if not isinstance(operation, keras.layers.InputLayer)]
+# pictures (n, h, w, 3) to feature maps (n, r, c, channels); feature maps to logits (n, classes)
+) -> tuple[keras.Model, callable]:
+    """Cut a classifier behind its last feature maps, or the last that are fine enough and through
+    which everything goes.
+    """
+    chain = [operation for operation in getattr(model, "operations", [])
+             if not isinstance(operation, keras.layers.InputLayer)]
     at = next((k for k, operation in enumerate(chain) if isinstance(operation, keras.Model)), None)
     inner = chain if at is None else chain[at].operations
-    drawn = [operation for operation in inner if len(operation.output.shape) == 4 and not isinstance(operation, keras.layers.ZeroPadding2D)]
+    drawn = [operation for operation in inner if len(operation.output.shape) == 4
+             and not isinstance(operation, keras.layers.ZeroPadding2D)]
     if not drawn or not isinstance(chain[-1], keras.layers.Dense):
-        raise DataError(f"{model.name}: expected a classifier with feature maps and a dense output layer")
+        raise DataError(f"{model.name}: expected a classifier with feature maps and a dense output "
+                        "layer")
     end, after = (chain[-2], []) if at is None else (inner[-1], chain[at + 1 : -1])
-    fine = [operation for operation in drawn if min(operation.output.shape[1:3]) >= least] or drawn[-1:]
-    cut, rest = next((operation, rest) for operation in reversed(fine) if (rest := _between(operation.output, end.output)))
+    fine = ([operation for operation in drawn if min(operation.output.shape[1:3]) >= least]
+            or drawn[-1:])
+    cut, rest = next((operation, rest) for operation in reversed(fine)
+                     if (rest := _between(operation.output, end.output)))
     maps = cut.output
     if at is not None:
         x = model.inputs[0]
@@ -66,24 +76,33 @@ def split_model(
 
     return keras.Model(model.inputs, maps), head
 
-
+# %% ../nbs/reference/explain.ipynb #a05ae924
 def _between(start, end):
-    "The part of a network between two tensors; None where something goes past the first, as a shortcut does."
+    """The part of a network between two tensors.
+
+    None where something goes past the first, as a shortcut does.
+    """
     try:
         part = keras.Model(start, end)
     except ValueError:
         return None
-    return part if sum(isinstance(operation, keras.layers.InputLayer) for operation in part.operations) == 1 else None
+    return (part if sum(isinstance(operation, keras.layers.InputLayer)
+                        for operation in part.operations) == 1 else None)
 
 
 def embed(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
     images: np.ndarray,  # uint8 (n, h, w, 3)
 ) -> np.ndarray:  # (n, channels)
-    "Compute what the head sees: the input of its first dense layer; raises DataError for a model without such a head."
-    dense = [operation for operation in getattr(model, "operations", []) if isinstance(operation, keras.layers.Dense)]
+    """Compute what the head sees: the input of its first dense layer.
+
+    Raises DataError for a model without such a head.
+    """
+    dense = [operation for operation in getattr(model, "operations", [])
+             if isinstance(operation, keras.layers.Dense)]
     if not dense or len(dense[0].input.shape) != 2 or len(model.input_shape) != 4:
-        raise DataError(f"{model.name}: expected a classifier of images whose head begins with a dense layer")
+        raise DataError(f"{model.name}: expected a classifier of images whose head begins with a "
+                        "dense layer")
     features = keras.Model(model.inputs, dense[0].input)
     return np.asarray(features.predict(images, batch_size=256, verbose=0), np.float32)
 
@@ -110,20 +129,24 @@ def _gradient(function, x):
 def grad_cam(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
     images: np.ndarray,  # uint8 (n, h, w, 3)
-    classes: np.ndarray = None,  # class whose evidence is sought, (n,); None: the one that the model says
+    # class whose evidence is sought, (n,); None: the one that the model says
+    classes: np.ndarray = None,
     least: int = 6,  # rows and columns of the maps, as for `split_model`
 ) -> np.ndarray:  # float32 in [0, 1], (n, h, w)
     "Draw where the evidence for a class lies."
     to_maps, head = split_model(model, least)
-    maps = ops.convert_to_tensor(np.asarray(to_maps.predict(images, batch_size=256, verbose=0), np.float32))
+    maps = ops.convert_to_tensor(np.asarray(to_maps.predict(images, batch_size=256, verbose=0),
+                                            np.float32))
     if classes is None:
         classes = ops.argmax(head(maps), axis=-1)
     chosen = ops.one_hot(ops.convert_to_tensor(classes), model.output_shape[-1])
-    weights = ops.mean(_gradient(lambda x: ops.sum(head(x) * chosen, axis=-1), maps), axis=(1, 2), keepdims=True)
+    weights = ops.mean(_gradient(lambda x: ops.sum(head(x) * chosen, axis=-1), maps), axis=(1, 2),
+                       keepdims=True)
     heat = ops.convert_to_numpy(ops.relu(ops.sum(weights * maps, axis=-1)))
     heat = heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-9)
     size = images.shape[2], images.shape[1]
-    return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR)) for one in heat.astype(np.float32)])
+    return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR))
+                     for one in heat.astype(np.float32)])
 
 
 def heat_overlay(
@@ -146,6 +169,8 @@ def neighbour_purity(
     from sklearn.neighbors import NearestNeighbors
 
     if len(features) <= neighbours:
-        raise DataError(f"{len(features)} cells; expected more than {neighbours}, the number of neighbours")
-    nearest = NearestNeighbors(n_neighbors=neighbours + 1).fit(features).kneighbors(features, return_distance=False)[:, 1:]
+        raise DataError(f"{len(features)} cells; expected more than {neighbours}, the number of "
+                        "neighbours")
+    nearest = NearestNeighbors(n_neighbors=neighbours
+                               + 1).fit(features).kneighbors(features, return_distance=False)[:, 1:]
     return float((labels[nearest] == labels[:, None]).mean())

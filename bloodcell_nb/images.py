@@ -64,7 +64,8 @@ def check_names(
     "Refuse, with DataError, what is a path or cannot be a name on Linux, macOS and Windows alike."
     for name in names:
         if not name or _UNSAFE.search(name) or len(name.encode(errors="surrogatepass")) > 255:
-            raise DataError(f"{where}: {name[:60]!r} cannot name a file or folder; expected a name, not a path, "
+            raise DataError(f"{where}: {name[:60]!r} cannot name a file or folder; expected a "
+                            "name, not a path, "
                             "not hidden, not reserved by Windows, without < > : \" / \\ | ? *")
 
 

@@ -84,7 +84,8 @@ def random_flip(images, draw: Draw, mode: str):
     "Mirror left and right, up and down, or both, each with a coin of its own."
     if "horizontal" in mode:
         images = ops.where(draw.coin(), ops.flip(images, axis=2), images)
-    return ops.where(draw.coin(), ops.flip(images, axis=1), images) if "vertical" in mode else images
+    return (ops.where(draw.coin(), ops.flip(images, axis=1), images) if "vertical" in mode
+            else images)
 
 
 def rotate(images, angle, fill_mode="reflect"):  # angle in radians
@@ -104,10 +105,12 @@ def random_zoom(images, draw: Draw, height_factor: float, fill_mode: str):
     return warp(images, fill_mode, a=scale, d=scale)
 
 
-def random_translation(images, draw: Draw, height_factor: float, width_factor: float, fill_mode: str):
+def random_translation(images, draw: Draw, height_factor: float, width_factor: float,
+                       fill_mode: str):
     "Shift by up to a share of height and width."
     dy, dx = (size * draw.uniform(-factor, factor)
-              for size, factor in zip(images.shape[1:3], (height_factor, width_factor), strict=True))
+              for size, factor in zip(images.shape[1:3], (height_factor, width_factor),
+                                      strict=True))
     return warp(images, fill_mode, dx=dx, dy=dy)
 
 
@@ -157,12 +160,13 @@ def random_channel_shift(images, draw: Draw, factor: float):
     "Add to each channel up to half the factor of 255, either way."
     return images + 255 * draw.uniform(-factor / 2, factor / 2, (1, 1, images.shape[-1]))
 
-
+# %% ../nbs/reference/layers.ipynb #5d8cd033
 def channel_shuffle(images, draw: Draw, groups: int):
     "Permute groups of channels."
     n, channels = images.shape[0], images.shape[-1]
     order = ops.argsort(draw.uniform(shape=(groups,)), axis=-1)
-    index = order[:, :, None] * (channels // groups) + ops.arange(channels // groups, dtype=order.dtype)
+    index = (order[:, :,
+                   None] * (channels // groups) + ops.arange(channels // groups, dtype=order.dtype))
     permutation = ops.one_hot(ops.reshape(index, (n, channels)), channels)
     flat = ops.matmul(ops.reshape(images, (n, -1, channels)), ops.transpose(permutation, (0, 2, 1)))
     return ops.reshape(flat, images.shape)
@@ -185,10 +189,14 @@ def posterize(images, bits):  # bits kept of each value's eight
 
 
 def sharpen(images, factor):
-    "Blend with the image smoothed by Pillow's 3x3 kernel (1 around, 5 in the middle); the rim stays."
+    """Blend with the image smoothed by Pillow's 3x3 kernel (1 around, 5 in the middle).
+
+    The rim stays.
+    """
     (h, w), weights = images.shape[1:3], np.ones((3, 3)) / 13
     weights[1, 1] = 5 / 13
-    smooth = sum(weights[y, x] * images[:, y : h - 2 + y, x : w - 2 + x] for y in range(3) for x in range(3))
+    smooth = sum(weights[y, x] * images[:, y : h - 2 + y, x : w - 2 + x] for y in range(3)
+                 for x in range(3))
     inner = blend(images[:, 1:-1, 1:-1], smooth, factor)
     middle = ops.concatenate([images[:, 1:-1, :1], inner, images[:, 1:-1, -1:]], axis=2)
     return ops.concatenate([images[:, :1], middle, images[:, -1:]], axis=1)
@@ -219,7 +227,8 @@ def random_gaussian_blur(images, draw: Draw, kernel_size: int, factor: float):
     weights = ops.exp(-(taps**2) / (2 * sigma**2))
     weights = weights / ops.sum(weights, axis=1, keepdims=True)
     for axis, size in ((1, images.shape[1]), (2, images.shape[2])):
-        padded = ops.pad(images, [(reach, reach) if k == axis else (0, 0) for k in range(4)], mode="reflect")
+        padded = ops.pad(images, [(reach, reach) if k == axis else (0, 0) for k in range(4)],
+                         mode="reflect")
         shifted = [padded[:, k : k + size] if axis == 1 else padded[:, :, k : k + size]
                    for k in range(2 * reach + 1)]
         images = sum(weights[:, k : k + 1, None, None] * part for k, part in enumerate(shifted))
@@ -237,10 +246,13 @@ HED = HED / np.linalg.norm(HED, axis=1, keepdims=True)
 
 
 def hed_jitter(images, draw: Draw, factor: float):
-    "Change the concentration of each stain: times 1 - factor to 1 + factor, plus -factor to factor."
+    """Change the concentration of each stain: times 1 - factor to 1 + factor, plus -factor to
+    factor.
+    """
     density = -ops.log((images + 1) / 256)
     stains = ops.matmul(density, ops.convert_to_tensor(np.linalg.inv(HED), "float32"))
-    scale, shift = draw.uniform(1 - factor, 1 + factor, (1, 1, 3)), draw.uniform(-factor, factor, (1, 1, 3))
+    scale, shift = draw.uniform(1 - factor, 1 + factor,
+                                (1, 1, 3)), draw.uniform(-factor, factor, (1, 1, 3))
     density = ops.matmul(stains * scale + shift, ops.convert_to_tensor(HED, "float32"))
     return 256 * ops.exp(-density) - 1
 
@@ -276,7 +288,8 @@ def grid_mask(images, draw: Draw, ratio_factor: float):
     height, width = images.shape[1:3]
     smallest, largest = sorted((0.5 * height, 0.3 * width))
     unit = draw.uniform(smallest, largest + 1, (1, 1))
-    side, angle = draw.uniform(0, ratio_factor, (1, 1)) * unit, 0.3 * math.pi * draw.uniform(-1, 1, (1, 1))
+    side, angle = draw.uniform(0, ratio_factor,
+                               (1, 1)) * unit, 0.3 * math.pi * draw.uniform(-1, 1, (1, 1))
     rows = ops.arange(height, dtype="float32")[None, :, None] - (height - 1) / 2
     columns = ops.arange(width, dtype="float32")[None, None] - (width - 1) / 2
     cos, sin = ops.cos(angle), ops.sin(angle)
@@ -285,7 +298,7 @@ def grid_mask(images, draw: Draw, ratio_factor: float):
         covered = (ops.mod(position + draw.uniform(shape=(1, 1)) * unit, unit) < side) & covered
     return ops.where(covered[..., None], 0.0, images)
 
-
+# %% ../nbs/reference/layers.ipynb #3d9c6669
 @lru_cache
 def draw_patterns(
     count: int = 16,  # how many
@@ -323,7 +336,9 @@ def overlay(images, draw: Draw, mode: str, strength: float, probability: float):
 # %% ../nbs/reference/layers.ipynb #df3e3bbb
 @lru_cache
 def _tables(n, k, count, tables=64):
-    "Ways to give each of n images k of `count` operations, (tables, count, width): image numbers, n where a place is free."
+    """Ways to give each of n images k of `count` operations, (tables, count, width): image
+    numbers, n where a place is free.
+    """
     rng, width = np.random.default_rng([n, k, count]), -(-n * k // count)
     found = np.full((tables, count, width), n, np.int32)
     for table in found:
@@ -348,7 +363,8 @@ def apply_some(
     table = ops.take(table, draw.of(count).order(), axis=0)
     order = ops.concatenate([draw.order(), ops.convert_to_tensor([n], "int32")])
     index = ops.take(order, table, axis=0)
-    images = ops.concatenate([images, images[:1]])  # number n: an image too many, for the free places
+    # number n: an image too many, for the free places
+    images = ops.concatenate([images, images[:1]])
     some = draw.of(index.shape[1])
     for operation, chosen in zip(operations, (index[j] for j in range(count)), strict=True):
         changed = ops.clip(operation(ops.take(images, chosen, axis=0), some), 0, 255)
@@ -390,10 +406,12 @@ def aug_mix(images, draw: Draw, severity: float, chains: int):
     "Mix each image with chains of operations of itself, magnitudes up to the severity."
     every = draw.of(images.shape[0] * chains)
     depth, x = ops.reshape(every.whole(1, 4), (-1, 1, 1, 1)), ops.tile(images, (chains, 1, 1, 1))
-    some = [lambda x, draw, f=AUTO_AUGMENT[name]: f(x, draw, draw.uniform(0.01, severity)) for name in AUG_MIX]
+    some = [lambda x, draw, f=AUTO_AUGMENT[name]: f(x, draw, draw.uniform(0.01, severity))
+            for name in AUG_MIX]
     for step in range(3):
         x = ops.where(step < depth, apply_some(x, every, 1, some), x)
-    weights = -ops.log(ops.maximum(draw.uniform(shape=(chains, 1, 1, 1)), 1e-7))  # exponential: a Dirichlet draw
+    # exponential: a Dirichlet draw
+    weights = -ops.log(ops.maximum(draw.uniform(shape=(chains, 1, 1, 1)), 1e-7))
     weights = ops.swapaxes(weights / ops.sum(weights, axis=1, keepdims=True), 0, 1)
     mixed = ops.sum(weights * ops.reshape(x, (chains, *images.shape)), axis=0)
     return blend(images, mixed, draw.uniform())
@@ -402,7 +420,8 @@ def aug_mix(images, draw: Draw, severity: float, chains: int):
 def mix_up(images, labels, draw: Draw, alpha: float):
     "Mix each image and its label with another's."
     share, order = draw.beta(alpha), draw.order()
-    mixed = [blend(some, ops.take(some, order, axis=0), ops.reshape(share, (-1, *[1] * (len(some.shape) - 1))))
+    mixed = [blend(some, ops.take(some, order, axis=0),
+                   ops.reshape(share, (-1, *[1] * (len(some.shape) - 1))))
              for some in (images, labels)]
     return tuple(mixed)
 

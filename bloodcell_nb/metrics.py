@@ -33,43 +33,56 @@ def expected_calibration_error(
 
 
 def _from_confusion(confusion):
-    "Accuracy, balanced accuracy, macro F1 and each class's F1 of confusion matrices (..., classes, classes)."
+    """Accuracy, balanced accuracy, macro F1 and each class's F1 of confusion matrices (...,
+    classes, classes).
+    """
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
     true, said = confusion.sum(-1), confusion.sum(-2)
     recall = np.divide(hit, true, out=np.full(hit.shape, np.nan), where=true > 0)
     f1 = np.divide(2 * hit, true + said, out=np.zeros(hit.shape), where=true + said > 0)
-    return {"accuracy": hit.sum(-1) / true.sum(-1), "balanced_accuracy": np.nanmean(recall, axis=-1), "macro_f1": f1.mean(-1), "f1": f1}
+    return {"accuracy": hit.sum(-1) / true.sum(-1),
+            "balanced_accuracy": np.nanmean(recall, axis=-1), "macro_f1": f1.mean(-1), "f1": f1}
 
-
+# %% ../nbs/reference/metrics.ipynb #62a53601
 def score(
     labels: np.ndarray,  # (n,)
     probabilities: np.ndarray,  # (n, classes)
     class_names: tuple,
     resamples: int = 1000,  # of the bootstrap
     seed: int = 0,
-) -> dict:  # metrics, each headline's 95 % interval, scores of each class, confusion matrix (rows: true class)
+# metrics, each headline's 95 % interval, scores of each class, confusion matrix (rows: true class)
+) -> dict:
     "Score predictions."
     from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
     classes = len(class_names)
     if probabilities.shape != (len(labels), classes):
-        raise DataError(f"probabilities have shape {probabilities.shape}; expected ({len(labels)}, {classes})")
+        raise DataError(f"probabilities have shape {probabilities.shape}; expected ({len(labels)}, "
+                        f"{classes})")
     predicted, probabilities = probabilities.argmax(axis=1), probabilities.astype(np.float64)
     probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
     confusion = confusion_matrix(labels, predicted, labels=range(classes))
-    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=range(classes), zero_division=0)
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(labels), confusion.ravel() / confusion.sum(), size=resamples).reshape(-1, classes, classes)
-    losses, picks = -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-15, 1)), rng.integers(len(labels), size=(resamples, len(labels)))
+    draws = rng.multinomial(len(labels), confusion.ravel() / confusion.sum(),
+                            size=resamples).reshape(-1, classes, classes)
+    losses, picks = -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-15,
+                                    1)), rng.integers(len(labels), size=(resamples, len(labels)))
     spread = _from_confusion(draws) | {"nll": losses[picks].mean(axis=1),
-                                       "ece": np.array([expected_calibration_error(labels[pick], probabilities[pick]) for pick in picks])}
-    interval = {key: np.percentile(values, [2.5, 97.5], axis=0).T.round(6) for key, values in spread.items()}
-    headline = {key: float(value) for key, value in _from_confusion(confusion).items() if key != "f1"}
+                                       "ece": np.array([expected_calibration_error(
+                                           labels[pick], probabilities[pick]) for pick in picks])}
+    interval = {key: np.percentile(values, [2.5, 97.5], axis=0).T.round(6) for key,
+                values in spread.items()}
+    headline = {key: float(value) for key, value in _from_confusion(confusion).items()
+                if key != "f1"}
     return {
         "n": len(labels), **headline,
-        "nll": float(log_loss(labels, probabilities, labels=range(classes))), "ece": expected_calibration_error(labels, probabilities),
+        "nll": float(log_loss(labels, probabilities, labels=range(classes))),
+            "ece": expected_calibration_error(labels, probabilities),
         "interval_95": {key: values for key, values in interval.items() if key != "f1"},
-        "per_class": {name: {"precision": float(precision[k]), "recall": float(recall[k]), "f1": float(f1[k]), "f1_interval_95": interval["f1"][k],
+        "per_class": {name: {"precision": float(precision[k]), "recall": float(recall[k]),
+                             "f1": float(f1[k]), "f1_interval_95": interval["f1"][k],
                              "n": int(support[k])} for k, name in enumerate(class_names)},
         "confusion_matrix": confusion,
     }
@@ -84,7 +97,8 @@ def plot_learning_curves(
     for ax, key in zip(axes, ("loss", "accuracy"), strict=True):
         epochs = np.arange(1, len(history[key]) + 1)
         ax.plot(epochs, history[key], "o-", color="#0072B2", markersize=3, label="training")
-        ax.plot(epochs, history[f"val_{key}"], "s--", color="#D55E00", markersize=3, label="validation")
+        ax.plot(epochs, history[f"val_{key}"], "s--", color="#D55E00", markersize=3,
+                label="validation")
         ax.axvline(best_epoch, color="0.6", linewidth=1, zorder=0, label="best epoch")
         ax.set(xlabel="epoch", ylabel="cross-entropy (nats)" if key == "loss" else key)
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -98,11 +112,12 @@ def plot_confusion_matrix(
 ):  # the axes
     "Confusion matrix: counts, coloured by the share of the true class."
     confusion = np.asarray(scores["confusion_matrix"])
-    plot_matrix(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1), tuple(scores["per_class"]), ax, confusion)
+    plot_matrix(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1),
+                tuple(scores["per_class"]), ax, confusion)
     ax.set(xlabel="predicted class", ylabel="true class (cells)")
     return ax
 
-
+# %% ../nbs/reference/metrics.ipynb #caea2219
 def plot_class_scores(
     scores: dict,  # of `score`
     ax,  # matplotlib axes
@@ -113,22 +128,28 @@ def plot_class_scores(
     low, high = np.array([values["f1_interval_95"] for values in classes.values()]).T
     x = np.arange(len(classes))
     ax.bar(x, f1, color=[CLASS_COLOURS[k % 8] for k in x], alpha=0.6)
-    ax.errorbar(x, f1, yerr=[np.maximum(f1 - low, 0), np.maximum(high - f1, 0)], fmt="none", color="black", capsize=3, label="F1, 95 % interval")
-    ax.plot(x - 0.2, [values["precision"] for values in classes.values()], "k^", markersize=4, label="precision")
-    ax.plot(x + 0.2, [values["recall"] for values in classes.values()], "kv", markersize=4, label="recall")
+    ax.errorbar(x, f1, yerr=[np.maximum(f1 - low, 0), np.maximum(high - f1, 0)], fmt="none",
+                color="black", capsize=3, label="F1, 95 % interval")
+    ax.plot(x - 0.2, [values["precision"] for values in classes.values()], "k^", markersize=4,
+            label="precision")
+    ax.plot(x + 0.2, [values["recall"] for values in classes.values()], "kv", markersize=4,
+            label="recall")
     ax.set_xticks(x, [name.replace(" ", "\n") for name in classes], fontsize=8, rotation=30)
     ax.set(ylabel="F1", ylim=(0, 1.05))
     ax.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     return ax
 
-
+# %% ../nbs/reference/metrics.ipynb #227d4748
 def plot_reliability(
     labels: np.ndarray,  # (n,)
     probabilities: np.ndarray,  # (n, classes)
     ax,  # matplotlib axes
     bins: int = 10,
 ):  # the axes
-    "Accuracy over confidence with its 95 % Wilson interval; on the diagonal the model is as right as it is sure."
+    """Accuracy over confidence with its 95 % Wilson interval.
+
+    On the diagonal the model is as right as it is sure.
+    """
     from scipy.stats import binomtest
 
     confidence, right, place = _confidence_bins(labels, probabilities, bins)
@@ -136,11 +157,14 @@ def plot_reliability(
     used = count > 0
     hits = np.bincount(place, right, minlength=bins)[used].astype(int)
     accuracy = hits / count[used]
-    # Wilson 1927: unlike the normal approximation's, the interval of a bin that is all right has a width (Brown et al. 2001)
-    low, high = np.transpose([binomtest(k, n).proportion_ci(method="wilson") for k, n in zip(hits, count[used], strict=True)])
+    # Wilson 1927: unlike the normal approximation's, the interval of a bin that is all right has a
+    # width (Brown et al. 2001)
+    low, high = np.transpose([binomtest(k, n).proportion_ci(method="wilson") for k,
+                              n in zip(hits, count[used], strict=True)])
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     ax.errorbar(np.bincount(place, confidence, minlength=bins)[used] / count[used], accuracy,
-                np.maximum([accuracy - low, high - accuracy], 0), fmt="o-", color="#0072B2", markersize=4, capsize=2)
+                np.maximum([accuracy - low, high - accuracy], 0), fmt="o-", color="#0072B2",
+                markersize=4, capsize=2)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.05))
     return ax
 
@@ -169,12 +193,14 @@ def draw_results(
     "Draw a training's figures into its run."
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     plot_learning_curves(fitted.history, fitted.best_epoch, axes)
-    fig.suptitle(f"Best {run.recipe.monitor.replace('_', ' ')} after epoch {fitted.best_epoch} of {len(fitted.history['loss'])}")
+    fig.suptitle(f"Best {run.recipe.monitor.replace('_', ' ')} after epoch {fitted.best_epoch} of "
+                 f"{len(fitted.history['loss'])}")
     run.figure(fig, "learning_curves")
     fig, ax = plt.subplots(figsize=(5.4, 4.8), layout="constrained")
     plot_confusion_matrix(scores, ax)
     low, high = scores["interval_95"]["accuracy"]
-    ax.set_title(f"Test accuracy {scores['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})", fontsize=10)
+    ax.set_title(f"Test accuracy {scores['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})",
+                 fontsize=10)
     run.figure(fig, "confusion_matrix")
     fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     plot_class_scores(scores, ax)
@@ -187,7 +213,8 @@ def draw_results(
     run.figure(fig, "reliability")
     fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
     seconds = {**run.seconds, **{f"fit: {name}": value for name, value in fitted.seconds.items()}}
-    plot_seconds({name: value for name, value in seconds.items() if name != "fit" and value >= 0.05}, ax)
+    plot_seconds({name: value for name, value in seconds.items() if name != "fit"
+                  and value >= 0.05}, ax)
     ax.set_title(f"Training: {fitted.images_per_second:.0f} images/s")
     run.figure(fig, "seconds")
 
@@ -197,7 +224,9 @@ def show_scores(
 ):
     "Show the headline scores on the clean, the corrupted and the heavily distorted test cells."
     names = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece")
-    parts = {"clean test cells": "test", "corrupted": "corrupted", "stand-in for the hidden test": "stand_in"}
+    parts = {"clean test cells": "test", "corrupted": "corrupted",
+             "stand-in for the hidden test": "stand_in"}
     show_table(["score [95 % interval]", *parts], [
-        (name.replace("_", " "), *("{:.4f} [{:.4f}, {:.4f}]".format(results[part][name], *results[part]["interval_95"][name]) for part in parts.values()))
+        (name.replace("_", " "), *("{:.4f} [{:.4f}, {:.4f}]".format(
+            results[part][name], *results[part]["interval_95"][name]) for part in parts.values()))
         for name in names])

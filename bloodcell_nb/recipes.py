@@ -27,7 +27,8 @@ class RecipeError(DataError):
 
 Share = Annotated[float, Field(gt=0, lt=1)]  # of the images
 Rate = Annotated[float, Field(ge=0, lt=1)]  # of units dropped
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?$")]  # a run's folder, or one in it such as cnn/snapshot_1; none outside
+# a run's folder, or one in it such as cnn/snapshot_1; none outside
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?$")]
 
 
 class Recipe(BaseModel):
@@ -42,7 +43,9 @@ class Recipe(BaseModel):
     source: str = SYNTHETIC  # where the cells come from, as for data.load
     out: str = ""  # run folder; empty: a temporary one
     seed: int = Field(0, ge=0, lt=2**31)
-    split_seed: int = Field(0, ge=0, lt=2**31)  # of the split, where the source has no parts, and of the limit: runs of several seeds share them
+    # of the split, where the source has no parts, and of the limit: runs of several seeds share
+    # them
+    split_seed: int = Field(0, ge=0, lt=2**31)
     limit: int | None = Field(None, ge=32)  # at most so many images of each part
     val_share: Share = 0.1  # of the images that are not for testing, where the source has no parts
     test_share: Share = 0.2  # where the source has no parts
@@ -58,40 +61,58 @@ class AnalysisRecipe(Recipe):
     embedding_images: int = Field(2000, ge=64)  # images in the t-SNE map
     smote_images: int = Field(1000, ge=64)  # images in the comparison of oversampling methods
 
-
+# %% ../nbs/reference/recipes.ipynb #d9f87c6d
 class TrainingRecipe(Recipe):
     "What every recipe that trains has."
     epochs: int = Field(ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(1e-3, gt=0, le=1)
-    patience: int = Field(10, ge=1)  # epochs without a better value of the monitored metric before training stops
+    # epochs without a better value of the monitored metric before training stops
+    patience: int = Field(10, ge=1)
     monitor: Literal["val_loss", "val_accuracy", "val_macro_f1"] = "val_loss"
     class_weights: Literal["none", "balanced"] | list[Annotated[float, Field(ge=0)]] = "none"
     balance: Literal["none", "oversample", "smote"] = "none"  # of the training part
-    folds: int = Field(0, ge=0)  # 0: one training; k: also k-fold cross-validation of training and validation part
+    # 0: one training; k: also k-fold cross-validation of training and validation part
+    folds: int = Field(0, ge=0)
     optimizer: Literal["adam", "adamw", "nadam", "lion", "sgd"] = "adam"
-    schedule: Literal["constant", "cosine", "cosine_restarts", "exponential"] = "constant"  # of the learning rate, step by step
-    plateau: bool = False  # halve the learning rate after three epochs without a better validation accuracy
-    final_learning_rate: float = Field(1e-6, gt=0, le=1)  # where a schedule ends and a plateau stops
+    # of the learning rate, step by step
+    schedule: Literal["constant", "cosine", "cosine_restarts", "exponential"] = "constant"
+    # halve the rate after three epochs without a better validation accuracy
+    plateau: bool = False
+    # where a schedule ends and a plateau stops
+    final_learning_rate: float = Field(1e-6, gt=0, le=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    augmentation: list[str | dict] = []  # operations on training batches, as 02_augmentation explains
-    augmentation_library: Literal["native", "keras_cv"] = "native"  # whose layers augment; keras_cv: the original report's, TensorFlow only
-    mixing: Literal["replace", "double", "part"] = "replace"  # MixUp and CutMix change all images, a second copy, or a share of them
+    # operations on training batches, as 02_augmentation explains
+    augmentation: list[str | dict] = []
+    # whose layers augment; keras_cv: the original report's, TensorFlow only
+    augmentation_library: Literal["native", "keras_cv"] = "native"
+    # MixUp and CutMix change all images, a second copy, or a share of them
+    mixing: Literal["replace", "double", "part"] = "replace"
     mixing_share: Share = 0.25  # of the training split, for part
-    validation_split: Literal["source", "stratified", "random"] = "source"  # of the source, or drawn anew with val_share
-    validation_noise: float = Field(0.0, ge=0, le=128)  # standard deviation of white noise on the validation part, in grey levels
-    ema: Rate = 0.0  # momentum of the running average of the weights, which is what is validated and kept; 0: none
+    # of the source, or drawn anew with val_share
+    validation_split: Literal["source", "stratified", "random"] = "source"
+    # standard deviation of noise on the validation split, grey levels
+    validation_noise: float = Field(0.0, ge=0, le=128)
+    # momentum of the running average of the weights, which is what is validated and kept; 0: none
+    ema: Rate = 0.0
     mixed_precision: bool = False  # bfloat16 arithmetic with float32 weights, for a GPU
-    on_device: bool = True  # the training part lies where the model computes (27 kB a cell of 96x96); false: batches are copied there
-    steps_per_execution: int = Field(1, ge=1)  # training steps in one call, for a GPU (not with Keras on PyTorch)
-    snapshots: bool = False  # also keep the network as it is at the end of each cycle of cosine_restarts
-    eager: bool = False  # steps without a compiled graph: quicker for a few of them (TensorFlow only)
+    # the training part lies where the model computes (27 kB a cell of 96x96); false: batches are
+    # copied there
+    on_device: bool = True
+    # training steps in one call, for a GPU (not with Keras on PyTorch)
+    steps_per_execution: int = Field(1, ge=1)
+    # also keep the network at the end of each cycle of cosine_restarts
+    snapshots: bool = False
+    # steps without a compiled graph: quicker for a few of them (TensorFlow only)
+    eager: bool = False
 
-
+# %% ../nbs/reference/recipes.ipynb #bfd759b3
 class CustomCNNRecipe(TrainingRecipe):
     "03_custom_cnn"
     notebook: Literal["03_custom_cnn"]
-    filters: list[Annotated[int, Field(ge=1)]] = Field([32, 64, 128, 256], min_length=1, max_length=6)  # of each convolution block
+    # of each convolution block
+    filters: list[Annotated[int, Field(ge=1)]] = Field([32, 64, 128, 256], min_length=1,
+                                                       max_length=6)
     dropout: Rate = 0.25  # after each block
     dense_units: int = Field(256, ge=1)
     head_dropout: Rate = 0.5
@@ -103,7 +124,8 @@ class Phase(BaseModel):
     "One stage of training a pretrained model: what may move, how fast, how long."
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    trainable: str = Field(pattern=r"^(head|all|last [1-9]\d*|layers [\w*, ]*[\w*][\w*, ]*)$")  # as transfer.set_trainable explains
+    # as transfer.set_trainable explains
+    trainable: str = Field(pattern=r"^(head|all|last [1-9]\d*|layers [\w*, ]*[\w*][\w*, ]*)$")
     epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0, le=1)
 
@@ -114,23 +136,27 @@ class TransferRecipe(TrainingRecipe):
     learning_rate: None = None  # each phase has its own
     phases: list[Phase] = Field(min_length=1)
     backbone: str
-    weights: str = "imagenet"  # imagenet (downloaded by Keras), none, or a file of weights without the top
+    # imagenet (downloaded by Keras), none, or a file of weights without the top
+    weights: str = "imagenet"
     alpha: float = Field(1.0, gt=0, le=2)  # width of MobileNetV2
-    resize: int | None = Field(None, ge=32, le=1024)  # the model resizes its input to so many pixels a side
+    # the model resizes its input to so many pixels a side
+    resize: int | None = Field(None, ge=32, le=1024)
     dropout: Rate = 0.3  # before the hidden layer
     dense_units: int = Field(256, ge=1)
     activation: Literal["relu", "swish", "gelu"] = "relu"  # of the hidden layer
-    initializer: Literal["he_uniform", "he_normal", "glorot_uniform"] = "he_uniform"  # of the hidden layer
+    # of the hidden layer
+    initializer: Literal["he_uniform", "he_normal", "glorot_uniform"] = "he_uniform"
     l2: float = Field(0.0, ge=0, le=1)  # weight decay of the head's kernels
     head_dropout: Rate = 0.3  # before the output
-    train_batch_norm: bool = False  # True: the backbone's batch normalisation learns and uses batch statistics
+    # whether the backbone's batch normalisation learns
+    train_batch_norm: bool = False
 
 
 class EfficientNetRecipe(TransferRecipe):
     "04_efficientnet"
     notebook: Literal["04_efficientnet"]
 
-
+# %% ../nbs/reference/recipes.ipynb #65807fea
 class ConvNeXtRecipe(TransferRecipe):
     "05_convnext"
     notebook: Literal["05_convnext"]
@@ -138,21 +164,26 @@ class ConvNeXtRecipe(TransferRecipe):
 
 class ReaderRecipe(Recipe):
     "What every recipe has that reads finished runs instead of training."
-    runs: str = ""  # folder of the runs; empty: where its own run folder lies, else the committed ones of reports/pbc96
+    # folder of the runs; empty: where its own run folder lies, else the committed ones of
+    # reports/pbc96
+    runs: str = ""
 
 
 class EnsembleRecipe(ReaderRecipe):
     "06_ensemble"
     notebook: Literal["06_ensemble"]
-    members: list[RunName] = []  # run folders within `runs`; empty: two small networks of the notebook's own
-    weighting: Literal["mean", "weighted", "greedy"] = "mean"  # how members are weighed; what is fitted is fitted on the validation part
+    # run folders within `runs`; empty: two small networks of the notebook's own
+    members: list[RunName] = []
+    # how members are weighed; what is fitted is fitted on the validation part
+    weighting: Literal["mean", "weighted", "greedy"] = "mean"
     views: Literal[1, 2, 4, 8] = 1  # flips and quarter turns of each picture that are averaged
 
 
 class RobustnessRecipe(ReaderRecipe):
     "07_robustness"
     notebook: Literal["07_robustness"]
-    models: list[RunName] = []  # run folders within `runs`; empty: a small network of the notebook's own
+    # run folders within `runs`; empty: a small network of the notebook's own
+    models: list[RunName] = []
     severities: int = Field(5, ge=1, le=5)  # of each corruption, mildest first
 
 
@@ -168,18 +199,22 @@ def check_recipe(
     "Check a recipe against its notebook's schema."
     notebook = parameters.get("notebook")
     if notebook not in SCHEMAS:
-        raise RecipeError(f"{where}: notebook is {notebook!r}; expected one of {', '.join(SCHEMAS)}")
+        raise RecipeError(f"{where}: notebook is {notebook!r}; expected one of "
+                          f"{', '.join(SCHEMAS)}")
     schema = SCHEMAS[notebook]
     try:
         recipe = schema(**parameters)
     except ValidationError as error:
         raise RecipeError(f"{where}: {first_error(error, schema)}") from None
     if isinstance(weights := getattr(recipe, "class_weights", None), list) and len(weights) < 2:
-        raise RecipeError(f"{where}: class_weights has {len(weights)} entry; expected none, balanced, or one number a class")
+        raise RecipeError(f"{where}: class_weights has {len(weights)} entry; expected none, "
+                          "balanced, or one number a class")
     if getattr(recipe, "plateau", False) and recipe.schedule != "constant":
-        raise RecipeError(f"{where}: plateau is true with schedule {recipe.schedule!r}; one thing can set the learning rate: use schedule constant")
+        raise RecipeError(f"{where}: plateau is true with schedule {recipe.schedule!r}; one thing "
+                          "can set the learning rate: use schedule constant")
     if getattr(recipe, "snapshots", False) and recipe.schedule != "cosine_restarts":
-        raise RecipeError(f"{where}: snapshots is true with schedule {recipe.schedule!r}; a network is kept at the end of each cycle of cosine_restarts")
+        raise RecipeError(f"{where}: snapshots is true with schedule {recipe.schedule!r}; a "
+                          "network is kept at the end of each cycle of cosine_restarts")
     if getattr(recipe, "augmentation", None):
         from bloodcell_nb.augmentation import check_policy
 
@@ -195,14 +230,17 @@ def first_error(
 ) -> str:  # one line
     "Say what pydantic found first."
     error = found.errors()[0]
-    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("list[", "literal[", "constrained")))
+    key = ".".join(str(part) for part in error["loc"]
+                   if not str(part).startswith(("list[", "literal[", "constrained")))
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key, schema.model_fields, n=1)
-        return f"unknown key {key}; " + (f"did you mean {close[0]}?" if close else f"allowed are {', '.join(schema.model_fields)}")
+        return (f"unknown key {key}; " + (f"did you mean {close[0]}?" if close
+                                          else f"allowed are {', '.join(schema.model_fields)}"))
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] == "none_required":
-        return f"{key} is {error['input']!r}; it would change nothing, since each of the phases has its own: set phases"
+        return (f"{key} is {error['input']!r}; it would change nothing, "
+                "since each of the phases has its own: set phases")
     message = error["msg"][:1].lower() + error["msg"][1:]
     return f"{key} is {error['input']!r}; {message}"
 
@@ -214,7 +252,8 @@ def read_recipe(
     path = Path(path)
     recipe = check_recipe(_read_yaml(path), path.name)
     if recipe.recipe != path.stem:
-        raise RecipeError(f"{path.name}: recipe is {recipe.recipe!r}; expected the file's name, {path.stem!r}")
+        raise RecipeError(f"{path.name}: recipe is {recipe.recipe!r}; expected the file's name, "
+                          f"{path.stem!r}")
     return recipe
 
 
@@ -222,10 +261,13 @@ def _read_yaml(path):
     try:
         parameters = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path.name}: cannot be read ({type(error).__name__}); expected a YAML file") from None
+        raise RecipeError(f"{path.name}: cannot be read ({type(error).__name__}); expected a YAML "
+                          "file") from None
     except yaml.YAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise RecipeError(f"{path.name}: not valid YAML{line}; expected lines of the form key: value") from None
+        line = (f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None)
+                else "")
+        raise RecipeError(f"{path.name}: not valid YAML{line}; expected lines of the form key: "
+                          "value") from None
     if not isinstance(parameters, dict) or not all(isinstance(key, str) for key in parameters):
         raise RecipeError(f"{path.name}: expected lines of the form key: value")
     return parameters
@@ -236,7 +278,8 @@ def recipe_of(
 ) -> Recipe:
     "The recipe that a notebook's parameters make."
     schema = SCHEMAS.get(namespace.get("notebook"), Recipe)
-    return check_recipe({key: namespace[key] for key in schema.model_fields if key in namespace}, namespace.get("recipe", "recipe"))
+    return check_recipe({key: namespace[key] for key in schema.model_fields if key in namespace},
+                        namespace.get("recipe", "recipe"))
 
 
 def project_root() -> Path:  # the folder that holds nbs/ and recipes/
@@ -253,7 +296,8 @@ class Study(BaseModel):
     "Recipes that belong together."
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    runs: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)  # seeds of each recipe (a name, or a .yaml file); what is worth most first
+    # seeds of each recipe (a name, or a .yaml file); what is worth most first
+    runs: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)
     profile: Literal["smoke", "quick", "full"] = "full"
     jobs: int = Field(1, ge=1)  # runs at a time
     set: dict = {}  # parameters for each recipe that has them
@@ -266,11 +310,13 @@ def studies() -> dict[str, Path]:  # file of each study, by name
 
 def read_study(
     name: str,  # of a study, or a .yaml file
-) -> tuple[Study, list[Recipe]]:  # and its recipes with their seeds; a seed but 0 is named in the run's name
+# and its recipes with their seeds; a seed but 0 is named in the run's name
+) -> tuple[Study, list[Recipe]]:
     "Read and check a study."
     path = studies().get(name, Path(name))
     if path.suffix not in (".yaml", ".yml"):
-        raise RecipeError(f"no study {name}; there are {', '.join(studies())}, or name a .yaml file")
+        raise RecipeError(f"no study {name}; there are {', '.join(studies())}, or name a .yaml "
+                          "file")
     try:
         study = Study(**_read_yaml(path))
     except ValidationError as error:
@@ -278,7 +324,8 @@ def read_study(
     found = []
     for entry, seeds in study.runs.items():
         recipe = read_recipe(find_recipe(entry))
-        found += [recipe.model_copy(update={"seed": seed, "recipe": f"{recipe.recipe}_seed{seed}" if seed else recipe.recipe}) for seed in seeds]
+        found += [recipe.model_copy(update={"seed": seed, "recipe": f"{recipe.recipe}_seed{seed}"
+                                            if seed else recipe.recipe}) for seed in seeds]
     return study, found
 
 
@@ -288,12 +335,14 @@ def find_recipe(
     "Find a recipe's file."
     path = recipes().get(name, Path(name))
     if path.suffix not in (".yaml", ".yml"):
-        raise RecipeError(f"no recipe {name}; there are {', '.join(recipes())}, or name a .yaml file")
+        raise RecipeError(f"no recipe {name}; there are {', '.join(recipes())}, or name a .yaml "
+                          "file")
     return path
 
 # %% ../nbs/reference/recipes.ipynb #868471e1
 PROFILES = {
-    "smoke": {"epochs": 1, "limit": 32, "resize": 64, "folds": 2, "embedding_images": 200, "smote_images": 200, "steps_per_execution": 1,
+    "smoke": {"epochs": 1, "limit": 32, "resize": 64, "folds": 2, "embedding_images": 200,
+              "smote_images": 200, "steps_per_execution": 1,
               "severities": 1, "eager": True},
     "quick": {"epochs": 7, "folds": 2, "embedding_images": 1500, "smote_images": 600},
     "full": {},
@@ -308,7 +357,8 @@ def with_profile(
     if profile not in PROFILES:
         raise RecipeError(f"profile is {profile!r}; expected one of {', '.join(PROFILES)}")
     values = recipe.model_dump()
-    lowered = {key: cap if key == "eager" or values[key] is None else min(values[key], cap) for key, cap in PROFILES[profile].items()
+    lowered = {key: cap if key == "eager" or values[key] is None else min(values[key], cap) for key,
+               cap in PROFILES[profile].items()
                if key == "limit" or values.get(key) is not None}
     return recipe.model_copy(update=lowered)
 
@@ -317,7 +367,8 @@ def runs_folder(
     recipe: ReaderRecipe,
 ) -> Path:
     "Where a recipe that reads runs finds them."
-    return Path(recipe.runs) if recipe.runs else Path(recipe.out).parent if recipe.out else project_root() / "reports" / "pbc96"
+    return (Path(recipe.runs) if recipe.runs else Path(recipe.out).parent if recipe.out
+            else project_root() / "reports" / "pbc96")
 
 
 def runs_read(

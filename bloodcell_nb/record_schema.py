@@ -61,7 +61,7 @@ class _Results(_Part):  # what a kind of run does not have is left out, not null
     training: _Training = None
     cross_validation: _Folds = None
 
-
+# %% ../nbs/reference/record_schema.ipynb #55817407
 class _Settings(_Part):
     seed: int
     weights: str | None = None
@@ -146,7 +146,7 @@ class _Calibration(_Part):
 class _Clean(_Calibration):
     n: int
 
-
+# %% ../nbs/reference/record_schema.ipynb #c157ca8f
 class _InAlexNets(_Part):
     balanced_error: float
     relative_balanced_error: float
@@ -164,7 +164,8 @@ class _Robustness(_Part):
     models: dict[str, _UnderShift]
 
 
-_KINDS = {"dropped": _Analysis, "gain": _Ensemble, "models": _Robustness}  # by a key that only this kind has
+# by a key that only this kind has
+_KINDS = {"dropped": _Analysis, "gain": _Ensemble, "models": _Robustness}
 
 
 def read_checked(
@@ -181,5 +182,6 @@ def read_checked(
     except ValidationError as error:
         raise DataError(f"{path.name}: {first_error(error, schema)[:200]}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path.name} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:150]})") from None
+        raise DataError(f"{path.name} cannot be read ({type(error).__name__}: "
+                        f"{' '.join(str(error).split())[:150]})") from None
     return value

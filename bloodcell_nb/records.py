@@ -44,7 +44,10 @@ from .sources import fingerprint
 
 # %% ../nbs/reference/records.ipynb #64495b80
 def _parse(code):
-    "Syntax tree of a cell or module, IPython's magics left out; an empty one where it is not Python."
+    """Syntax tree of a cell or module, IPython's magics left out.
+
+    An empty one where it is not Python.
+    """
     for text in (code, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", code)):
         with suppress(SyntaxError):
             return ast.parse(text)
@@ -77,11 +80,16 @@ def _modules(code, seen):
 def code_fingerprint(
     notebook: str,  # without .ipynb
 ) -> str:  # 16 hexadecimal digits
-    "Identify the code of a notebook and of all modules of the project that it uses; raises RecipeError where it does not lie in nbs/."
+    """Identify the code of a notebook and of all modules of the project that it uses.
+
+    Raises RecipeError where it does not lie in nbs/.
+    """
     path = project_root() / "nbs" / f"{notebook}.ipynb"
     if not path.exists():
-        raise RecipeError(f"notebook {notebook} is not in {path.parent.name}/; install the package from a clone of the project (pip install -e .)")
-    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        raise RecipeError(f"notebook {notebook} is not in {path.parent.name}/; install the package "
+                          "from a clone of the project (pip install -e .)")
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+             if cell["cell_type"] == "code"]
     sources, files = ["".join(cell["source"]) for cell in cells], {Path(bloodcell_nb.__file__)}
     for source in sources:
         _modules(source, files)
@@ -100,11 +108,13 @@ def _bytes(path):
 def _read_by(recipe):
     "What identifies the runs that a recipe reads: their predictions."
     paths = [runs_folder(recipe) / name / "predictions.npz" for name in runs_read(recipe)]
-    found = [hashlib.sha256(predictions).digest() for path in paths if (predictions := _bytes(path))]
+    found = [hashlib.sha256(predictions).digest() for path in paths
+             if (predictions := _bytes(path))]
     return hashlib.sha256(b"".join(found)).hexdigest()
 
 
-_NOT_IN_KEY = {"out", "source", "weights", "runs", "step", "reported", "baseline"}  # places and words
+# places and words
+_NOT_IN_KEY = {"out", "source", "weights", "runs", "step", "reported", "baseline"}
 
 
 def run_key(
@@ -128,7 +138,9 @@ def run_key(
 def replacing(
     path: Path,  # the file to write
 ):  # gives the name to write to, unlike any other process's
-    "Write a file whole or not at all: it gets its name when the block ends, and is removed where the block fails."
+    """Write a file whole or not at all: it gets its name when the block ends, and is removed
+    where the block fails.
+    """
     work = path.with_name(f"{path.stem}.{uuid4().hex}.part{path.suffix}")
     try:
         yield work
@@ -142,7 +154,9 @@ def shared(
     key: list,  # texts that identify it
     make,  # function without arguments that gives arrays by name
 ) -> dict:  # the arrays
-    "Make arrays once for all runs that share the folder which the environment variable BLOODCELL_SHARED names; without it, for this run alone."
+    """Make arrays once for all runs that share the folder which the environment variable
+    BLOODCELL_SHARED names; without it, for this run alone.
+    """
     if not (place := os.environ.get("BLOODCELL_SHARED")):
         return make()
     path = Path(place) / f"{name}_{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:16]}.npz"
@@ -155,15 +169,19 @@ def shared(
         return dict(file)
 
 # %% ../nbs/reference/records.ipynb #f68d537f
-_LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "torch", "keras-cv", "numpy", "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
-              "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil", "pooch", "tqdm", "papermill", "nbclient",
+_LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "torch", "keras-cv", "numpy", "scipy",
+              "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
+              "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil",
+              "pooch", "tqdm", "papermill", "nbclient",
               "ipython", "ipykernel", "fastcore")
 
 
 def device_name() -> str:
     "The accelerator where one is used, else the processor."
-    if "tensorflow" in sys.modules and (gpus := sys.modules["tensorflow"].config.list_physical_devices("GPU")):
-        return sys.modules["tensorflow"].config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    if "tensorflow" in sys.modules and (
+        gpus := sys.modules["tensorflow"].config.list_physical_devices("GPU")):
+        return sys.modules["tensorflow"].config.experimental.get_device_details(gpus[0]).get(
+            "device_name", "GPU")
     if "jax" in sys.modules and sys.modules["jax"].default_backend() != "cpu":
         return sys.modules["jax"].devices()[0].device_kind
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
@@ -180,7 +198,8 @@ def environment() -> dict:
         except PackageNotFoundError:
             pass
     backend = sys.modules["keras"].backend.backend() if "keras" in sys.modules else None
-    return {"python": platform.python_version(), "system": platform.system(), "device": device_name(), "backend": backend,
+    return {"python": platform.python_version(), "system": platform.system(),
+            "device": device_name(), "backend": backend,
             "bloodcell_nb": bloodcell_nb.__version__, "libraries": found}
 
 
@@ -188,7 +207,10 @@ _most_memory = 0  # MiB, of all calls of peak_memory
 
 
 def peak_memory() -> int:  # MiB
-    "Most resident memory that any call has seen; a run calls it with each progress line, so a shorter peak is missed. Windows counts them too."
+    """Most resident memory that any call has seen.
+
+    A run calls it with each progress line, so a shorter peak is missed. Windows counts them too.
+    """
     global _most_memory
     memory = psutil.Process().memory_info()
     _most_memory = max(_most_memory, round(getattr(memory, "peak_wset", memory.rss) / 1024**2))
@@ -221,7 +243,8 @@ def show_table(
     from IPython.display import Markdown, display
 
     lines = [header, ["---"] * len(header), *rows]
-    display(Markdown("\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)))
+    display(Markdown("\n".join("| " + " | ".join(str(value) for value in line) + " |"
+                               for line in lines)))
 
 # %% ../nbs/reference/records.ipynb #8ce04455
 class Run:
@@ -236,11 +259,14 @@ class Run:
         self.started, self.seconds = datetime.now(UTC), {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.synthetic = is_synthetic(recipe.source)
-        self.key, self.code = run_key(recipe), code_fingerprint(recipe.notebook)  # now: files may change while it runs
+        # now: files may change while it runs
+        self.key, self.code = run_key(recipe), code_fingerprint(recipe.notebook)
 
     @contextmanager
     def clock(self, name: str):
-        "Add the time that the block takes to `seconds[name]`, and show the step in the progress line."
+        """Add the time that the block takes to `seconds[name]`, and show the step in the progress
+        line.
+        """
         self.progress(name)
         start = time.perf_counter()
         try:
@@ -261,7 +287,8 @@ def figure(
     fig,  # matplotlib figure, shown and closed here
     name: str,  # of the PNG file, without suffix
     shows_cells: bool = False,  # pictures of cells go to cells/, everything else to figures/
-    synthetic: bool = None,  # whether it rests on synthetic cells, and says so; None: if the run's source is
+    # whether it rests on synthetic cells, and says so; None: if the run's source is
+    synthetic: bool = None,
 ) -> Path:
     "Save a figure, show it, close it."
     import matplotlib.pyplot as plt
@@ -269,7 +296,9 @@ def figure(
 
     if self.synthetic if synthetic is None else synthetic:
         if fig.get_layout_engine():
-            fig.get_layout_engine().set(rect=(0, 0.15 / fig.get_figheight(), 1, 1 - 0.15 / fig.get_figheight()))  # room for the word
+            # room for the word
+            fig.get_layout_engine().set(rect=(0, 0.15 / fig.get_figheight(), 1,
+                                              1 - 0.15 / fig.get_figheight()))
         fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
     path = self.folder / ("cells" if shows_cells else "figures") / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
@@ -288,10 +317,13 @@ def predictions(
     folder: Path = None,  # of a network kept beside the run's own; None: the run's
 ) -> Path:
     "Save what the model said of each cell."
-    path = Path(folder or self.folder) / ("predictions.npz" if part == "test" else f"predictions_{part}.npz")
+    path = (Path(folder or self.folder) / ("predictions.npz" if part == "test"
+                                           else f"predictions_{part}.npz"))
     with replacing(path) as work:
-        np.savez_compressed(work, probabilities=np.asarray(probabilities, np.float32), labels=cells.labels, ids=cells.ids,
-                            class_names=np.array(cells.class_names), image_size=cells.images.shape[1:3])
+        np.savez_compressed(work, probabilities=np.asarray(probabilities, np.float32),
+                            labels=cells.labels, ids=cells.ids,
+                            class_names=np.array(cells.class_names),
+                            image_size=cells.images.shape[1:3])
     return path
 
 
@@ -302,11 +334,14 @@ def finish(
 ) -> dict:  # the whole record
     "Write metrics.json."
     said = self.recipe.model_dump(exclude={"out"})
-    said |= {key: path.name for key in KEYWORDS if (path := source_path(said.get(key), key)) and path.exists()}  # no path of this machine
+    # no path of this machine
+    said |= {key: path.name for key in KEYWORDS if (path := source_path(said.get(key), key))
+             and path.exists()}
     source = said["source"]
     record = {
         "recipe": said,
-        "data": {"source": source, "fingerprint": fingerprint(self.recipe.source), "synthetic": self.synthetic},
+        "data": {"source": source, "fingerprint": fingerprint(self.recipe.source),
+                 "synthetic": self.synthetic},
         "code": self.code,
         "environment": environment(),
         "started": self.started.isoformat(timespec="seconds"),
@@ -323,7 +358,8 @@ def finish(
 class Finished:
     "A run folder, read."
     folder: Path
-    status: dict  # status.json; state "unreadable" and the reason as its error where a record is odd
+    # status.json; state "unreadable" and the reason as its error where a record is odd
+    status: dict
     metrics: dict  # metrics.json; empty where the run failed or is unreadable
 
     @property
@@ -352,19 +388,26 @@ def model_file(
     place = Path(place)
     path = place / "model.keras" if place.is_dir() else place
     if not path.is_file():
-        where = f"{place.name} holds no model.keras (weights are not committed; run the recipe here)" if place.is_dir() else f"no file {place}"
+        where = (f"{place.name} holds no model.keras (weights are not committed; run the recipe "
+                 "here)" if place.is_dir() else f"no file {place}")
         raise DataError(f"{where}; expected a .keras file or the folder of a finished run")
     return path
 
-
+# %% ../nbs/reference/records.ipynb #74de3dca
 def read_runs(
     folder: Path,  # holds run folders, at any depth
 ) -> list[Finished]:  # by data and name
-    "Read the runs below a folder, the unreadable too; raises DataError where there is no such folder."
+    """Read the runs below a folder, the unreadable too.
+
+    Raises DataError where there is no such folder.
+    """
     if not (folder := Path(folder)).is_dir():
-        raise DataError(f"{folder}: no such folder; name one that holds runs, such as reports/pbc96")
-    places = sorted(Path(place) for place, folders, files in os.walk(folder) if "status.json" in (*folders, *files))
-    found = [run for run in map(_read_run, places) if (run.folder / "status.json").exists()]  # else another process has just renamed it
+        raise DataError(f"{folder}: no such folder; name one that holds runs, such as "
+                        "reports/pbc96")
+    places = sorted(Path(place) for place, folders, files in os.walk(folder)
+                    if "status.json" in (*folders, *files))
+    # else another process has just renamed it
+    found = [run for run in map(_read_run, places) if (run.folder / "status.json").exists()]
     return sorted(found, key=lambda run: (run.synthetic, run.data, bool(run.test), run.name))
 
 
@@ -373,6 +416,7 @@ def _read_run(folder):
     status = {"recipe": folder.name}
     try:
         status |= read_checked(folder / "status.json", Status)
-        return Finished(folder, status, read_checked(folder / "metrics.json", Record) if status["state"] == "done" else {})
+        return Finished(folder, status, read_checked(folder / "metrics.json", Record)
+                        if status["state"] == "done" else {})
     except DataError as error:
         return Finished(folder, status | {"state": "unreadable", "error": str(error)}, {})

@@ -29,7 +29,8 @@ def plot_accuracies(
     low, high = np.reshape([run.test["interval_95"]["accuracy"] for run in runs], (-1, 2)).T
     y = np.arange(len(runs))
     ax.barh(y, accuracy, color="#56B4E9", height=0.6)
-    ax.errorbar(accuracy, y, xerr=[np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)], fmt="none", color="black", capsize=3)
+    ax.errorbar(accuracy, y, xerr=[np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)],
+                fmt="none", color="black", capsize=3)
     for place, value, end in zip(y, accuracy, high, strict=True):
         ax.text(end + 0.01, place, f"{value:.3f}", va="center", fontsize=8)
     ax.set_yticks(y, [run.name for run in runs], fontsize=8)
@@ -66,17 +67,22 @@ def _state(run):
 def ladder_table(
     steps: list[Recipe],  # of `ladders`
     found: list[Finished],  # of `read_runs`
-) -> list[tuple]:  # step, report's figure, accuracy on clean and on stand-in cells with intervals, profile, weights, seed
+# step, report's figure, accuracy on clean and on stand-in cells with intervals, profile, weights,
+# seed
+) -> list[tuple]:
     "What each step brought, from the records."
     known, rows = {run.name: run for run in found}, []
     for step in steps:
         run = known.get(step.recipe)
-        row = [step.step, f"{step.reported:.2f}" if step.reported else "", _state(run), "", "", "", ""]
+        row = [step.step, f"{step.reported:.2f}" if step.reported else "", _state(run), "", "", "",
+               ""]
         if run and run.test:
             results = run.metrics["results"]
             scores = [results.get(part) for part in ("test", "stand_in")]
-            texts = ["{:.3f} [{:.3f}, {:.3f}]".format(some["accuracy"], *some["interval_95"]["accuracy"]) if some else "not measured" for some in scores]
-            row[2:] = [*texts, run.status.get("profile", ""), _weights(run), str(run.metrics["recipe"].get("seed", ""))]
+            texts = ["{:.3f} [{:.3f}, {:.3f}]".format(some["accuracy"], *some["interval_95"][
+                "accuracy"]) if some else "not measured" for some in scores]
+            row[2:] = [*texts, run.status.get("profile", ""), _weights(run),
+                       str(run.metrics["recipe"].get("seed", ""))]
         rows.append(tuple(row))
     return rows
 
@@ -86,13 +92,18 @@ def plot_ladder(
     found: list[Finished],  # of `read_runs`
     ax,  # matplotlib axes
 ):  # the axes
-    "Accuracy of each step on clean and on heavily distorted cells, beside the report's figure; a missing run is shown as missing."
+    """Accuracy of each step on clean and on heavily distorted cells, beside the report's figure.
+
+    A missing run is shown as missing.
+    """
     runs = {run.name: run for run in found}
     known = {name: run.metrics["results"] for name, run in runs.items() if run.test}
-    for part, colour, shift, label in (("test", "#56B4E9", -0.19, "clean test cells"), ("stand_in", "#0072B2", 0.19, "stand-in for the hidden test")):
+    for part, colour, shift, label in (("test", "#56B4E9", -0.19, "clean test cells"), (
+        "stand_in", "#0072B2", 0.19, "stand-in for the hidden test")):
         for y, step in enumerate(steps):
             if step.recipe not in known or part not in known[step.recipe]:
-                place, word = (y + shift, "not measured") if step.recipe in known else (y, _state(runs.get(step.recipe)))
+                place, word = (y + shift, "not measured") if step.recipe in known else (
+                    y, _state(runs.get(step.recipe)))
                 ax.text(0.01, place, word, va="center", fontsize=7, color="0.5", style="italic")
                 continue
             scores = known[step.recipe][part]
@@ -102,11 +113,13 @@ def plot_ladder(
             ax.text(high + 0.01, y + shift, f"{scores['accuracy']:.3f}", va="center", fontsize=7)
     reported = [(step.reported, y) for y, step in enumerate(steps) if step.reported]
     if reported:
-        ax.plot(*zip(*reported, strict=True), "D", color="#D55E00", markersize=6, label="the report, hidden test")
+        ax.plot(*zip(*reported, strict=True), "D", color="#D55E00", markersize=6,
+                label="the report, hidden test")
     ax.set_yticks(range(len(steps)), [step.step for step in steps], fontsize=8)
     ax.set(xlim=(0, 1.12), ylim=(len(steps) - 0.4, -0.6), xlabel="accuracy (line: 95 % interval)")
     unique = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(unique.values(), unique.keys(), fontsize=7, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False)
+    ax.legend(unique.values(), unique.keys(), fontsize=7, loc="lower center",
+              bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False)
     return ax
 
 # %% ../nbs/08_report.ipynb #40c24f0e
@@ -115,11 +128,15 @@ def cost_table(
 ) -> list[tuple]:  # run, parameters, images/s, seconds, accuracy on clean and on stand-in cells
     "What each trained run cost and what it brought, cheapest first."
     rows = []
-    for run in sorted((one for one in found if "training" in one.metrics.get("results", {})), key=lambda one: one.metrics["results"]["training"]["parameters"]):
+    for run in sorted((one for one in found if "training" in one.metrics.get("results", {})),
+                      key=lambda one: one.metrics["results"]["training"]["parameters"]):
         results = run.metrics["results"]
         training = results["training"]
-        rows.append((run.name, f"{training['parameters']:,}", f"{training['images_per_second']:.0f}", f"{run.metrics['seconds']['total']:.0f}",
-                     *(f"{results[part]['accuracy']:.3f}" if part in results else "not measured" for part in ("test", "stand_in")),
+        rows.append((run.name, f"{training['parameters']:,}",
+                     f"{training['images_per_second']:.0f}",
+                     f"{run.metrics['seconds']['total']:.0f}",
+                     *(f"{results[part]['accuracy']:.3f}" if part in results else "not measured"
+                       for part in ("test", "stand_in")),
                      run.metrics["environment"]["device"]))
     return rows
 
@@ -130,18 +147,21 @@ def plot_cost(
     part: str = "stand_in",  # or test
 ):  # the axes
     "Accuracy over the number of parameters."
-    runs = [one for one in found if "training" in one.metrics.get("results", {}) and part in one.metrics["results"]]
+    runs = [one for one in found if "training" in one.metrics.get("results", {})
+            and part in one.metrics["results"]]
     for k, one in enumerate(runs):
         scores = one.metrics["results"][part]
         low, high = scores["interval_95"]["accuracy"]
         ax.errorbar(one.metrics["results"]["training"]["parameters"], scores["accuracy"],
                     np.maximum([[scores["accuracy"] - low], [high - scores["accuracy"]]], 0),
-                    fmt="os^Dv<>P"[k % 8], color=f"C{k % 10}", markersize=5, capsize=2, label=one.name)
+                    fmt="os^Dv<>P"[k % 8], color=f"C{k % 10}", markersize=5, capsize=2,
+                    label=one.name)
     ax.set(xscale="log", xlabel="parameters", ylabel="accuracy (95 % interval)")
     if runs:
         ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     else:
-        ax.text(0.5, 0.5, "no run yet", transform=ax.transAxes, ha="center", style="italic", color="0.5")
+        ax.text(0.5, 0.5, "no run yet", transform=ax.transAxes, ha="center", style="italic",
+                color="0.5")
     return ax
 
 # %% ../nbs/08_report.ipynb #587148c9
@@ -173,42 +193,54 @@ def _row(run):
     "Cells of a trained run's row."
     results, test = run.metrics["results"], run.test
     training = results.get("training", {})
-    shifted = [_with_interval(results[part], "accuracy") if part in results else "" for part in ("corrupted", "stand_in")]
+    shifted = [_with_interval(results[part], "accuracy") if part in results else ""
+               for part in ("corrupted", "stand_in")]
     return [{"href": f"#{quote(_anchor(run))}", "text": run.name}, run.status.get("profile", ""),
             _with_interval(test, "accuracy"), *shifted,
-            *(_with_interval(test, key) for key in ("balanced_accuracy", "macro_f1", "ece")), f"{test['n']:,}",
+            *(_with_interval(test, key) for key in ("balanced_accuracy", "macro_f1", "ece")),
+            f"{test['n']:,}",
             f"{training['parameters']:,}" if training else "",
             f"{training['best_epoch']}/{training['epochs']}" if training else "",
-            f"{training['images_per_second']:.0f}" if training else "", f"{run.metrics['seconds']['total']:.0f}"]
+            f"{training['images_per_second']:.0f}" if training else "",
+            f"{run.metrics['seconds']['total']:.0f}"]
 
 
-_HEADER = ["run", "profile", "test accuracy", "corrupted", "stand-in", "balanced accuracy", "macro F1", "ECE", "test cells",
+_HEADER = ["run", "profile", "test accuracy", "corrupted", "stand-in", "balanced accuracy",
+           "macro F1", "ECE", "test cells",
            "parameters", "best epoch", "images/s", "seconds"]
 
-
+# %% ../nbs/08_report.ipynb #2896bb18
 def _analysis_table(results):
-    groups = f"{results['duplicate_groups']} ({results['conflicting_groups']} with conflicting labels)"
+    conflicting = results["conflicting_groups"]
+    groups = f"{results['duplicate_groups']} ({conflicting} with conflicting labels)"
     pairs = "; ".join(f"{a}, {b} ({share:.1%})" for a, b, share in results["pairs_most_alike"][:3])
     named = "; ".join(f"{' and '.join(pair['pair'])}: rank {pair['rank']} of {pair['of']}"
                       for pair in results["report_pairs"] if pair["rank"])
     return {"header": ["measure", "value"], "kind": "words", "rows": [
-        ["images", f"{results['images']:,}"], ["imbalance ratio", f"{results['imbalance_ratio']:.2f}"],
+        ["images", f"{results['images']:,}"], ["imbalance ratio",
+                                               f"{results['imbalance_ratio']:.2f}"],
         ["duplicate groups", groups],
         ["dropped", ", ".join(f"{count} {reason}" for reason, count in results["dropped"].items())],
-        ["kept", f"{results['kept']:,}"], ["most alike", pairs], ["pairs that the original report named", named]]}
+        ["kept", f"{results['kept']:,}"], ["most alike",
+                                           pairs], ["pairs that the original report named", named]]}
 
 
 def _gain_table(results):
-    return {"kind": "", "header": ["cells", "best member on them", "the ensemble's gain", "only ensemble right : only member right", "McNemar p"],
-            "rows": [[part.replace("_", "-"), gain["best_member"], _difference(gain), f"{gain['only_first']} : {gain['only_second']}",
+    return {"kind": "", "header": ["cells", "best member on them", "the ensemble's gain",
+                                   "only ensemble right : only member right", "McNemar p"],
+            "rows": [[part.replace("_", "-"), gain["best_member"], _difference(gain),
+                      f"{gain['only_first']} : {gain['only_second']}",
                       f"{gain['mcnemar_p']:.2g}"] for part, gain in results["gain"].items()]}
 
 
 def _shift_table(results):
-    return {"kind": "", "header": ["model", "test cells", "clean balanced error", "in AlexNet's errors",
-                                   "added to clean, in AlexNet's", "ECE clean", "ECE corrupted", "ECE stand-in"],
+    return {"kind": "", "header": ["model", "test cells", "clean balanced error",
+                                   "in AlexNet's errors",
+                                   "added to clean, in AlexNet's", "ECE clean", "ECE corrupted",
+                                   "ECE stand-in"],
             "rows": [[name, f"{model['clean']['n']:,}", f"{model['clean_balanced_error']:.4f}",
-                      *(f"{model['in_alexnets'][key]:.2f}" for key in ("balanced_error", "relative_balanced_error")),
+                      *(f"{model['in_alexnets'][key]:.2f}"
+                        for key in ("balanced_error", "relative_balanced_error")),
                       *(f"{model[part]['ece']:.3f}" for part in ("clean", "corrupted", "stand_in"))]
                      for name, model in results["models"].items()]}
 
@@ -217,33 +249,45 @@ def _notes(results):
     "What a record says in a sentence: of an ensemble's members, of a cross-validation."
     notes = []
     if "gain" in results:
-        names = ", ".join(f"{name} ({weight:.2f})" for name, weight in zip(results["members"], results["weights"], strict=True))
-        notes.append(f"Members (weights): {names}; {results['views']} views of each picture; temperature {results['temperature']:.2f}.")
+        names = ", ".join(f"{name} ({weight:.2f})" for name,
+                          weight in zip(results["members"], results["weights"], strict=True))
+        notes.append(f"Members (weights): {names}; {results['views']} views of each picture; "
+                     f"temperature {results['temperature']:.2f}.")
     if folds := results.get("cross_validation"):
-        notes.append(f"{folds['folds']}-fold cross-validation: accuracy {folds['accuracy_mean']:.4f} ± {folds['accuracy_sd']:.4f}.")
+        notes.append(f"{folds['folds']}-fold cross-validation: accuracy "
+                     f"{folds['accuracy_mean']:.4f} ± {folds['accuracy_sd']:.4f}.")
     return notes
 
 
-_TABLES = {"dropped": _analysis_table, "gain": _gain_table, "models": _shift_table}  # by a key of the results
+# by a key of the results
+_TABLES = {"dropped": _analysis_table, "gain": _gain_table, "models": _shift_table}
 
-
+# %% ../nbs/08_report.ipynb #32efbc98
 def _section(run, page_folder):
     "Heading, record and figures of one run."
     metrics, notebook = run.metrics, run.folder / "notebook.ipynb"
     environment, results = metrics["environment"], metrics["results"]
-    about = [f"device {environment['device']}", f"backend {environment['backend']}" if environment["backend"] else "",
-             f"seed {metrics['recipe']['seed']}", f"data {run.data} ({metrics['data']['fingerprint']})", f"code {metrics['code']}",
+    about = [f"device {environment['device']}", f"backend {environment['backend']}"
+             if environment["backend"] else "",
+             f"seed {metrics['recipe']['seed']}",
+             f"data {run.data} ({metrics['data']['fingerprint']})", f"code {metrics['code']}",
              f"peak memory {metrics['peak_memory_mib']:,} MiB", metrics["started"]]
     return {"anchor": _anchor(run), "name": run.name, "about": " · ".join(filter(None, about)),
-            "notebook": _link(notebook, page_folder) if notebook.is_file() else "", "notes": _notes(results),
-            "table": next((table(results) for key, table in _TABLES.items() if key in results), None),
-            "figures": [figure for kind in ("figures", "cells")[: 1 + run.synthetic] for figure in _figures(run, kind, page_folder)]}
+            "notebook": _link(notebook, page_folder) if notebook.is_file() else "",
+            "notes": _notes(results),
+            "table": next((table(results) for key, table in _TABLES.items() if key in results),
+                          None),
+            "figures": [figure for kind in ("figures", "cells")[: 1 + run.synthetic]
+                        for figure in _figures(run, kind, page_folder)]}
 
 # %% ../nbs/08_report.ipynb #b2f2d955
 def step_gains(
     runs: list[Finished],  # of one data set
-) -> tuple[list, list]:  # run, baseline, what is different, comparisons on test and stand-in; pairs left out: names, reason
-    "Compare each step with its baseline on the same cells (`paired_comparison`), where both runs are there."
+# run, baseline, what is different, comparisons on test and stand-in; pairs left out: names, reason
+) -> tuple[list, list]:
+    """Compare each step with its baseline on the same cells (`paired_comparison`), where both
+    runs are there.
+    """
     from bloodcell_nb.ensemble import paired_comparison, read_predictions
 
     known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
@@ -255,9 +299,12 @@ def step_gains(
             try:
                 read = [read_predictions(folders, part) for part in ("test", "stand_in")]
                 compared = [paired_comparison(some.labels, *some.probabilities) for some in read]
-            except Exception as error:  # whatever is odd about two files of predictions, the other pairs are compared
-                reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-                left_out.append((f"{name} against {base}", f"not compared: {' '.join(reason.split())}"))
+            # whatever is odd about two files of predictions, the other pairs are compared
+            except Exception as error:
+                reason = (str(error) if isinstance(error, DataError)
+                          else f"{type(error).__name__}: {error}")
+                left_out.append((f"{name} against {base}",
+                                 f"not compared: {' '.join(reason.split())}"))
             else:
                 gains.append((name, base, what, *compared))
     return gains, left_out
@@ -268,29 +315,38 @@ def _difference(comparison):
     return f"{comparison['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-_COMPARED = ("Difference of the accuracies on the same cells, with its 95 % interval (paired bootstrap). "
+_COMPARED = ("Difference of the accuracies on the same cells, with its 95 % interval (paired "
+             "bootstrap). "
              "One seed each: another seed moves a figure too.")
 
 # %% ../nbs/08_report.ipynb #28335099
 def _shown_ladders(runs):
-    "Title and steps of the two tables: the original report's, and the others; steps that have a run, or a figure in the report."
+    """Title and steps of the two tables: the original report's, and the others.
+
+    Steps that have a run, or a figure in the report.
+    """
     names, found = {run.name for run in runs}, ladders()
-    split = [[step for steps in found if any(step.reported for step in steps) == original for step in steps
+    split = [[step for steps in found if any(step.reported for step in steps) == original
+              for step in steps
               if step.recipe in names or step.reported] for original in (True, False)]
-    return list(zip(("The original report beside these runs", "The same way with small networks"), split, strict=True))
+    return list(zip(("The original report beside these runs", "The same way with small networks"),
+                    split, strict=True))
 
 
 def _beside_the_report(
     runs: list[Finished],  # of one data set, and those without a record
-) -> tuple[list, list]:  # tables: title, header, rows, note; what is left out of them: names, reason
+# tables: title, header, rows, note; what is left out of them: names, reason
+) -> tuple[list, list]:
     "Tables that compare these runs with the original report, and with each other."
-    header = ["step", "the report, hidden test", "clean test cells", "stand-in for the hidden test", "profile", "weights", "seed"]
+    header = ["step", "the report, hidden test", "clean test cells", "stand-in for the hidden test",
+              "profile", "weights", "seed"]
     shown = _shown_ladders(runs) if any(run.test for run in runs) else []
     tables = [{"title": title, "header": header, "rows": ladder_table(steps, runs), "note": ""}
               for title, steps in shown if steps]
     gains, left_out = step_gains(runs)
     if gains:
-        rows = [(name, base, what, _difference(clean), _difference(shifted)) for name, base, what, clean, shifted in gains]
+        rows = [(name, base, what, _difference(clean), _difference(shifted)) for name, base, what,
+                clean, shifted in gains]
         tables.append({"title": "What each step was worth", "rows": rows, "note": _COMPARED,
                        "header": ["run", "compared with", "step", "clean", "stand-in"]})
     return tables, left_out
@@ -313,38 +369,48 @@ def _draw_ladder(runs, folder):
 # %% ../nbs/08_report.ipynb #e6f7da9c
 def _page(**values):
     "The template filled; what is not given is empty."
-    page = Environment(loader=PackageLoader("bloodcell_nb", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = Environment(loader=PackageLoader("bloodcell_nb", ""), autoescape=True,
+                       undefined=StrictUndefined, trim_blocks=True)
     empty = dict.fromkeys(("groups", "failed", "left_out", "pictures"), ())
-    return page.get_template("report.html.j2").render(empty | {"header": _HEADER, "link_to_cells": False} | values) + "\n"
+    return (page.get_template("report.html.j2").render(
+        empty | {"header": _HEADER, "link_to_cells": False} | values) + "\n")
 
 
 def build_report(
     folder: Path,  # holds run folders, at any depth
 ) -> Path:  # index.html in it
-    "Write the page of all runs below a folder, the ladder's figure, and cells.html where real cells were drawn; print what had to be left out."
+    """Write the page of all runs below a folder, the ladder's figure, and cells.html where real
+    cells were drawn; print what had to be left out.
+    """
     folder = Path(folder)
     runs = read_runs(folder)
     if not runs:
         raise DataError(f"{folder}: no runs inside; make one with bloodcell run")
     done, others = [run for run in runs if run.metrics], [run for run in runs if not run.metrics]
-    left_out = [(run.name, run.status["error"]) for run in others if run.status["state"] == "unreadable"]
-    failed = [(run.name, run.status["state"], str(run.status.get("error", ""))) for run in others if run.status["state"] != "unreadable"]
+    left_out = [(run.name, run.status["error"]) for run in others
+                if run.status["state"] == "unreadable"]
+    failed = [(run.name, run.status["state"], str(run.status.get("error", ""))) for run in others
+              if run.status["state"] != "unreadable"]
     groups = []
     for data in dict.fromkeys(run.data for run in done):
         some = [run for run in done if run.data == data]
-        beside, odd = ([], []) if some[0].synthetic else _beside_the_report(others + some)  # the report's cells were real
+        # the report's cells were real
+        beside, odd = ([], []) if some[0].synthetic else _beside_the_report(others + some)
         left_out += odd
         ladder = [] if some[0].synthetic else _draw_ladder(others + some, folder)
         groups.append({"figures": [_figure(path, folder) for path in ladder],
-                       "kind": "Synthetic cells" if some[0].synthetic else "Real cells", "data": data, "beside": beside,
-                       "rows": [_row(run) for run in some if run.test], "sections": [_section(run, folder) for run in some]})
+                       "kind": "Synthetic cells" if some[0].synthetic else "Real cells",
+                       "data": data, "beside": beside,
+                       "rows": [_row(run) for run in some if run.test],
+                       "sections": [_section(run, folder) for run in some]})
     pictures = [{"name": run.name, "data": run.data, "figures": _figures(run, "cells", folder)}
                 for run in done if not run.synthetic and (run.folder / "cells").is_dir()]
     if pictures:
         write_text(folder / "cells.html", _page(title="Pictures of real cells", pictures=pictures))
     for name, reason in left_out:
         print(f"left out: {name}: {reason}")
-    return write_text(folder / "index.html", _page(title="Blood cells in eight classes: the runs", groups=groups, failed=failed,
+    return write_text(folder / "index.html", _page(title="Blood cells in eight classes: the runs",
+                                                   groups=groups, failed=failed,
                                                    left_out=left_out, link_to_cells=bool(pictures)))
 
 # %% ../nbs/08_report.ipynb #0d6bda1b
@@ -352,25 +418,34 @@ def results_table(
     folder: Path,  # holds run folders, at any depth
 ) -> str:  # Markdown table
     "Test scores of the trained runs below a folder."
-    lines = ["| run | profile | test accuracy [95 % interval] | stand-in [95 % interval] | macro F1 | ECE | epochs | device |", "|---" * 8 + "|"]
+    lines = ["| run | profile | test accuracy [95 % interval] | stand-in [95 % interval] | macro "
+             "F1 | ECE | epochs | device |", "|---" * 8 + "|"]
     for run in read_runs(folder):
         if run.test:
             training = run.metrics["results"].get("training", {})
             shifted = run.metrics["results"].get("stand_in")
-            lines.append(f"| {run.name} | {run.status.get('profile', '')} | {_with_interval(run.test, 'accuracy')} | "
-                         f"{_with_interval(shifted, 'accuracy') if shifted else 'not measured'} | {run.test['macro_f1']:.4f} | "
-                         f"{run.test['ece']:.4f} | {training.get('epochs', '')} | {run.metrics['environment']['device']} |")
+            lines.append(f"| {run.name} | {run.status.get('profile', '')} | "
+                         f"{_with_interval(run.test, 'accuracy')} | "
+                         f"{_with_interval(shifted, 'accuracy') if shifted else 'not measured'} | "
+                         f"{run.test['macro_f1']:.4f} | "
+                         f"{run.test['ece']:.4f} | {training.get('epochs', '')} | "
+                         f"{run.metrics['environment']['device']} |")
     return "\n".join(lines)
 
 
 def gains_table(
     folder: Path,  # holds run folders, at any depth
 ) -> str:  # Markdown table
-    "What each ensemble below a folder gains over its best member on the very cells, with interval and McNemar's p."
+    """What each ensemble below a folder gains over its best member on the very cells, with
+    interval and McNemar's p.
+    """
     parts = ("test", "corrupted", "stand_in")
-    lines = ["| ensemble | networks | gain on clean cells [95 % interval], p | on corrupted cells | on the stand-in |", "|---" * 5 + "|"]
+    lines = ["| ensemble | networks | gain on clean cells [95 % interval], p | on corrupted cells "
+             "| on the stand-in |", "|---" * 5 + "|"]
     for run in read_runs(folder):
         if gain := run.metrics.get("results", {}).get("gain"):
-            texts = [f"{_difference(gain[part])}, p {gain[part]['mcnemar_p']:.2g}" if part in gain else "" for part in parts]
-            lines.append(f"| {run.name} | {len(run.metrics['results']['members'])} | {' | '.join(texts)} |")
+            texts = [f"{_difference(gain[part])}, p {gain[part]['mcnemar_p']:.2g}" if part in gain
+                     else "" for part in parts]
+            lines.append(f"| {run.name} | {len(run.metrics['results']['members'])} | "
+                         f"{' | '.join(texts)} |")
     return "\n".join(lines)

@@ -13,9 +13,11 @@ from .data import Cells
 from .shift import CORRUPTIONS, KINDS, corrupt
 
 # %% ../nbs/07_robustness.ipynb #ce45f42a
-# balanced error of AlexNet at 224 pixels, clean and mean over severities (MedMNIST-C, blood cells; Di Salvo et al. 2024)
+# balanced error of AlexNet at 224 pixels, clean and mean over severities (MedMNIST-C, blood cells;
+# Di Salvo et al. 2024)
 ALEXNET_CLEAN = 0.0184
-ALEXNET = dict(zip(CORRUPTIONS, (0.0598, 0.1398, 0.2240, 0.1845, 0.0695, 0.0790, 0.0522, 0.0797, 0.0348, 0.1854, 0.1290), strict=True))
+ALEXNET = dict(zip(CORRUPTIONS, (0.0598, 0.1398, 0.2240, 0.1845, 0.0695, 0.0790, 0.0522, 0.0797,
+                                 0.0348, 0.1854, 0.1290), strict=True))
 
 
 def balanced_error(
@@ -41,13 +43,15 @@ def corruption_errors(
             progress(f"{corruption} {severity}")
             images = corrupt(cells.images, corruption, severity, seed)
             for name, classifier in classifiers.items():
-                errors[name][c, severity - 1] = balanced_error(cells.labels, classifier.predict(images))
+                errors[name][c, severity
+                             - 1] = balanced_error(cells.labels, classifier.predict(images))
     return errors
 
 
 def errors_by_kind(
     errors: np.ndarray,  # (corruptions, severities)
-) -> dict[str, float]:  # mean over the corruptions that arise at the microscope, and over the digital ones
+# mean over the corruptions that arise at the microscope, and over the digital ones
+) -> dict[str, float]:
     "Balanced error under each kind of corruption."
     means = dict(zip(CORRUPTIONS, errors.mean(axis=1), strict=True))
     return {kind: float(np.mean([means[name] for name in names])) for kind, names in KINDS.items()}
@@ -59,7 +63,8 @@ def relative_errors(
 ) -> dict:  # mean over corruptions, in AlexNet's errors, and of what is added to the clean error
     "BE and rBE of MedMNIST-C, in units of AlexNet's."
     means, alexnet = errors.mean(axis=1), np.array(list(ALEXNET.values()))
-    return {"balanced_error": float((means / alexnet).mean()), "relative_balanced_error": float(((means - clean) / (alexnet - ALEXNET_CLEAN)).mean())}
+    return {"balanced_error": float((means / alexnet).mean()),
+            "relative_balanced_error": float(((means - clean) / (alexnet - ALEXNET_CLEAN)).mean())}
 
 # %% ../nbs/07_robustness.ipynb #a3d7117c
 def _ordered():
@@ -76,8 +81,10 @@ def plot_severities(
     "Balanced error over severity, a panel for each corruption, the digital ones last."
     for ax, (c, corruption, kind) in zip(axes, _ordered(), strict=False):
         for k, name in enumerate(errors):
-            ax.plot([clean[name], *errors[name][c]], marker="os^Dv<>P"[k % 8], markersize=3, linewidth=1, color=f"C{k}", label=name)
-        ax.set_title(corruption.replace("_", " ") + (f" ({kind})" if kind == "digital" else ""), fontsize=8)
+            ax.plot([clean[name], *errors[name][c]], marker="os^Dv<>P"[k % 8], markersize=3,
+                    linewidth=1, color=f"C{k}", label=name)
+        ax.set_title(corruption.replace("_", " ") + (f" ({kind})" if kind == "digital" else ""),
+                     fontsize=8)
         ax.set(xticks=range(6), ylim=(0, 1))
     return axes
 
@@ -86,12 +93,16 @@ def plot_heat(
     errors: dict,  # of `corruption_errors`
     ax,  # matplotlib axes
 ):  # the axes
-    "Mean balanced error, model by corruption; a line parts those that arise at the microscope from the digital ones."
+    """Mean balanced error, model by corruption.
+
+    A line parts those that arise at the microscope from the digital ones.
+    """
     order = _ordered()
     means = np.stack([some.mean(axis=1)[[c for c, *_ in order]] for some in errors.values()])
     ax.imshow(means, cmap="cividis", vmin=0, vmax=max(means.max(), 0.01), aspect="auto")
     for (y, x), value in np.ndenumerate(means):
-        ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color="black" if value > means.max() * 0.6 else "white")
+        ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                color="black" if value > means.max() * 0.6 else "white")
     ax.axvline(len(KINDS["microscope"]) - 0.5, color="white", linewidth=4)
     ax.set_xticks(range(len(order)), [name.replace("_", "\n") for _, name, _ in order], fontsize=7)
     for kind, end, side in (("microscope", -0.5, "left"), ("digital", len(order) - 0.5, "right")):

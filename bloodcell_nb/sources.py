@@ -57,7 +57,8 @@ def check_memory(
 
 # %% ../nbs/reference/sources.ipynb #85d00d32
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_PART_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_PART_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val",
+                 "validation": "val", "test": "test"}
 _CLASS_ALIASES = {"ig": "immature granulocyte"}  # the published folder's name
 
 
@@ -76,10 +77,12 @@ def _entries(path):
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path}: not a whole zip file ({error}); copy or download it again") from None
+        raise DataError(
+            f"{path}: not a whole zip file ({error}); copy or download it again") from None
     names = archive.namelist()
     for name in names:
-        if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or name[1:2] == ":":
+        if name.startswith(("/", "\\")) or ".." in PurePosixPath(
+            name.replace("\\", "/")).parts or name[1:2] == ":":
             raise DataError(f"{path}: entry {name!r} points outside the zip; remove it")
     _check_unpacked({entry.filename: entry.file_size for entry in archive.infolist()}, path)
     files, folders = ([n for n in names if n.endswith("/") == wanted] for wanted in (False, True))
@@ -89,7 +92,8 @@ def _entries(path):
 def _check_unpacked(sizes, path):
     "Refuse a zip whose images, or one of them, unpack to too many bytes, as its directory says."
     sizes = {name: size for name, size in sizes.items() if _is_picture(name)}
-    total, (largest, name) = sum(sizes.values()), max(((s, n) for n, s in sizes.items()), default=(0, ""))
+    total, (largest, name) = sum(sizes.values()), max(((s, n) for n, s in sizes.items()),
+                                                      default=(0, ""))
     if largest > MAX_FILE_BYTES:
         raise DataError(f"{path}: {name} unpacks to {largest / 2**20:,.0f} MiB; "
                         f"expected images of at most {MAX_FILE_BYTES >> 20} MiB")
@@ -97,10 +101,11 @@ def _check_unpacked(sizes, path):
         raise DataError(f"{path}: unpacks to {total / 2**30:,.2f} GiB; "
                         f"expected images of at most {MAX_ARCHIVE_BYTES >> 30} GiB")
 
-
+# %% ../nbs/reference/sources.ipynb #772f8e1e
 def _is_picture(name):
     path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(p.startswith((".", "__MACOSX")) for p in path.parts)
+    return (path.suffix.lower() in IMAGE_SUFFIXES
+            and not any(p.startswith((".", "__MACOSX")) for p in path.parts))
 
 
 def _part_and_class(name):
@@ -109,26 +114,37 @@ def _part_and_class(name):
     part = _PART_ALIASES.get(folders[-2].lower(), "") if len(folders) > 1 else ""
     return part, folders[-1], folders[: -2 if part else -1]
 
-
-def _read_tree(path, size):
-    "Cells of a folder or zip of class folders."
-    files, folders, opened = _entries(path)
+# %% ../nbs/reference/sources.ipynb #40892678
+def _tree_names(path, files, folders):
+    "Images of a tree, their places, the class names; DataError where it is not one folder a class."
     names = [name for name in files if _is_picture(name)]
     if not names:
-        raise DataError(f"{path}: no pictures ({', '.join(IMAGE_SUFFIXES)}) inside; expected one folder a class")
+        raise DataError(f"{path}: no pictures ({', '.join(IMAGE_SUFFIXES)}) inside; expected one "
+                        "folder a class")
     if loose := [name for name in names if "/" not in name]:
         raise DataError(f"{path}: {loose[0]} lies in no class folder; expected one folder a class")
     places = [_part_and_class(name) for name in names]
     if len(above := sorted({place[2] for place in places})) > 1:
-        raise DataError(f"{path}: pictures lie under {'/'.join(above[0]) or '.'} and {'/'.join(above[1])}; name one of them as the source")
-    empty = [f for f in folders if not any(n.startswith(f + "/") for n in names) and PurePosixPath(f).parts[:-1] in
-             {PurePosixPath(n).parts[:-2] for n in names} and not PurePosixPath(f).name.startswith((".", "__MACOSX"))]
+        raise DataError(f"{path}: pictures lie under {'/'.join(above[0]) or '.'} and "
+                        f"{'/'.join(above[1])}; name one of them as the source")
+    empty = [f for f in folders if not any(n.startswith(f + "/") for n in names)
+             and PurePosixPath(f).parts[:-1] in
+             {PurePosixPath(n).parts[:-2] for n in names}
+             and not PurePosixPath(f).name.startswith((".", "__MACOSX"))]
     if empty:
-        raise DataError(f"{path}: class {PurePosixPath(empty[0]).name} has no image; add some or remove the folder")
+        raise DataError(f"{path}: class {PurePosixPath(empty[0]).name} has no image; add some or "
+                        "remove the folder")
     found = {_class_name(place[1]) for place in places}
     class_names = CLASS_NAMES if found <= set(CLASS_NAMES) else tuple(sorted(found))
     check_names(sorted(found), path)
     check_names([f"{PurePosixPath(name).stem}.png" for name in names], path)
+    return names, places, class_names
+
+
+def _read_tree(path, size):
+    "Cells of a folder or zip of class folders."
+    files, folders, opened = _entries(path)
+    names, places, class_names = _tree_names(path, files, folders)
     order = sorted(range(len(names)), key=lambda i: (places[i][0] and PARTS.index(places[i][0]),
                                                      PurePosixPath(names[i]).stem, names[i]))
 
@@ -143,8 +159,9 @@ def _read_tree(path, size):
         image = decode(order[k])
         if image.shape != first.shape:
             (height, width), (first_height, first_width) = image.shape[:2], first.shape[:2]
-            raise DataError(f"{path}: images differ in size ({names[order[k]]} is {width}x{height}, the first "
-                            f"{first_width}x{first_height}); give a size to resize them to, such as 96")
+            raise DataError(f"{path}: images differ in size ({names[order[k]]} is "
+                            f"{width}x{height}, the first {first_width}x{first_height}); "
+                            "give a size to resize them to, such as 96")
         images[k] = image
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -178,7 +195,8 @@ def _read_arrays(path):
         raise
     except Exception as error:  # zip and array readers raise many kinds
         if "pickle" in str(error):
-            raise DataError(f"{path}: holds pickled objects, which can run code and are not read; save plain arrays") from None
+            raise DataError(f"{path}: holds pickled objects, which can run code and are not read; "
+                            "save plain arrays") from None
         reason = str(error).split("\n")[0]
         raise DataError(f"{path}: not a whole npz file ({reason}); "
                         "copy or download it again") from None
@@ -193,7 +211,7 @@ def _medmnist_images(images, where):
         images = images[..., None]
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
-
+# %% ../nbs/reference/sources.ipynb #b9a3e726
 def _medmnist_cells(arrays, path):
     "Cells of a MedMNIST file, with its parts."
     parts = [part for part in PARTS if f"{part}_images" in arrays]
@@ -201,10 +219,13 @@ def _medmnist_cells(arrays, path):
         raise DataError(f"{path}: no key {missing[0]}_labels beside {missing[0]}_images")
     images, labels = ([arrays[f"{part}_{what}"] for part in parts] for what in ("images", "labels"))
     where = [f"{path}, {part}" for part in parts]
-    labels = [check_labels(some, len(of), place) for some, of, place in zip(labels, images, where, strict=True)]
+    labels = [check_labels(some, len(of), place) for some, of,
+              place in zip(labels, images, where, strict=True)]
     count = 1 + max((int(some.max()) for some in labels if len(some)), default=0)
-    blood = count == 8 and all(some.shape[-1] == 3 for some in images)  # TissueMNIST has eight grey classes
-    images = [check_images(_medmnist_images(some, place), place) for some, place in zip(images, where, strict=True)]
+    # TissueMNIST has eight grey classes
+    blood = count == 8 and all(some.shape[-1] == 3 for some in images)
+    images = [check_images(_medmnist_images(some, place), place) for some,
+              place in zip(images, where, strict=True)]
     if len(sizes := sorted({some.shape[1:3] for some in images})) > 1:
         raise DataError(f"{path}: images have sizes {sizes[0]} and {sizes[1]}; expected one size")
     names = CLASS_NAMES if blood else tuple(f"class {k}" for k in range(count))
@@ -225,10 +246,12 @@ def _read_npz(path):
         return Cells(arrays["images"], arrays["labels"], source=str(path), **extra)
     if {"train_images", "train_labels"} <= arrays.keys():
         return _medmnist_cells(arrays, path)
-    raise DataError(f"{path}: keys are {', '.join(arrays) or 'none'}; expected images and labels, or train_images and train_labels")
+    raise DataError(f"{path}: keys are {', '.join(arrays) or 'none'}; expected images and labels, "
+                    "or train_images and train_labels")
 
 # %% ../nbs/reference/sources.ipynb #028a33da
-# Zenodo record 10519652 (MedMNIST v2/v3, Yang et al. 2023), checksums as in the medmnist package 3.0.2
+# Zenodo record 10519652 (MedMNIST v2/v3, Yang et al. 2023), checksums as in the medmnist package
+# 3.0.2
 _MEDMNIST_URL = "https://zenodo.org/records/10519652/files/{name}"
 _MEDMNIST_MD5 = {
     28: "7053d0359d879ad8a5505303e11de1dc", 64: "2b94928a2ae4916078ca51e05b6b800b",
@@ -243,7 +266,8 @@ def _medmnist_size(source):
         raise DataError(f"{source!r}: no such file or folder; expected {_FORMS}")
     size = size or "28"
     if not size.isdecimal() or int(size) not in _MEDMNIST_MD5:
-        raise DataError(f"{source}: no such size; BloodMNIST has {', '.join(map(str, _MEDMNIST_MD5))}")
+        raise DataError(f"{source}: no such size; BloodMNIST has "
+                        f"{', '.join(map(str, _MEDMNIST_MD5))}")
     return int(size)
 
 
@@ -257,18 +281,19 @@ def _check_sha256(path):
             (Path(work) / record.name).write_text(f"{found}  {path.name}\n", encoding="utf-8")
             os.replace(Path(work) / record.name, record)
     elif record.read_text(encoding="utf-8").split()[:1] != [found]:
-        raise DataError(f"{path}: its SHA-256 is not the one in {record.name}, so it changed since it "
-                        "was downloaded; remove both files to download it again")
+        raise DataError(f"{path}: its SHA-256 is not the one in {record.name}, so it changed "
+                        "since it was downloaded; remove both files to download it again")
 
-
+# %% ../nbs/reference/sources.ipynb #e5ba0f4b
 def download_medmnist(
     size: int = 28,  # pixels a side: 28, 64, 128 or 224
     folder: Path = None,  # where to keep the file; pooch's cache folder by default
 ) -> Path:  # the npz file
     """Download BloodMNIST once, and check it each time it is used.
 
-    The MD5 is the published one. No SHA-256 of these files is published: that of the first download is
-    kept beside it as <name>.sha256, which shows a later change, not that the first download was genuine.
+    The MD5 is the published one. No SHA-256 of these files is published: that of the first
+    download is kept beside it as <name>.sha256, which shows a later change, not that the first
+    download was genuine.
     Raises DataError for a file that cannot be downloaded or that changed.
     """
     import pooch
@@ -294,14 +319,17 @@ def download_medmnist(
 
 # %% ../nbs/reference/sources.ipynb #5970878f
 def load(
-    source: str = SYNTHETIC,  # synthetic[:key=value,...], medmnist[:size], an .npz file, or a folder or .zip of class folders
-    size: int = None,  # resize pictures of a folder or zip to size x size; left out, they must agree
+    # synthetic[:key=value,...], medmnist[:size], an .npz file, or a folder or .zip of class folders
+    source: str = SYNTHETIC,
+    # resize pictures of a folder or zip to size x size; left out, they must agree
+    size: int = None,
 ) -> Cells:
     "Load cells; which form the source has is seen from its name and content."
     path = source_path(source)
     images = path and path.exists() and path.suffix.lower() != ".npz"
     if size is not None and not (size >= 8 and images):
-        raise DataError(f"{source}: size is {size}; expected 8 or more, and a folder or .zip whose pictures can be resized")
+        raise DataError(f"{source}: size is {size}; expected 8 or more, and a folder or .zip whose "
+                        "pictures can be resized")
     if is_synthetic(source):
         return draw_cells(**parse_synthetic(str(source)))
     if path is None:
@@ -318,7 +346,8 @@ def load(
     if not len(cells):
         raise DataError(f"{source}: holds no image")
     if (cells.counts == 0).any():
-        raise DataError(f"{source}: class {cells.class_names[int(np.argmin(cells.counts))]} has no image; every class needs some")
+        raise DataError(f"{source}: class {cells.class_names[int(np.argmin(cells.counts))]} has no "
+                        "image; every class needs some")
     return cells
 
 # %% ../nbs/reference/sources.ipynb #65b51298
@@ -342,24 +371,30 @@ def write_tree(
     cells: Cells,  # what to write
     folder: Path,  # new folder: [part/]class/id.png
 ) -> Path:  # the folder
-    "Write one PNG file a cell; raises DataError, nothing written, for ids or classes that name no file."
+    """Write one PNG file a cell.
+
+    Raises DataError, nothing written, for ids or classes that name no file.
+    """
     _check_cell_names(cells)
     folder = check_free(folder)
     names = [f"{part}/{cells.class_names[label]}/{name}.png".lstrip("/").replace(" ", "_")
              for part, label, name in zip(cells.parts, cells.labels, cells.ids, strict=True)]
     if len(set(names)) < len(names):
-        twice = next(name for name, count in zip(*np.unique(names, return_counts=True), strict=True) if count > 1)
-        raise DataError(f"{cells.source or 'cells'}: two cells would be written to {twice}; give them ids of their own")
+        twice = next(name for name, count in zip(*np.unique(names, return_counts=True), strict=True)
+                     if count > 1)
+        raise DataError(f"{cells.source or 'cells'}: two cells would be written to {twice}; give "
+                        "them ids of their own")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
         for parent in {str(PurePosixPath(name).parent) for name in names}:
             (Path(work) / "tree" / parent).mkdir(parents=True)
-        for name, image in tqdm(zip(names, cells.images, strict=True), total=len(names), desc="write PNG", unit="image", delay=1):
+        for name, image in tqdm(zip(names, cells.images, strict=True), total=len(names),
+                                desc="write PNG", unit="image", delay=1):
             Image.fromarray(image).save(Path(work) / "tree" / name)
         os.replace(Path(work) / "tree", folder)
     return folder
 
-
+# %% ../nbs/reference/sources.ipynb #0915378d
 def write_npz(
     path: Path,  # new file, .npz
     **arrays: np.ndarray,  # what it holds, by key
@@ -383,33 +418,45 @@ def save(
     if Path(path).suffix.lower() != ".npz":
         return write_tree(cells, path)
     _check_cell_names(cells)
-    return write_npz(path, images=cells.images, labels=cells.labels, ids=cells.ids, parts=cells.parts, class_names=np.array(cells.class_names))
+    return write_npz(path, images=cells.images, labels=cells.labels, ids=cells.ids,
+                     parts=cells.parts, class_names=np.array(cells.class_names))
 
 # %% ../nbs/reference/sources.ipynb #ba6e687c
 def course_arrays(
-    cells: Cells,  # cells of the eight classes, 96x96; of a source with parts the training part is taken
+    # cells of the eight classes, 96x96; of a source with parts the training part is taken
+    cells: Cells,
     seed: int = 0,  # draws the cells, where there are more than the course had
 ) -> dict[str, np.ndarray]:  # images (n + 1800, 96, 96, 3) and labels (n + 1800, 1)
-    "Arrays of the course's form: its number of cells a class where there are as many, then 1,600 and 200 spoiled copies."
+    """Arrays of the course's form: its number of cells a class where there are as many, then
+    1,600 and 200 spoiled copies.
+    """
     if (cells.parts == "train").any():
         cells = cells.part("train")
     if cells.class_names != CLASS_NAMES or cells.images.shape[1:] != (96, 96, 3):
-        raise DataError(f"{cells.source}: the course's file holds 96x96 cells of the eight classes, "
-                        f"not {cells.images.shape[2]}x{cells.images.shape[1]} of {len(cells.class_names)}")
+        raise DataError(f"{cells.source}: the course's file holds 96x96 cells of the eight "
+                        "classes, "
+                        f"not {cells.images.shape[2]}x{cells.images.shape[1]} of "
+                        f"{len(cells.class_names)}")
     rng = np.random.default_rng(seed)
     if (cells.counts >= COURSE_COUNTS).all():
-        picks = [rng.permutation(np.flatnonzero(cells.labels == k))[:count] for k, count in enumerate(COURSE_COUNTS)]
+        picks = [rng.permutation(np.flatnonzero(cells.labels == k))[:count] for k,
+                 count in enumerate(COURSE_COUNTS)]
         cells = cells[np.sort(np.concatenate(picks))]
-    first, second = (spoil(cells.images[i], variant) for variant, i in enumerate(rng.choice(len(cells), 2, replace=False)))
-    images = np.concatenate([cells.images, np.repeat(first[None], 1600, 0), np.repeat(second[None], 200, 0)])
-    labels = np.concatenate([cells.labels, np.repeat(np.arange(8), 200), np.full(200, CLASS_NAMES.index("monocyte"))])
+    first, second = (spoil(cells.images[i], variant) for variant,
+                     i in enumerate(rng.choice(len(cells), 2, replace=False)))
+    images = np.concatenate([cells.images, np.repeat(first[None], 1600, 0),
+                             np.repeat(second[None], 200, 0)])
+    labels = np.concatenate([cells.labels, np.repeat(np.arange(8), 200),
+                             np.full(200, CLASS_NAMES.index("monocyte"))])
     return {"images": images, "labels": labels.astype(np.int64)[:, None]}
 
 # %% ../nbs/reference/sources.ipynb #8f030900
 def fingerprint(
     source: str,  # as for `load`
 ) -> str:  # 16 hexadecimal digits
-    "Identify what a source holds: from the bytes of a file, from names and bytes of a folder, from the drawing's version and options."
+    """Identify what a source holds: from the bytes of a file, from names and bytes of a folder,
+    from the drawing's version and options.
+    """
     digest = hashlib.sha256()
     if is_synthetic(source):
         digest.update(f"{DRAWING_VERSION} {sorted(parse_synthetic(str(source)).items())}".encode())

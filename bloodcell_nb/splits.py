@@ -51,40 +51,52 @@ def prepare(
 ) -> Splits:
     "Load, clean, split and balance."
     recipe_split = getattr(recipe, "validation_split", "source")
-    keys = ("limit", "split_seed", "hash_size", "max_distance", "max_copies", "val_share", "test_share")
-    arrays = shared("parts", [fingerprint(recipe.source), code_fingerprint("reference/splits"), recipe_split, *(str(getattr(recipe, key)) for key in keys)],
+    keys = ("limit", "split_seed", "hash_size", "max_distance", "max_copies", "val_share",
+            "test_share")
+    arrays = shared("parts", [fingerprint(recipe.source), code_fingerprint("reference/splits"),
+                              recipe_split, *(str(getattr(recipe, key)) for key in keys)],
                     lambda: vars(_parted(recipe)))
-    cells = Cells(**arrays | {"class_names": tuple(map(str, arrays["class_names"])), "source": str(arrays["source"])})
+    cells = Cells(**arrays | {"class_names": tuple(map(str, arrays["class_names"])),
+                              "source": str(arrays["source"])})
     train, val, test = (cells.part(part) for part in ("train", "val", "test"))
     for part, some in (("training", train), ("validation", val), ("test", test)):
         if (some.counts == 0).any():
-            raise DataError(f"{cells.source}: the {part} part has no {cells.class_names[int(np.argmin(some.counts))]}; give more images or a larger limit")
-    return Splits(train, val, test, balance_classes(train, getattr(recipe, "balance", "none"), recipe.seed))
+            raise DataError(f"{cells.source}: the {part} part has no "
+                            f"{cells.class_names[int(np.argmin(some.counts))]}; give more images "
+                            "or a larger limit")
+    return Splits(train, val, test, balance_classes(train, getattr(recipe, "balance", "none"),
+                                                    recipe.seed))
 
-
+# %% ../nbs/reference/splits.ipynb #a6d7009a
 def _parted(recipe):
     "Cells without copies, each in its part."
     cells = load(recipe.source)
     if (cells.parts != "").all():  # before the hashing, which it shortens
         cells = limit_cells(cells, recipe.limit, recipe.split_seed)
-    groups = duplicate_groups(perceptual_hashes(cells.images, recipe.hash_size), recipe.max_distance)
+    groups = duplicate_groups(perceptual_hashes(cells.images, recipe.hash_size),
+                              recipe.max_distance)
     kept = clean(cells, groups, recipe.max_copies) == ""
     cells, groups = cells[kept], groups[kept]
-    parts, split = np.where(cells.parts == "", "train", cells.parts), getattr(recipe, "validation_split", "source")
+    parts, split = np.where(cells.parts == "", "train",
+                            cells.parts), getattr(recipe, "validation_split", "source")
     if split != "source":
         parts[parts == "val"] = "train"
     for part, share in (("test", recipe.test_share), ("val", recipe.val_share)):
         if not (parts == part).any():  # the source does not say which these are
             index = np.flatnonzero(parts == "train")
-            _, picked = split_indices(cells.labels[index], share, groups[index], part == "test" or split != "random", recipe.split_seed)
+            _, picked = split_indices(cells.labels[index], share, groups[index],
+                                      part == "test" or split != "random", recipe.split_seed)
             parts[index[picked]] = part
     return limit_cells(replace(cells, parts=parts), recipe.limit, recipe.split_seed)
 
 # %% ../nbs/reference/splits.ipynb #3a4d565c
 def distorted(
     test: Cells,
-) -> dict[str, Cells]:  # corrupted: one corruption each; stand_in: heavily distorted, in the hidden test's place
+# corrupted: one corruption each; stand_in: heavily distorted, in the hidden test's place
+) -> dict[str, Cells]:
     "The test cells under shift."
-    key = [hashlib.sha256(test.images.tobytes() + "".join(test.ids).encode()).hexdigest(), code_fingerprint("reference/splits")]
-    return {name: replace(test, images=shared(name, key, lambda make=make: {"images": make(test).images})["images"])
+    key = [hashlib.sha256(test.images.tobytes() + "".join(test.ids).encode()).hexdigest(),
+           code_fingerprint("reference/splits")]
+    return {name: replace(
+        test, images=shared(name, key, lambda make=make: {"images": make(test).images})["images"])
             for name, make in (("corrupted", one_corruption_each), ("stand_in", stand_in))}

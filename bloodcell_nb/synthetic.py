@@ -16,24 +16,33 @@ from .data import CLASS_NAMES, COURSE_COUNTS, SYNTHETIC, Cells, DataError
 DRAWING_VERSION = 1  # goes into the fingerprint: raise it when the drawing changes
 _SCALE = 2  # drawn at twice the size, then shrunk: smooth edges
 
-# radius of the cell, its raggedness, colour of cytoplasm and nucleus, shape of the nucleus and its share of the
+# radius of the cell, its raggedness, colour of cytoplasm and nucleus, shape of the nucleus and its
+# share of the
 # radius, granules: number, radius, colour
 _LOOKS = {
-    "basophil": dict(radius=(23, 29), ragged=0.03, cytoplasm=(158, 112, 160), nucleus=(84, 46, 120), shape="round", share=(0.6, 0.72),
+    "basophil": dict(radius=(23, 29), ragged=0.03, cytoplasm=(158, 112, 160), nucleus=(84, 46, 120),
+                     shape="round", share=(0.6, 0.72),
                      granules=(110, 170), grain=1.7, grain_colour=(46, 18, 78)),
-    "eosinophil": dict(radius=(25, 30), ragged=0.02, cytoplasm=(214, 148, 138), nucleus=(82, 48, 122), shape="two lobes", share=(0.40, 0.48),
+    "eosinophil": dict(radius=(25, 30), ragged=0.02, cytoplasm=(214, 148, 138),
+                       nucleus=(82, 48, 122), shape="two lobes", share=(0.40, 0.48),
                        granules=(200, 280), grain=1.2, grain_colour=(196, 92, 80)),
-    "erythroblast": dict(radius=(16, 22), ragged=0.02, cytoplasm=(150, 138, 168), nucleus=(36, 16, 56), shape="round", share=(0.52, 0.62),
+    "erythroblast": dict(radius=(16, 22), ragged=0.02, cytoplasm=(150, 138, 168),
+                         nucleus=(36, 16, 56), shape="round", share=(0.52, 0.62),
                          granules=(0, 1), grain=1.0, grain_colour=(0, 0, 0)),
-    "immature granulocyte": dict(radius=(26, 33), ragged=0.02, cytoplasm=(186, 162, 196), nucleus=(104, 62, 146), shape="kidney", share=(0.62, 0.74),
+    "immature granulocyte": dict(radius=(26, 33), ragged=0.02, cytoplasm=(186, 162, 196),
+                                 nucleus=(104, 62, 146), shape="kidney", share=(0.62, 0.74),
                                  granules=(30, 60), grain=0.8, grain_colour=(134, 70, 140)),
-    "lymphocyte": dict(radius=(17, 24), ragged=0.04, cytoplasm=(126, 128, 182), nucleus=(66, 30, 100), shape="round", share=(0.84, 0.92),
+    "lymphocyte": dict(radius=(17, 24), ragged=0.04, cytoplasm=(126, 128, 182),
+                       nucleus=(66, 30, 100), shape="round", share=(0.84, 0.92),
                        granules=(0, 1), grain=1.0, grain_colour=(0, 0, 0)),
-    "monocyte": dict(radius=(28, 36), ragged=0.08, cytoplasm=(166, 158, 186), nucleus=(100, 62, 140), shape="horseshoe", share=(0.40, 0.48),
+    "monocyte": dict(radius=(28, 36), ragged=0.08, cytoplasm=(166, 158, 186),
+                     nucleus=(100, 62, 140), shape="horseshoe", share=(0.40, 0.48),
                      granules=(8, 18), grain=1.6, grain_colour=(226, 220, 232)),  # vacuoles
-    "neutrophil": dict(radius=(25, 30), ragged=0.02, cytoplasm=(222, 188, 186), nucleus=(70, 36, 112), shape="many lobes", share=(0.30, 0.36),
+    "neutrophil": dict(radius=(25, 30), ragged=0.02, cytoplasm=(222, 188, 186),
+                       nucleus=(70, 36, 112), shape="many lobes", share=(0.30, 0.36),
                        granules=(30, 60), grain=0.6, grain_colour=(178, 128, 150)),
-    "platelet": dict(radius=(7, 12), ragged=0.10, cytoplasm=(170, 136, 184), nucleus=None, shape=None, share=(0, 0),
+    "platelet": dict(radius=(7, 12), ragged=0.10, cytoplasm=(170, 136, 184), nucleus=None,
+                     shape=None, share=(0, 0),
                      granules=(14, 26), grain=0.8, grain_colour=(112, 60, 140)),
 }
 
@@ -41,8 +50,10 @@ _LOOKS = {
 def _blob(draw, rng, centre, radius, ragged, colour):
     "A filled outline whose radius wobbles."
     angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    wobble = sum(rng.normal(0, ragged / k) * np.cos(k * angles + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
-    points = np.asarray(centre) + radius * (1 + wobble)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    wobble = sum(rng.normal(0, ragged / k) * np.cos(k * angles + rng.uniform(0, 2 * np.pi))
+                 for k in (2, 3, 5))
+    points = (np.asarray(centre) + radius
+              * (1 + wobble)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1))
     draw.polygon([tuple(point) for point in points], fill=colour)
 
 
@@ -52,7 +63,8 @@ def _disc(draw, centre, radius, colour):
 
 def _chain(draw, points, radii, colour, neck):
     "Lobes, each joined to the next by a neck."
-    draw.line([tuple(point) for point in points], fill=colour, width=max(2, int(neck)), joint="curve")
+    draw.line([tuple(point) for point in points], fill=colour, width=max(2, int(neck)),
+              joint="curve")
     for point, radius in zip(points, radii, strict=True):
         _disc(draw, point, radius, colour)
 
@@ -71,22 +83,27 @@ def _nucleus(draw, rng, look, centre, radius):
     elif look["shape"] == "kidney":
         _chain(draw, arc(7, 0.28, 0.9), [0.62 * share * radius] * 7, colour, share * radius)
     elif look["shape"] == "horseshoe":
-        _chain(draw, arc(12, 0.45, rng.uniform(1.3, 2.1)), share * radius * rng.uniform(0.75, 1.05, 12), colour, share * radius)
+        _chain(draw, arc(12, 0.45, rng.uniform(1.3, 2.1)),
+               share * radius * rng.uniform(0.75, 1.05, 12), colour, share * radius)
     elif look["shape"] == "two lobes":
-        _chain(draw, arc(2, 0.42, rng.uniform(0.8, 1.4)), share * radius * rng.uniform(0.9, 1.1, 2), colour, 0.25 * radius)
+        _chain(draw, arc(2, 0.42, rng.uniform(0.8, 1.4)), share * radius * rng.uniform(0.9, 1.1, 2),
+               colour, 0.25 * radius)
     else:  # many lobes, or a band
         n = int(rng.integers(3, 6))
-        _chain(draw, arc(n, 0.48, rng.uniform(1.2, 2.2)), share * radius * rng.uniform(0.8, 1.15, n), colour, 0.22 * radius)
+        _chain(draw, arc(n, 0.48, rng.uniform(1.2, 2.2)),
+               share * radius * rng.uniform(0.8, 1.15, n), colour, 0.22 * radius)
 
 # %% ../nbs/reference/synthetic.ipynb #81ce2f66
 def _background(rng, bluish):
     "Plasma with red cells, away from the middle."
     side = 96 * _SCALE
-    plasma, red = ((216, 208, 232), (172, 160, 178)) if bluish else ((252, 230, 204), (212, 180, 172))
+    plasma, red = ((216, 208, 232),
+                   (172, 160, 178)) if bluish else ((252, 230, 204), (212, 180, 172))
     picture = Image.new("RGB", (side, side), plasma)
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.integers(4, 9)):
-        angle, distance, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.42, 0.75) * side, rng.uniform(16, 20) * _SCALE
+        angle, distance, radius = rng.uniform(0, 2 * np.pi), rng.uniform(
+            0.42, 0.75) * side, rng.uniform(16, 20) * _SCALE
         centre = side / 2 + distance * np.array([np.cos(angle), np.sin(angle)])
         _blob(draw, rng, centre, radius, 0.03, red)
         pale = tuple((2 * np.array(plasma) + np.array(red)) // 3)
@@ -120,7 +137,8 @@ def draw_cell(
     _granules(draw, rng, look, centre, radius)
     if look["nucleus"] and not nucleus_first:
         _nucleus(draw, rng, look, centre, radius)
-    picture = picture.resize((96, 96), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.8)))
+    picture = picture.resize((96, 96), Image.Resampling.BOX).filter(
+        ImageFilter.GaussianBlur(rng.uniform(0.4, 0.8)))
     return _stain(np.asarray(picture), rng)
 
 
@@ -158,39 +176,50 @@ def draw_cells(
     n: int = 2000,  # number of cells, duplicates and spoiled images not counted, from 16
     seed: int = 0,  # the same seed gives the same bytes
     duplicates: int = 0,  # cells added once more; every fourth copy carries a wrong label
-    spoiled: int = 0,  # copies of the first spoiled image for each class, and of the second one for monocytes; 200 in the course's file
+    # copies of the first spoiled image for each class, and of the second one for monocytes; 200 in
+    # the course's file
+    spoiled: int = 0,
 ) -> Cells:
     "Draw a data set of synthetic cells, in random order, the added images last."
     shares = np.array(COURSE_COUNTS) / sum(COURSE_COUNTS)
     counts = np.maximum(np.floor(shares * n), 1).astype(int)
     while counts.sum() != n:  # the class furthest from its share gives or takes
         error = shares * n - counts
-        counts[np.argmax(error) if counts.sum() < n else np.argmin(np.where(counts > 1, error, np.inf))] += 1 if counts.sum() < n else -1
+        counts[np.argmax(error) if counts.sum() < n else np.argmin(
+            np.where(counts > 1, error, np.inf))] += (1 if counts.sum() < n else -1)
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(8), counts))
     images = np.stack([draw_cell(CLASS_NAMES[label], np.random.default_rng([seed, i]))
-                       for i, label in enumerate(tqdm(labels, desc="draw cells", unit="image", delay=1))])
+                       for i, label in enumerate(tqdm(labels, desc="draw cells", unit="image",
+                                                      delay=1))])
     copies = rng.choice(n, duplicates, replace=False)
     copy_labels = np.where(np.arange(duplicates) % 4 == 3, (labels[copies] + 1) % 8, labels[copies])
-    bad = np.stack([spoil(images[0], 0), spoil(images[1], 1)])[np.repeat([0, 1], [8 * spoiled, spoiled])]
+    bad = np.stack([spoil(images[0], 0),
+                    spoil(images[1], 1)])[np.repeat([0, 1], [8 * spoiled, spoiled])]
     bad_labels = np.concatenate([np.repeat(np.arange(8), spoiled), np.full(spoiled, 5)])
     source = f"{SYNTHETIC}:n={n},seed={seed},duplicates={duplicates},spoiled={spoiled}"
-    return Cells(np.concatenate([images, images[copies], bad]), np.concatenate([labels, copy_labels, bad_labels]).astype(np.int64), source=source)
+    return Cells(np.concatenate([images, images[copies], bad]),
+                 np.concatenate([labels, copy_labels, bad_labels]).astype(np.int64), source=source)
 
 
 def parse_synthetic(
-    source: str,  # such as "synthetic" or "synthetic:n=500,seed=1,duplicates=4,spoiled=20"; a colon does as well as =
+    # such as "synthetic" or "synthetic:n=500,seed=1,duplicates=4,spoiled=20"; a colon does as well
+    # as =
+    source: str,
 ) -> dict[str, int]:  # arguments of `draw_cells`
     "Read the options of a synthetic source."
     options = dict(n=2000, seed=0, duplicates=0, spoiled=0)
     name, _, rest = source.partition(":")
     for item in filter(None, rest.split(",")):
-        key, _, value = item.replace(":", "=").partition("=")  # papermill cannot read a default value that holds an =
+        # papermill cannot read a default value that holds an =
+        key, _, value = item.replace(":", "=").partition("=")
         if name != SYNTHETIC or key not in options or not value.isdecimal():
-            raise DataError(f"{source}: {item!r} is not understood; expected synthetic:key=number,... with keys {', '.join(options)}")
+            raise DataError(f"{source}: {item!r} is not understood; expected "
+                            f"synthetic:key=number,... with keys {', '.join(options)}")
         options[key] = int(value)
     if options["n"] < 16:
         raise DataError(f"{source}: n is {options['n']}; expected 16 or more, two a class")
     if options["duplicates"] > options["n"]:
-        raise DataError(f"{source}: {options['duplicates']} duplicates of {options['n']} cells; expected no more than n")
+        raise DataError(f"{source}: {options['duplicates']} duplicates of {options['n']} cells; "
+                        "expected no more than n")
     return options

@@ -22,7 +22,8 @@ from .training import Fit, fit, precision
 # %% ../nbs/reference/transfer.ipynb #43aaab39
 _EFFICIENT = [f"EfficientNetB{k}" for k in range(8)] + [f"EfficientNetV2{k}" for k in "SML"]
 _CONVNEXT = [f"ConvNeXt{k}" for k in ("Tiny", "Small", "Base", "Large", "XLarge")]
-# how keras.applications' preprocess_input treats RGB 0..255: not at all, to [-1, 1], by ImageNet's mean and deviation, or Caffe's way
+# how keras.applications' preprocess_input treats RGB 0..255: not at all, to [-1, 1], by ImageNet's
+# mean and deviation, or Caffe's way
 PREPROCESSING = {name: "none" for name in _EFFICIENT + _CONVNEXT} | {
     "MobileNetV2": "tf", "Xception": "tf", "DenseNet121": "torch", "ResNet50": "caffe"}
 BACKBONES = tuple(PREPROCESSING)
@@ -35,12 +36,16 @@ def preprocess(
     "Apply a family's preprocessing as layers."
     if how == "tf":
         return layers.Rescaling(1 / 127.5, offset=-1, name="to_minus_one_to_one")(x)
-    if how == "torch":  # ImageNet's mean and standard deviation of channels in [0, 1], keras.applications.imagenet_utils
+    # ImageNet's mean and standard deviation of channels in [0, 1],
+    # keras.applications.imagenet_utils
+    if how == "torch":
         x = layers.Rescaling(1 / 255, name="to_zero_to_one")(x)
-        return layers.Normalization(mean=[0.485, 0.456, 0.406], variance=[0.229**2, 0.224**2, 0.225**2], name="imagenet_statistics")(x)
+        return layers.Normalization(mean=[0.485, 0.456, 0.406], variance=[
+            0.229**2, 0.224**2, 0.225**2], name="imagenet_statistics")(x)
     if how == "caffe":  # BGR less ImageNet's mean, keras.applications.imagenet_utils
         x = keras.ops.flip(keras.ops.cast(x, "float32"), axis=-1)
-        return layers.Normalization(mean=[103.939, 116.779, 123.68], variance=[1, 1, 1], name="caffe_mean")(x)
+        return layers.Normalization(mean=[103.939, 116.779, 123.68], variance=[1, 1, 1],
+                                    name="caffe_mean")(x)
     return x
 
 # %% ../nbs/reference/transfer.ipynb #385e4f51
@@ -58,10 +63,12 @@ def load_backbone(
     options = {"alpha": alpha} if name == "MobileNetV2" else {}
     file = None if weights in ("imagenet", "none") else Path(weights).expanduser()
     if file and not file.is_file():
-        raise DataError(f"weights: no file {weights}; expected imagenet, none, or a file of {name} without its top")
+        raise DataError(f"weights: no file {weights}; expected imagenet, none, or a file of {name} "
+                        "without its top")
     build = getattr(keras.applications, name)
     try:
-        backbone = build(include_top=False, weights="imagenet" if weights == "imagenet" else None, input_shape=(*image_size, 3), pooling="avg", **options)
+        backbone = build(include_top=False, weights="imagenet" if weights == "imagenet" else None,
+                         input_shape=(*image_size, 3), pooling="avg", **options)
         if file:
             with warnings.catch_warnings():  # Keras only warns where a file lacks a layer's weights
                 warnings.filterwarnings("error", message="Skipping nested container")
@@ -69,7 +76,8 @@ def load_backbone(
     except Exception as error:  # Keras' own errors differ by backend and version
         kind = "do not fit" if file else "cannot be had"
         line = " ".join(str(error).split())[:200]
-        raise DataError(f"weights {file.name if file else weights} {kind} for {name} at {image_size[1]}x{image_size[0]}, alpha {alpha} ({line})") from None
+        raise DataError(f"weights {file.name if file else weights} {kind} for {name} at "
+                        f"{image_size[1]}x{image_size[0]}, alpha {alpha} ({line})") from None
     return backbone
 
 
@@ -83,7 +91,7 @@ def transfer_model(
     with precision(recipe):
         return _transfer_model(recipe, image_size, classes)
 
-
+# %% ../nbs/reference/transfer.ipynb #98e45494
 def _transfer_model(recipe, image_size, classes):
     seen = (recipe.resize, recipe.resize) if recipe.resize else image_size
     backbone = load_backbone(recipe.backbone, seen, recipe.weights, recipe.alpha)
@@ -95,33 +103,44 @@ def _transfer_model(recipe, image_size, classes):
     x = backbone(preprocess(x, PREPROCESSING[recipe.backbone]))
     regularizer = keras.regularizers.L2(recipe.l2) if recipe.l2 else None
     x = layers.Dropout(recipe.dropout, name="dropout")(x)
-    x = layers.Dense(recipe.dense_units, recipe.activation, kernel_initializer=recipe.initializer, kernel_regularizer=regularizer, name="hidden")(x)
+    x = layers.Dense(recipe.dense_units, recipe.activation, kernel_initializer=recipe.initializer,
+                     kernel_regularizer=regularizer, name="hidden")(x)
     x = layers.Dropout(recipe.head_dropout, name="head_dropout")(x)
-    outputs = layers.Dense(classes, "softmax", dtype="float32", kernel_initializer="glorot_uniform", kernel_regularizer=regularizer, name="output")(x)
+    outputs = layers.Dense(classes, "softmax", dtype="float32", kernel_initializer="glorot_uniform",
+                           kernel_regularizer=regularizer, name="output")(x)
     return keras.Model(inputs, outputs, name=re.sub(r"\W", "_", recipe.recipe))
 
 # %% ../nbs/reference/transfer.ipynb #17b132cc
 def set_trainable(
     model: keras.Model,  # of `transfer_model`
-    what: str,  # head; all; last N: the backbone's last N layers; layers NAME, NAME: those whose name holds one of these, where * is anything
+    # head; all; last N: the backbone's last N layers; layers NAME, NAME: those whose name holds one
+    # of these, where * is anything
+    what: str,
     train_batch_norm: bool = False,
 ) -> list[str]:  # names of the backbone's layers that have weights and may move
-    "Freeze all of the backbone but what is named; the head always moves. Raises DataError for what names nothing."
+    """Freeze all of the backbone but what is named; the head always moves.
+
+    Raises DataError for what names nothing.
+    """
     backbone = model.get_layer("backbone")
     backbone.trainable = True  # each layer then decides for itself
     kind, _, rest = what.partition(" ")
     weighted = [layer for layer in backbone.layers if layer.weights]
     parts = [part.strip() for part in rest.split(",") if part.strip()]
     if kind == "layers" and parts:
-        if missing := [part for part in parts if not any(fnmatch(layer.name, f"*{part}*") for layer in weighted)]:
-            raise DataError(f"trainable: no layer of the backbone has {missing[0]!r} in its name; its last one is {weighted[-1].name}")
-        chosen = [layer for layer in weighted if any(fnmatch(layer.name, f"*{part}*") for part in parts)]
+        if missing := [part for part in parts
+                       if not any(fnmatch(layer.name, f"*{part}*") for layer in weighted)]:
+            raise DataError(f"trainable: no layer of the backbone has {missing[0]!r} in its name; "
+                            f"its last one is {weighted[-1].name}")
+        chosen = [layer for layer in weighted if any(fnmatch(layer.name, f"*{part}*")
+                                                     for part in parts)]
     elif what in ("head", "all"):
         chosen = weighted if what == "all" else []
     elif re.fullmatch(r"last [1-9]\d*", what):
         chosen = weighted[-int(rest) :]
     else:
-        raise DataError(f"trainable is {what!r}; expected head, all, last N (1 or more), or layers NAME, NAME")
+        raise DataError(f"trainable is {what!r}; expected head, all, last N (1 or more), or layers "
+                        "NAME, NAME")
     names = {layer.name for layer in chosen}
     for layer in backbone.layers:
         norm = isinstance(layer, layers.BatchNormalization)
@@ -141,10 +160,14 @@ def fit_phases(
     fits = []
     for k, phase in enumerate(recipe.phases):
         set_trainable(model, phase.trainable, recipe.train_batch_norm)
-        now = recipe.model_copy(update={"epochs": min(phase.epochs, recipe.epochs), "learning_rate": phase.learning_rate})
-        fits.append(fit(model, train, val, now, run, f"{name} {k + 1} ({phase.trainable.split()[0]})"))
-    history = {key: [value for some in fits for value in some.history[key]] for key in fits[0].history}
+        now = recipe.model_copy(update={"epochs": min(phase.epochs, recipe.epochs),
+                                        "learning_rate": phase.learning_rate})
+        fits.append(fit(model, train, val, now, run,
+                        f"{name} {k + 1} ({phase.trainable.split()[0]})"))
+    history = {key: [value for some in fits for value in some.history[key]]
+               for key in fits[0].history}
     seconds = {key: sum(some.seconds[key] for some in fits) for key in fits[0].seconds}
     before = sum(len(some.history["loss"]) for some in fits[:-1])
     last = fits[-1]
-    return Fit(model, history, before + last.best_epoch, last.stopped_early, seconds, last.images_per_second, last.snapshots), fits
+    return Fit(model, history, before + last.best_epoch, last.stopped_early, seconds,
+               last.images_per_second, last.snapshots), fits

@@ -15,11 +15,13 @@ from bloodcell_nb import sources
 def server(tmp_path, monkeypatch):
     "Serves a folder as if it were the archive; the cache lies beside it."
     (tmp_path / "served").mkdir()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler,
+                                directory=str(tmp_path / "served"))
     handler.log_message = lambda *_: None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        monkeypatch.setattr(sources, "_MEDMNIST_URL", f"http://127.0.0.1:{running.server_port}/{{name}}")
+        monkeypatch.setattr(sources, "_MEDMNIST_URL",
+                            f"http://127.0.0.1:{running.server_port}/{{name}}")
         monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
         yield tmp_path / "served"
         running.shutdown()
@@ -28,7 +30,9 @@ def server(tmp_path, monkeypatch):
 def serve_bloodmnist(folder, monkeypatch):
     labels = np.arange(16)[:, None] % 8
     images = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
-    np.savez(folder / "bloodmnist_64.npz", **{f"{part}_{what}": values for part in sources.PARTS for what, values in (("images", images), ("labels", labels))})
+    np.savez(folder / "bloodmnist_64.npz", **{f"{part}_{what}": values for part in sources.PARTS
+                                              for what,
+                                              values in (("images", images), ("labels", labels))})
     md5 = hashlib.md5((folder / "bloodmnist_64.npz").read_bytes()).hexdigest()
     monkeypatch.setitem(sources._MEDMNIST_MD5, 64, md5)
     return images
@@ -55,10 +59,12 @@ def test_a_cached_file_that_changed_is_refused(server, monkeypatch):
     serve_bloodmnist(server, monkeypatch)
     path = sources.download_medmnist(64)
     record = path.with_name("bloodmnist_64.npz.sha256")
-    assert record.read_text() == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  bloodmnist_64.npz\n"
+    assert (record.read_text() == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  "
+                                  "bloodmnist_64.npz\n")
     path.write_bytes(path.read_bytes() + b"forged")
     monkeypatch.setitem(sources._MEDMNIST_MD5, 64, hashlib.md5(path.read_bytes()).hexdigest())
-    with pytest.raises(sources.DataError, match="its SHA-256 is not the one in bloodmnist_64.npz.sha256") as error:
+    with pytest.raises(sources.DataError,
+                       match="its SHA-256 is not the one in bloodmnist_64.npz.sha256") as error:
         sources.load("medmnist:64")
     assert "\n" not in str(error.value) and path.read_bytes().endswith(b"forged")
     path.unlink(), record.unlink()
@@ -69,6 +75,7 @@ def test_a_cached_file_that_changed_is_refused(server, monkeypatch):
 def test_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(sources, "_MEDMNIST_URL", "http://127.0.0.1:9/{name}")
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
-    with pytest.raises(sources.DataError, match="download it by hand and give the file's path instead") as error:
+    with pytest.raises(sources.DataError,
+                       match="download it by hand and give the file's path instead") as error:
         sources.load("medmnist")
     assert "\n" not in str(error.value)
