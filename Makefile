@@ -35,11 +35,11 @@ lab: setup  ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir nbs
 
 notebooks: setup  ## run every notebook in place, as committed
-	for notebook in nbs/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
+	for notebook in nbs/*.ipynb nbs/reference/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
 	nbdev_clean
 
 readme: setup  ## README.md from nbs/index.ipynb
-	jupyter nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's#\]\((images/|[0-9]{2}_\w+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' > README.md
+	jupyter nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's#\]\((images/|reference/|[0-9]{2}_\w+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' > README.md
 
 lock: setup  ## requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable > requirements.lock

@@ -1,7 +1,9 @@
-"""Images per second of each augmentation operation and of the recipes' policies, ours beside keras-cv, in one run.
+"""Images per second of each augmentation operation and of the recipes' policies, in one run.
+
+Ours beside keras-cv.
 
     python benchmarks/augmentation.py [--batch 64] [--seconds 2]
-    python benchmarks/augmentation.py --step EfficientNetB0    # its training step with and without the report's policies
+    python benchmarks/augmentation.py --step EfficientNetB0    # its training step
 
 Prints a Markdown table. keras-cv needs the TensorFlow backend.
 """
@@ -14,7 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 from bloodcell_nb import augmentation
-from bloodcell_nb.runs import device_name, environment, read_recipe, recipes
+from bloodcell_nb.recipes import read_recipe, recipes
+from bloodcell_nb.records import device_name, environment
 from bloodcell_nb.synthetic import draw_cells
 
 
@@ -32,17 +35,21 @@ def images_per_second(policy, images, labels, seconds):
 
 
 def steps(backbone, batch, seconds):
-    "Print the speed of a training step, all layers moving, without augmentation and with the report's policies."
+    """Print the speed of a training step, all layers moving, without augmentation and with the
+    report's policies.
+    """
     import numpy as np
 
     from bloodcell_nb.transfer import set_trainable, transfer_model
 
-    base = read_recipe(recipes()["efficientnet_b2_all"]).model_copy(update={"backbone": backbone, "weights": "none"})
+    base = read_recipe(recipes()["efficientnet_b2_all"]).model_copy(
+        update={"backbone": backbone, "weights": "none"})
     cells = draw_cells(max(batch, 16))[:batch]
     labels = keras.utils.to_categorical(cells.labels, 8)
     print("| policy | network images/s | share of the speed without augmentation |\n|---|---|---|")
     plain = None
-    for name in (None, "efficientnet_b2_all", "efficientnet_b2_translation_mixup", "efficientnet_b2_mixup_part", "efficientnet_b2_extras", "custom_cnn_heavy"):
+    for name in (None, "efficientnet_b2_all", "efficientnet_b2_translation_mixup",
+                 "efficientnet_b2_mixup_part", "efficientnet_b2_extras", "custom_cnn_heavy"):
         model = transfer_model(base, (96, 96))
         set_trainable(model, "all")
         inputs = cells.images
@@ -68,7 +75,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--seconds", type=float, default=2, help="that each measurement lasts")
-    parser.add_argument("--step", metavar="BACKBONE", help="measure this network's training step instead")
+    parser.add_argument("--step", metavar="BACKBONE",
+                        help="measure this network's training step instead")
     options = parser.parse_args()
     if options.step:
         print(f"{device_name()}, {options.step}, batch {options.batch}, 96x96, median step\n")
@@ -88,7 +96,8 @@ def main():
     for name, policy in policies.items():
         speeds = []
         for library in augmentation.LIBRARIES:
-            if library == "keras_cv" and name in augmentation.OPERATIONS and name not in augmentation.KERAS_CV:
+            ours = name in augmentation.OPERATIONS and name not in augmentation.KERAS_CV
+            if library == "keras_cv" and ours:
                 speeds.append("")
                 continue
             made = augmentation.Policy(policy, library=library)

@@ -1,12 +1,16 @@
-"""Training images per second: ours, PyTorch, and a bare Keras `fit`, on one machine, each measurement in a process of its own.
+"""Training images per second: ours, PyTorch, and a bare Keras `fit`, on one machine.
 
-    python benchmarks/throughput.py                         # ours beside PyTorch: three networks, with and without the heavy policy
+Each measurement has a process of its own.
+
+    python benchmarks/throughput.py                         # ours beside PyTorch
     python benchmarks/throughput.py --keras                 # our step beside a bare Keras fit
-    python benchmarks/throughput.py --grow                  # ours over the batch size and over the number of images
-    python benchmarks/throughput.py --overhead              # what import, a kernel and papermill cost a run
+    python benchmarks/throughput.py --grow                  # ours over batch size, images
+    python benchmarks/throughput.py --overhead              # what a run costs beside its work
 
-`KERAS_BACKEND` chooses ours (tensorflow, jax, torch). PyTorch's side needs torch, torchvision and timm; where they are missing its rows say so.
-Prints Markdown. The share of the matrix rate counts 3 x the forward pass's FLOP (2 a multiply-add) against the largest of three products of square matrices.
+`KERAS_BACKEND` chooses ours (tensorflow, jax, torch). PyTorch's side needs torch, torchvision and
+timm; where they are missing its rows say so.
+Prints Markdown. The share of the matrix rate counts 3 x the forward pass's FLOP (2 a multiply-add)
+against the largest of three products of square matrices.
 """
 import argparse
 import json
@@ -37,17 +41,22 @@ def cells_of(count):
 
 def recipe_of(task):
     "The recipe of a measurement: all layers move."
-    from bloodcell_nb.runs import check_recipe, read_recipe, recipes
+    from bloodcell_nb.recipes import check_recipe, read_recipe, recipes
 
-    common = {"recipe": "throughput", "epochs": 1000, "patience": 1000, "batch_size": task["batch"], "optimizer": "adamw", "source": "synthetic:n=200",
+    common = {"recipe": "throughput", "epochs": 1000, "patience": 1000, "batch_size": task["batch"],
+              "optimizer": "adamw", "source": "synthetic:n=200",
               "mixed_precision": task["bfloat16"], "steps_per_execution": task["steps"]}
     if task["heavy"]:
         heavy = read_recipe(recipes()["custom_cnn_heavy"])
-        common |= {"augmentation": heavy.augmentation, "mixing": heavy.mixing, "mixing_share": heavy.mixing_share}
+        common |= {"augmentation": heavy.augmentation, "mixing": heavy.mixing,
+                   "mixing_share": heavy.mixing_share}
     if task["network"] == "custom_cnn":
-        return check_recipe(common | {"notebook": "40_custom_cnn"})
-    return check_recipe(common | {"notebook": "45_transfer", "backbone": task["network"], "weights": "none", "train_batch_norm": True,
-                                  "phases": [{"trainable": "all", "epochs": 1000, "learning_rate": 1e-3}]})
+        return check_recipe(common | {"notebook": "03_custom_cnn"})
+    chapter = "05_convnext" if task["network"].startswith("ConvNeXt") else "04_efficientnet"
+    return check_recipe(common | {"notebook": chapter, "backbone": task["network"],
+                                  "weights": "none", "train_batch_norm": True,
+                                  "phases": [{"trainable": "all", "epochs": 1000,
+                                              "learning_rate": 1e-3}]})
 
 
 def network_of(recipe):
@@ -56,7 +65,7 @@ def network_of(recipe):
     from bloodcell_nb.training import precision
     from bloodcell_nb.transfer import set_trainable, transfer_model
 
-    if recipe.notebook == "40_custom_cnn":
+    if recipe.notebook == "03_custom_cnn":
         with precision(recipe):
             return custom_cnn()
     model = transfer_model(recipe, (96, 96))
@@ -77,7 +86,9 @@ def flop(model):
 
 
 def clock(seconds):
-    "A Keras callback that stops a fit after so long, and knows the time that its epochs after the first one took, validation not counted."
+    """A Keras callback that stops a fit after so long, and knows the time that its epochs after
+    the first one took, validation not counted.
+    """
     import keras
 
     class Clock(keras.callbacks.Callback):
@@ -88,7 +99,8 @@ def clock(seconds):
             self.end = time.perf_counter()
 
         def on_epoch_end(self, epoch, logs=None):
-            self.spent = (self.end or time.perf_counter()) - self.start + (self.spent if epoch > 1 else 0)
+            self.spent = (self.end
+                          or time.perf_counter()) - self.start + (self.spent if epoch > 1 else 0)
             self.epochs, self.model.stop_training = epoch, self.spent > seconds and epoch > 0
 
     return Clock()
@@ -98,7 +110,7 @@ def ours(task):
     "Speed of fit, as a recipe runs it; the saved state is not counted."
     import keras
 
-    from bloodcell_nb.runs import Run, peak_memory
+    from bloodcell_nb.records import Run, peak_memory
     from bloodcell_nb.training import fit
 
     recipe = recipe_of(task)
@@ -111,11 +123,14 @@ def ours(task):
 
         memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     speed = timer.epochs * (len(train) // task["batch"]) * task["batch"] / timer.spent
-    return {"speed": speed, "flop": flop(model), "first": fitted.seconds["first step"], "host": peak_memory(), "gpu": memory and memory / 2**20}
+    return {"speed": speed, "flop": flop(model), "first": fitted.seconds["first step"],
+            "host": peak_memory(), "gpu": memory and memory / 2**20}
 
 
 def beside_keras(task):
-    "Speed of our training step in Keras' fit, the cells on the device or copied, and of a bare fit on arrays; epochs in turn, medians of eight."
+    """Speed of our training step in Keras' fit, the cells on the device or copied, and of a bare
+    fit on arrays; epochs in turn, medians of eight.
+    """
     import keras
     import numpy as np
 
@@ -126,11 +141,16 @@ def beside_keras(task):
     targets, sides = keras.utils.to_categorical(train.labels, 8), {}
     for name in ("on_device", "copied", "bare"):
         model = network_of(recipe)
-        trained = model if name == "bare" else augmented(model, cells=train if name == "on_device" else None)
-        trained.compile(keras.optimizers.AdamW(1e-3), "categorical_crossentropy", jit_compile=_compiles(False),
-                        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"), keras.metrics.F1Score(average="macro", name="macro_f1")])
-        given = {"x": train.images, "y": targets, "batch_size": size} if name == "bare" else {"x": Batches(train, size, on_device=name == "on_device")}
-        sides[name] = lambda trained=trained, given=given: trained.fit(**given, shuffle=False, verbose=0)
+        trained = (model if name == "bare"
+                   else augmented(model, cells=train if name == "on_device" else None))
+        trained.compile(keras.optimizers.AdamW(1e-3), "categorical_crossentropy",
+                        jit_compile=_compiles(False),
+                        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"),
+                                 keras.metrics.F1Score(average="macro", name="macro_f1")])
+        given = ({"x": train.images, "y": targets, "batch_size": size} if name == "bare"
+                 else {"x": Batches(train, size, on_device=name == "on_device")})
+        sides[name] = lambda trained=trained, given=given: trained.fit(
+            **given, shuffle=False, verbose=0)
     speeds = {name: [] for name in sides}
     for k in range(9):
         for name, epoch in sides.items():
@@ -147,16 +167,21 @@ def torch_network(name):
     from torch import nn
 
     if name != "custom_cnn":
-        return timm.create_model({"EfficientNetB2": "efficientnet_b2", "ConvNeXtBase": "convnext_base"}[name], num_classes=8)
+        return timm.create_model({"EfficientNetB2": "efficientnet_b2",
+                                  "ConvNeXtBase": "convnext_base"}[name], num_classes=8)
     layers, channels = [], 3
     for count in (32, 64, 128, 256):
-        layers += [nn.Conv2d(channels, count, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25)]
+        layers += [nn.Conv2d(channels, count, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                   nn.Dropout(0.25)]
         channels = count
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 8))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 256),
+                         nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 8))
 
 
 def torch_heavy():
-    "torchvision's operations that come nearest to the heavy policy's, for one uint8 image: four of ten after flips and rotation."
+    """torchvision's operations that come nearest to the heavy policy's, for one uint8 image: four
+    of ten after flips and rotation.
+    """
     import torch
     from torchvision.transforms import v2
 
@@ -171,10 +196,13 @@ def torch_heavy():
 
         def forward(self, image):
             share = 0.5 * torch.rand(()) * (torch.rand(()) < 0.5)
-            return (image * (1 - share) + self.patterns[int(torch.randint(16, ()))] * share).to(torch.uint8)
+            return (image * (1 - share) + self.patterns[int(torch.randint(16, ()))] * share).to(
+                torch.uint8)
 
-    some = [v2.RandAugment(2, 15), v2.RandomErasing(1.0, (0.02, 0.16)), v2.RandomAffine(0, shear=17), v2.RandomAffine(0, translate=(0.2, 0.2)),
-            v2.ColorJitter(0.2, 0.2, 0.3, 0.1), v2.RandomSolarize(128, 1.0), v2.RandomAffine(0, scale=(0.8, 1.2)), v2.GaussianBlur(7, (0.1, 2.0)), Noise(),
+    some = [v2.RandAugment(2, 15), v2.RandomErasing(1.0, (0.02, 0.16)),
+            v2.RandomAffine(0, shear=17), v2.RandomAffine(0, translate=(0.2, 0.2)),
+            v2.ColorJitter(0.2, 0.2, 0.3, 0.1), v2.RandomSolarize(128, 1.0),
+            v2.RandomAffine(0, scale=(0.8, 1.2)), v2.GaussianBlur(7, (0.1, 2.0)), Noise(),
             Overlay()]
     first = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.RandomRotation(180)])
 
@@ -188,7 +216,10 @@ def torch_heavy():
 
 
 def pytorch(task):
-    "Speed of a plain PyTorch loop: channels_last, bfloat16 autocast, torch.compile on a GPU; the cells on the GPU, or, augmented, from a DataLoader."
+    """Speed of a plain PyTorch loop: channels_last, bfloat16 autocast, torch.compile on a GPU.
+
+    The cells on the GPU, or, augmented, from a DataLoader.
+    """
     import torch
     from torchvision.transforms import v2
 
@@ -198,7 +229,8 @@ def pytorch(task):
     run = torch.compile(model) if device == "cuda" else model
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=device == "cuda")
     cells = cells_of(task["images"])
-    images, labels = torch.from_numpy(cells.images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(cells.labels)
+    images, labels = torch.from_numpy(cells.images).permute(
+        0, 3, 1, 2).contiguous(), torch.from_numpy(cells.labels)
 
     def step(x, y):
         x = (x.to(torch.float32) / 255).contiguous(memory_format=torch.channels_last)
@@ -225,7 +257,9 @@ def pytorch(task):
             return torch.cat([mixed, x[half:]]), torch.cat([mixed_y, y[half:]])
 
         workers = os.cpu_count()
-        loader = torch.utils.data.DataLoader(Pictures(), task["batch"], shuffle=True, drop_last=True, num_workers=workers, collate_fn=collate,
+        loader = torch.utils.data.DataLoader(Pictures(), task["batch"], shuffle=True,
+                                             drop_last=True, num_workers=workers,
+                                             collate_fn=collate,
                                              pin_memory=device == "cuda", persistent_workers=True)
 
         def epoch():
@@ -252,7 +286,8 @@ def pytorch(task):
         wait()
         epochs += 1
     speed = epochs * (len(images) // task["batch"]) * task["batch"] / (time.perf_counter() - start)
-    return {"speed": speed, "gpu": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None}
+    return {"speed": speed, "gpu": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda"
+            else None}
 
 
 def matrix_rate(task):
@@ -260,11 +295,12 @@ def matrix_rate(task):
     import keras
     import numpy as np
 
-    from bloodcell_nb.runs import device_name, environment
+    from bloodcell_nb.records import device_name, environment
 
     best, dtype = 0.0, "bfloat16" if task["bfloat16"] else "float32"
     for size in (1024, 2048) if "CPU" in device_name() else (4096, 8192, 16384):
-        a = keras.ops.cast(keras.ops.convert_to_tensor(np.random.default_rng(0).normal(size=(size, size)).astype("float32")), dtype)
+        a = keras.ops.cast(keras.ops.convert_to_tensor(
+            np.random.default_rng(0).normal(size=(size, size)).astype("float32")), dtype)
         for _ in range(3):
             keras.ops.convert_to_numpy(keras.ops.matmul(a, a)[:1, :1])
         start = time.perf_counter()
@@ -277,29 +313,35 @@ def matrix_rate(task):
 
 def here(name, task):
     "A measurement in a new process; what went wrong where it failed."
-    done = subprocess.run([sys.executable, __file__, "--one", name, json.dumps(task)], capture_output=True, text=True)
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [f"ended with {done.returncode}"]
+    done = subprocess.run([sys.executable, __file__, "--one", name, json.dumps(task)],
+                          capture_output=True, text=True)
+    lines = (done.stdout if done.returncode == 0
+             else done.stderr).strip().splitlines() or [f"ended with {done.returncode}"]
     return json.loads(lines[-1]) if done.returncode == 0 else {"error": lines[-1][:120]}
 
 
 def compare(options, task, rate):
     "Print ours against PyTorch."
-    print("| network | augmentation | ours, images/s | PyTorch | ours of PyTorch | share of the matrix rate | GPU MiB, ours / PyTorch |\n" + "|---" * 7 + "|")
+    print("| network | augmentation | ours, images/s | PyTorch | ours of PyTorch | share of the "
+          "matrix rate | GPU MiB, ours / PyTorch |\n" + "|---" * 7 + "|")
     for network in options.networks:
         for heavy in (False, True):
             now = task | {"network": network, "heavy": heavy}
             found = [here("ours", now), here("pytorch", now)]
             speeds = [some.get("speed") for some in found]
-            texts = [f"{speed:,.{0 if speed > 20 else 2}f}" if speed else some.get("error", "") for speed, some in zip(speeds, found, strict=True)]
+            texts = [f"{speed:,.{0 if speed > 20 else 2}f}" if speed else some.get("error", "")
+                     for speed, some in zip(speeds, found, strict=True)]
             shares = [f"{speeds[0] / speeds[1]:.2f}" if all(speeds) else ""]
             of_rate = f"{3 * found[0]['flop'] * speeds[0] / rate:.1%}" if speeds[0] else ""
             memory = " / ".join(f"{some['gpu']:,.0f}" for some in found if some.get("gpu"))
-            print(f"| {network} | {'heavy' if heavy else 'none'} | {' | '.join([*texts, *shares])} | {of_rate} | {memory} |", flush=True)
+            print(f"| {network} | {'heavy' if heavy else 'none'} | {' | '.join([*texts, *shares])} "
+                  f"| {of_rate} | {memory} |", flush=True)
 
 
 def keras_beside(options, task, rate):
     "Print our step against a bare Keras fit of the same network."
-    print("| network | ours, images/s | ours, batches copied | bare Keras fit | ours of bare | copied of bare |\n" + "|---" * 6 + "|")
+    print("| network | ours, images/s | ours, batches copied | bare Keras fit | ours of bare | "
+          "copied of bare |\n" + "|---" * 6 + "|")
     for network in options.networks:
         some = here("beside_keras", task | {"network": network})
         if "error" in some:
@@ -307,28 +349,37 @@ def keras_beside(options, task, rate):
             continue
         speeds = [some[name] for name in ("on_device", "copied", "bare")]
         shares = [speed / some["bare"] for speed in speeds[:2]]
-        print(f"| {network} | " + " | ".join([f"{speed:,.1f}" for speed in speeds] + [f"{share:.2f}" for share in shares]) + " |", flush=True)
+        print(f"| {network} | " + " | ".join([f"{speed:,.1f}" for speed in speeds] + [
+            f"{share:.2f}" for share in shares]) + " |", flush=True)
 
 
 def grow(options, task, rate):
     "Print ours over the batch size, and the time of an epoch over the number of images."
     def row(start, some, texts):
-        print(f"| {start} | " + " | ".join(texts(some) if "speed" in some else [some["error"]]) + " |", flush=True)
+        print(f"| {start} | " + " | ".join(texts(some) if "speed" in some
+                                           else [some["error"]]) + " |", flush=True)
 
     def memory(some):
         return f"{some['gpu']:,.0f}" if some["gpu"] else ""
 
-    print("| network | batch | images/s | share of the matrix rate | first step, s | GPU MiB |\n" + "|---" * 6 + "|")
+    print("| network | batch | images/s | share of the matrix rate | first step, s | GPU MiB |\n"
+          + "|---" * 6 + "|")
     for network in options.networks:
         for batch in options.batches:
-            some = here("ours", task | {"network": network, "batch": batch, "images": max(task["images"], 4 * batch)})
-            row(f"{network} | {batch}", some, lambda some: [f"{some['speed']:,.0f}", f"{3 * some['flop'] * some['speed'] / rate:.1%}",
+            some = here("ours", task | {"network": network, "batch": batch,
+                                        "images": max(task["images"], 4 * batch)})
+            row(f"{network} | {batch}", some,
+                lambda some: [f"{some['speed']:,.0f}",
+                              f"{3 * some['flop'] * some['speed'] / rate:.1%}",
                                                             f"{some['first']:.1f}", memory(some)])
-    print("\n| network | images | seconds an epoch | images/s | host MiB | GPU MiB |\n" + "|---" * 6 + "|")
+    print("\n| network | images | seconds an epoch | images/s | host MiB | GPU MiB |\n" + "|---" * 6
+          + "|")
     for network in options.networks:
         for images in options.many:
             some = here("ours", task | {"network": network, "images": images})
-            row(f"{network} | {images:,}", some, lambda some, images=images: [f"{images / some['speed']:.2f}", f"{some['speed']:,.0f}", f"{some['host']:,}",
+            row(f"{network} | {images:,}", some, lambda some,
+                images=images: [f"{images / some['speed']:.2f}", f"{some['speed']:,.0f}",
+                                f"{some['host']:,}",
                                                                              memory(some)])
 
 
@@ -348,10 +399,16 @@ def overhead():
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "empty.ipynb"
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
-        rows = {"import bloodcell_nb": max(seconds(sys.executable, "-c", "import bloodcell_nb") - python, 0),
-                "import bloodcell_nb.training (Keras and its backend)": seconds(sys.executable, "-c", "import bloodcell_nb.training") - python,
-                "papermill of a notebook with one empty cell": seconds(sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", str(path),
-                                                                       str(path.with_name("out.ipynb")))}
+        rows = {"import bloodcell_nb": max(seconds(sys.executable, "-c",
+                                                   "import bloodcell_nb") - python, 0),
+                "import bloodcell_nb.training (Keras and its backend)": seconds(
+                    sys.executable, "-c", "import bloodcell_nb.training") - python,
+                "papermill of a notebook with one empty cell": seconds(sys.executable, "-m",
+                                                                       "papermill",
+                                                                       "--no-progress-bar", "-k",
+                                                                       "python3", str(path),
+                                                                       str(path.with_name(
+                                                                           "out.ipynb")))}
     print("| what | seconds, best of three |\n|---|---|")
     for name, value in rows.items():
         print(f"| {name} | {value:.2f} |")
@@ -364,26 +421,38 @@ def main():
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--images", type=int, default=2048, help="in the training part, synthetic")
-    parser.add_argument("--seconds", type=float, default=10, help="that each measurement lasts at least, after its first epoch")
+    parser.add_argument("--seconds", type=float, default=10,
+                        help="that each measurement lasts at least, after its first epoch")
     parser.add_argument("--steps", type=int, default=1, help="training steps in one call")
-    parser.add_argument("--bfloat16", action="store_true", help="mixed precision on all sides, for a GPU")
-    parser.add_argument("--keras", action="store_true", help="measure our step against a bare Keras fit of the same network instead")
-    parser.add_argument("--grow", action="store_true", help="measure ours over batch sizes and numbers of images instead")
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256, 512, 1024, 2048])
-    parser.add_argument("--many", type=int, nargs="+", default=[1_000, 3_000, 10_000, 30_000, 100_000])
-    parser.add_argument("--overhead", action="store_true", help="measure what a run costs beside its work instead")
+    parser.add_argument("--bfloat16", action="store_true",
+                        help="mixed precision on all sides, for a GPU")
+    parser.add_argument("--keras", action="store_true",
+                        help="measure our step against a bare Keras fit of the same network "
+                             "instead")
+    parser.add_argument("--grow", action="store_true",
+                        help="measure ours over batch sizes and numbers of images instead")
+    parser.add_argument("--batches", type=int, nargs="+",
+                        default=[32, 64, 128, 256, 512, 1024, 2048])
+    parser.add_argument("--many", type=int, nargs="+",
+                        default=[1_000, 3_000, 10_000, 30_000, 100_000])
+    parser.add_argument("--overhead", action="store_true",
+                        help="measure what a run costs beside its work instead")
     options = parser.parse_args()
     if options.overhead:
         return overhead()
-    task = {"batch": options.batch, "images": options.images, "seconds": options.seconds, "steps": options.steps, "bfloat16": options.bfloat16, "heavy": False}
+    task = {"batch": options.batch, "images": options.images, "seconds": options.seconds,
+            "steps": options.steps, "bfloat16": options.bfloat16, "heavy": False}
     measured = here("matrix_rate", task)
     if "error" in measured:
         raise SystemExit(measured["error"])
     about, versions = measured["environment"], measured["environment"]["libraries"]
-    print(f"{about['device']}, {about['backend']} {versions.get(about['backend'], '')}, Keras {versions['keras']}, PyTorch {versions.get('torch', 'none')}, "
-          f"batch {options.batch}, 96x96, {options.images:,} images, {options.steps} steps a call, {measured['dtype']}; "
+    print(f"{about['device']}, {about['backend']} {versions.get(about['backend'], '')}, Keras "
+          f"{versions['keras']}, PyTorch {versions.get('torch', 'none')}, "
+          f"batch {options.batch}, 96x96, {options.images:,} images, {options.steps} steps a call, "
+          f"{measured['dtype']}; "
           f"matrix rate {measured['rate'] / 1e12:.3g} TFLOP/s\n")
-    (grow if options.grow else keras_beside if options.keras else compare)(options, task, measured["rate"])
+    (grow if options.grow else keras_beside if options.keras
+     else compare)(options, task, measured["rate"])
 
 
 if __name__ == "__main__":

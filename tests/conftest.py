@@ -8,7 +8,8 @@ import pytest
 def _data(name):
     place = os.environ.get("BLOODCELL_DATA")
     if not place:
-        pytest.skip("real cells: set BLOODCELL_DATA to the folder that holds pbc96.zip and pbc_originals/")
+        pytest.skip("real cells: set BLOODCELL_DATA to the folder that holds pbc96.zip and "
+                    "pbc_originals/")
     path = Path(place) / name
     assert path.exists(), f"BLOODCELL_DATA holds no {name}"
     return path

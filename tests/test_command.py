@@ -11,22 +11,27 @@ import numpy as np
 import pytest
 import yaml
 
-from bloodcell_nb.pipeline import main
-from bloodcell_nb.runs import read_recipe, read_runs, recipes, studies
+from bloodcell_nb.cli import main
+from bloodcell_nb.recipes import read_recipe, recipes, studies
+from bloodcell_nb.records import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
-FAST = {"notebook": "40_custom_cnn", "filters": [4, 4], "dense_units": 8, "batch_size": 16, "epochs": 4}
+FAST = {"notebook": "03_custom_cnn", "filters": [4, 4], "dense_units": 8, "batch_size": 16,
+        "epochs": 4}
 SOURCE = "synthetic:n=200"
-HEAVY = {key: getattr(read_recipe(recipes()["custom_cnn_heavy"]), key) for key in ("augmentation", "mixing", "mixing_share")}
+HEAVY = {key: getattr(read_recipe(recipes()["custom_cnn_heavy"]), key)
+         for key in ("augmentation", "mixing", "mixing_share")}
 
 
 def bloodcell(*arguments, **environment):
-    return subprocess.run(["bloodcell", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
+    return subprocess.run(["bloodcell", *map(str, arguments)], capture_output=True, text=True,
+                          cwd=ROOT, env=os.environ | environment)
 
 
 def recipe(folder, name, **values):
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in (FAST | {"recipe": name} | values).items() if value is not None}))
+    path.write_text(yaml.safe_dump({key: value for key, value in (
+        FAST | {"recipe": name} | values).items() if value is not None}))
     return path
 
 
@@ -42,22 +47,29 @@ def one_line_error(capsys, arguments, *words):
 def test_bad_input_costs_one_line(tmp_path, capsys):
     out, file = tmp_path / "out", tmp_path / "file"
     file.write_text("")
-    phased = {key: None for key in FAST} | {"notebook": "45_transfer", "backbone": "mobilenet", "learning_rate": 1e-3,
-                                            "phases": [{"trainable": "head", "epochs": 1, "learning_rate": 1e-3}]}
-    reader = {key: None for key in FAST} | {"notebook": "70_ensemble", "members": ["../../else"]}
+    phased = {key: None for key in FAST} | {"notebook": "04_efficientnet", "backbone": "mobilenet",
+                                            "learning_rate": 1e-3,
+                                            "phases": [{"trainable": "head", "epochs": 1,
+                                                        "learning_rate": 1e-3}]}
+    reader = {key: None for key in FAST} | {"notebook": "06_ensemble", "members": ["../../else"]}
     for arguments, *words in [
         (["inspect", tmp_path / "none.npz"], "no such file"),
         (["inspect", "synthetic:cells=3"], "'cells=3' is not understood"),
         (["inspect", "medmnist:96"], "28, 64, 128, 224"),
         (["convert", SOURCE, tmp_path / "file.npz", "--size", "0"], "size is 0"),
         (["run", "custom_ccn", "--out", out], "no recipe custom_ccn", "custom_cnn"),
-        (["run", recipe(tmp_path, "unknown", epoch=3), "--out", out], "unknown.yaml", "unknown key epoch; did you mean epochs?"),
+        (["run", recipe(tmp_path, "unknown", epoch=3), "--out", out], "unknown.yaml",
+         "unknown key epoch; did you mean epochs?"),
         (["run", recipe(tmp_path, "high", dropout=2), "--out", out], "dropout is 2", "less than 1"),
-        (["run", recipe(tmp_path, "phased", **phased), "--out", out], "phased.yaml: learning_rate is 0.001", "set phases"),
-        (["run", recipe(tmp_path, "reader", **reader), "--out", out], "reader.yaml: members.0 is '../../else'"),
-        (["run", "mobilenet_heavy", "--set", "learning_rate=0.1", "--out", out], "learning_rate is 0.1", "set phases"),
+        (["run", recipe(tmp_path, "phased", **phased), "--out", out],
+         "phased.yaml: learning_rate is 0.001", "set phases"),
+        (["run", recipe(tmp_path, "reader", **reader), "--out", out],
+         "reader.yaml: members.0 is '../../else'"),
+        (["run", "mobilenet_heavy", "--set", "learning_rate=0.1", "--out", out],
+         "learning_rate is 0.1", "set phases"),
         (["run", "analysis", "--set", "recipe=../../else", "--out", out], "recipe is '../../else'"),
-        (["run", "analysis", "--set", "seed=[1, {", "--out", out], "--set seed=[1, {: the value is not valid YAML"),
+        (["run", "analysis", "--set", "seed=[1, {", "--out", out],
+         "--set seed=[1, {: the value is not valid YAML"),
         (["run", tmp_path / "none.yaml", "--out", out], "none.yaml: cannot be read"),
         (["run", "analysis", "--data", tmp_path / "none.zip", "--out", out], "no such file"),
         (["run", "analysis", "--data", "medmnist:5", "--out", out], "28, 64, 128, 224"),
@@ -70,12 +82,15 @@ def test_bad_input_costs_one_line(tmp_path, capsys):
 
 def test_a_run_without_a_name_lists_what_it_could_run(tmp_path):
     done = bloodcell("run", "--out", tmp_path / "out")
-    assert (done.returncode, done.stderr) == (2, "bloodcell: run: name one or more of these recipes, or --study STUDY\n")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [*recipes(), *studies()] and not (tmp_path / "out").exists()
+    assert (done.returncode, done.stderr) == (
+        2, "bloodcell: run: name one or more of these recipes, or --study STUDY\n")
+    assert ([line.split()[0] for line in done.stdout.splitlines()] == [*recipes(), *studies()]
+            and not (tmp_path / "out").exists())
 
 
 def test_a_closed_pipe_is_no_error(tmp_path):
-    process = subprocess.Popen(["bloodcell", "recipes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(["bloodcell", "recipes"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # as `head` does once it has its line
     assert process.stderr.read() == "" and process.wait() == 141
 
@@ -84,18 +99,22 @@ def test_convert_leaves_nothing_half_written(tmp_path):
     (tmp_path / "cells" / "basophil").mkdir(parents=True)
     (tmp_path / "cells" / "basophil" / "1.png").write_bytes(b"broken")
     done = bloodcell("convert", tmp_path / "cells", tmp_path / "new.npz")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "basophil/1.png cannot be read" in done.stderr, done.stderr
+    assert (done.returncode == 2 and done.stderr.count("\n") == 1
+            and "basophil/1.png cannot be read" in done.stderr), done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells"]
 
 
-RESUMED = {"plain": {"epochs": 60, "patience": 60}, "heavy": {"epochs": 5, **HEAVY}}  # what is trained, killed and trained on
+# what is trained, killed and trained on
+RESUMED = {"plain": {"epochs": 60, "patience": 60}, "heavy": {"epochs": 5, **HEAVY}}
 
 
 def run_both(folder, out, **options):
     "Start the command on both recipes, in a session of its own."
     paths = [str(recipe(folder, name, **values)) for name, values in RESUMED.items()]
-    return subprocess.Popen(["bloodcell", "run", *paths, "--data", "synthetic:n=300", "--profile", "full", "--jobs", "2", "--out", str(out)],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+    return subprocess.Popen(["bloodcell", "run", *paths, "--data", "synthetic:n=300", "--profile",
+                             "full", "--jobs", "2", "--out", str(out)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +145,20 @@ def test_same_recipe_same_results_and_skip(whole, tmp_path):
     for name in RESUMED:
         assert_same_results(whole / name, tmp_path / "out" / name)
     assert "2 runs: 2 skipped" in run_both(tmp_path, tmp_path / "out").communicate()[0]
-    again = bloodcell("run", tmp_path / "plain.yaml", "--data", "synthetic:n=300", "--profile", "full", "--set", "seed=1",
+    again = bloodcell("run", tmp_path / "plain.yaml", "--data", "synthetic:n=300", "--profile",
+                      "full", "--set", "seed=1",
                       "--set", "epochs=2", "--out", tmp_path / "out")
     assert "plain: done" in again.stdout, again.stdout + again.stderr
-    losses = [json.loads((out / "plain" / "metrics.json").read_text())["results"]["training"]["history"]["loss"][0] for out in (whole, tmp_path / "out")]
+    losses = [json.loads((out / "plain" / "metrics.json").read_text())["results"]["training"][
+        "history"]["loss"][0] for out in (whole, tmp_path / "out")]
     assert losses[0] != losses[1]
 
 
 def test_killed_runs_go_on(whole, tmp_path):
-    "kill -9 in the middle, without and with the heavy policy; the same command then gives what an uninterrupted one gives."
+    """kill -9 in the middle, without and with the heavy policy.
+
+    The same command then gives what an uninterrupted one gives.
+    """
     process = run_both(tmp_path, tmp_path / "cut")
     works = {name: tmp_path / "cut" / f"{name}.partial" for name in RESUMED}
     states = {name: work / "state" / "training" / "state.json" for name, work in works.items()}
@@ -161,39 +185,47 @@ def test_killed_runs_go_on(whole, tmp_path):
 def test_eight_commands_at_once_on_four_recipes(tmp_path):
     "Each run is there once and whole; the second command of each recipe waits for the first."
     names = [f"at_once_{k}" for k in range(4)]
-    small = {key: None for key in FAST} | {"notebook": "10_analysis", "embedding_images": 64, "smote_images": 64}
+    small = ({key: None for key in FAST} | {"notebook": "01_analysis", "embedding_images": 64,
+                                            "smote_images": 64})
     paths = [recipe(tmp_path, name, **small | {"seed": seed}) for seed, name in enumerate(names)]
-    commands = [["bloodcell", "run", str(path), "--data", SOURCE, "--profile", "smoke", "--out", str(tmp_path / "out")] for path in paths * 2]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
+    commands = [["bloodcell", "run", str(path), "--data", SOURCE, "--profile", "smoke", "--out",
+                 str(tmp_path / "out")] for path in paths * 2]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                  text=True) for command in commands]
     said = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, said
     assert not [errors for _, errors in said if "Traceback" in errors]
     output = "".join(lines for lines, _ in said)
-    assert [output.count(f"{name}: {state}") for name in names for state in ("done", "skipped")] == [1] * 8, output
+    assert ([output.count(f"{name}: {state}") for name in names
+             for state in ("done", "skipped")] == [1] * 8), output
     runs = read_runs(tmp_path / "out")
-    assert [(run.name, run.metrics["recipe"]["seed"]) for run in runs] == list(zip(names, range(4), strict=True))
+    assert ([(run.name, run.metrics["recipe"]["seed"])
+             for run in runs] == list(zip(names, range(4), strict=True)))
     for run in runs:
         nbformat.validate(nbformat.read(run.folder / "notebook.ipynb", 4))
         assert run.name in (tmp_path / "out" / "index.html").read_text()
-    assert not [path for path in (tmp_path / "out").rglob("*.part*") if path.name != ".locks.partial"], "nothing half written"
+    assert (not [path for path in (tmp_path / "out").rglob("*.part*")
+                 if path.name != ".locks.partial"]), "nothing half written"
 
 
 @pytest.fixture
 def faulty(tmp_path, monkeypatch):
     "Runs a notebook with one cell put before its last; gives status and folder."
-    from bloodcell_nb import pipeline
-    from bloodcell_nb.runs import read_recipe
+    from bloodcell_nb import engine
+    from bloodcell_nb.recipes import read_recipe
 
     def execute(code, timeout=None):
         root = tmp_path / "project"
         (root / "nbs").mkdir(parents=True, exist_ok=True)
-        notebook = nbformat.read(ROOT / "nbs" / "40_custom_cnn.ipynb", 4)
-        parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+        notebook = nbformat.read(ROOT / "nbs" / "03_custom_cnn.ipynb", 4)
+        parameters = next(cell for cell in notebook.cells
+                          if "parameters" in cell.metadata.get("tags", []))
         notebook.cells = [parameters, nbformat.v4.new_code_cell(code)]
-        nbformat.write(notebook, root / "nbs" / "40_custom_cnn.ipynb")
-        monkeypatch.setattr(pipeline, "project_root", lambda: root)
+        nbformat.write(notebook, root / "nbs" / "03_custom_cnn.ipynb")
+        monkeypatch.setattr(engine, "project_root", lambda: root)
         chosen = read_recipe(recipe(tmp_path, "faulty")).model_copy(update={"source": SOURCE})
-        return pipeline.execute(chosen, tmp_path / "out", timeout=timeout), tmp_path / "out" / "faulty.partial"
+        return engine.execute(chosen, tmp_path / "out",
+                              timeout=timeout), tmp_path / "out" / "faulty.partial"
 
     return execute
 
@@ -206,81 +238,114 @@ def faulty(tmp_path, monkeypatch):
 ], ids=["exception", "dead kernel", "timeout", "no record"])
 def test_a_failing_run_says_why(faulty, code, timeout, expected):
     status, folder = faulty(code, timeout)
-    assert status["state"] == "failed" and expected in status["error"] and "\n" not in status["error"]
+    assert (status["state"] == "failed" and expected in status["error"]
+            and "\n" not in status["error"])
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
     assert nbformat.read(folder / "notebook.ipynb", 4).cells
     assert not (folder.parent / "faulty").exists()
 
 
 def test_others_go_on_after_a_failure(tmp_path):
-    bad = recipe(tmp_path, "bad", class_weights=[1.0, 2.0])  # two weights for eight classes: seen when the data are there
+    # two weights for eight classes: seen when the data are there
+    bad = recipe(tmp_path, "bad", class_weights=[1.0, 2.0])
     good = recipe(tmp_path, "good", epochs=1)
-    done = bloodcell("run", bad, good, "--data", SOURCE, "--profile", "smoke", "--out", tmp_path / "out")
+    done = bloodcell("run", bad, good, "--data", SOURCE, "--profile", "smoke", "--out",
+                     tmp_path / "out")
     assert done.returncode == 1
-    assert "bad: failed" in done.stdout and "expected 8, one a class" in done.stdout and "good: done" in done.stdout
+    assert ("bad: failed" in done.stdout and "expected 8, one a class" in done.stdout
+            and "good: done" in done.stdout)
     assert "Did not finish" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_a_study(tmp_path):
-    "Seeds, two runs at a time, an ensemble that waits for its members; and a budget that ends before the runs do."
+    """Seeds, two runs at a time, an ensemble that waits for its members.
+
+    And a budget that ends before the runs do.
+    """
     recipe(tmp_path, "member", epochs=2)
-    ensemble = {key: None for key in FAST} | {"notebook": "70_ensemble", "members": ["member", "member_seed1"]}
+    ensemble = ({key: None for key in FAST} | {"notebook": "06_ensemble",
+                                               "members": ["member", "member_seed1"]})
     recipe(tmp_path, "together", **ensemble)
     study = tmp_path / "pair.yaml"
-    study.write_text(yaml.safe_dump({"runs": {str(tmp_path / "together.yaml"): [0], str(tmp_path / "member.yaml"): [0, 1]}, "jobs": 2, "set": {"epochs": 3}}))
+    study.write_text(yaml.safe_dump({"runs": {str(tmp_path / "together.yaml"): [0], str(
+        tmp_path / "member.yaml"): [0, 1]}, "jobs": 2, "set": {"epochs": 3}}))
     done = bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split(":")[0] for line in done.stdout.splitlines() if ": done" in line]
-    assert set(lines[:2]) == {"member", "member_seed1"} and lines[2] == "together" and "3 runs: 3 done" in done.stdout
-    records = [json.loads((tmp_path / "out" / name / "metrics.json").read_text()) for name in ("member", "member_seed1")]
-    assert [(record["recipe"]["seed"], record["results"]["training"]["epochs"]) for record in records] == [(0, 3), (1, 3)]
-    assert records[0]["results"]["training"]["history"] != records[1]["results"]["training"]["history"]
-    assert not (tmp_path / "out" / ".shared.partial").exists() and (tmp_path / "out" / "index.html").exists()
-    assert "3 skipped" in bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "out").stdout
+    assert (set(lines[:2]) == {"member", "member_seed1"} and lines[2] == "together"
+            and "3 runs: 3 done" in done.stdout)
+    records = [json.loads((tmp_path / "out" / name / "metrics.json").read_text())
+               for name in ("member", "member_seed1")]
+    assert ([(record["recipe"]["seed"], record["results"]["training"]["epochs"])
+             for record in records] == [(0, 3), (1, 3)])
+    assert (records[0]["results"]["training"]["history"] != records[1]["results"]["training"][
+        "history"])
+    assert (not (tmp_path / "out" / ".shared.partial").exists()
+            and (tmp_path / "out" / "index.html").exists())
+    assert ("3 skipped" in bloodcell("run", "--study", study, "--data", SOURCE, "--out",
+                                     tmp_path / "out").stdout)
 
-    start, needed = time.monotonic(), json.loads((tmp_path / "out" / "member" / "status.json").read_text())["seconds"]  # beside another run
+    # beside another run
+    start, needed = time.monotonic(), json.loads((tmp_path / "out" / "member"
+                                                  / "status.json").read_text())["seconds"]
     budget = 20 + 1.5 * needed  # a slow machine gets more: the last 20 s are for the page
-    done = bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "cut", "--budget", budget / 60, "--set", "epochs=5000",
+    done = bloodcell("run", "--study", study, "--data", SOURCE, "--out", tmp_path / "cut",
+                     "--budget", budget / 60, "--set", "epochs=5000",
                      "--set", "patience=5000", "--jobs", "1")
     assert done.returncode == 0 and time.monotonic() - start < budget, done.stdout + done.stderr
-    assert "member: left, begun" in done.stdout and "together: left, not begun" in done.stdout and "3 left by the budget" in done.stdout
-    assert json.loads((tmp_path / "cut" / "member.partial" / "status.json").read_text())["state"] == "interrupted"
-    assert json.loads((tmp_path / "cut" / "member.partial" / "state" / "training" / "state.json").read_text())["epoch"] >= 1
+    assert ("member: left, begun" in done.stdout and "together: left, not begun" in done.stdout
+            and "3 left by the budget" in done.stdout)
+    assert (json.loads((tmp_path / "cut" / "member.partial" / "status.json").read_text())[
+        "state"] == "interrupted")
+    assert (json.loads((tmp_path / "cut" / "member.partial" / "state" / "training"
+                        / "state.json").read_text())["epoch"] >= 1)
 
 
 def test_papermill_alone(tmp_path):
     path = recipe(tmp_path, "alone", epochs=1)
-    done = subprocess.run(["papermill", str(ROOT / "nbs" / "40_custom_cnn.ipynb"), str(tmp_path / "out.ipynb"), "-f", str(path), "-p", "source", SOURCE,
-                           "-p", "out", str(tmp_path / "run"), "--no-progress-bar"], capture_output=True, text=True)
+    done = subprocess.run(["papermill", str(ROOT / "nbs" / "03_custom_cnn.ipynb"),
+                           str(tmp_path / "out.ipynb"), "-f", str(path), "-p", "source", SOURCE,
+                           "-p", "out", str(tmp_path / "run"), "--no-progress-bar"],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "unknown parameter" not in done.stderr
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"]["filters"] == [4, 4]
+    assert (json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"]["filters"] == [
+        4, 4])
 
 
-def test_recipes_at_smoke_size_and_their_study(tmp_path):
-    "A heavy policy, an EfficientNet in two phases with doubled batches, and the study that reads them; make test-all runs every recipe."
+def test_recipes_at_smoke_size_and_one_that_reads_them(tmp_path):
+    """A heavy policy, an EfficientNet in two phases with doubled batches, and the test under shift.
+
+    make test-all runs every recipe.
+    """
     out = tmp_path / "out"
     names = ["custom_cnn_heavy", "efficientnet_b2_translation_mixup"]
-    options = ["--data", SOURCE, "--profile", "smoke", "--out", out]
-    done = bloodcell("run", *names, "efficientnet_study", *options, "--set", "weights=none", "--set", "before=''", "--jobs", "2")
+    options = ["--data", SOURCE, "--profile", "smoke", "--out", out, "--set",
+               f"models=[{', '.join(names)}]"]
+    done = bloodcell("run", *names, "robustness", *options, "--set", "weights=none", "--jobs", "2")
     assert done.returncode == 0 and "3 runs: 3 done" in done.stdout, done.stdout + done.stderr
-    study = json.loads((out / "efficientnet_study" / "metrics.json").read_text())["results"]
-    assert study["ladder"]["efficientnet_b2_translation_mixup"][0] != "no run yet" and study["ladder"]["efficientnet_b2_all"][0] == "no run yet"
-    assert study["model"] == "efficientnet_b2_translation_mixup"
-    again = bloodcell("run", "efficientnet_study", *options, "--set", "before=''")
-    assert "skipped" in again.stdout
-    missing = bloodcell("run", "efficientnet_study", *options, "--set", "before=mobilenet_frozen")
-    assert missing.returncode == 1 and "mobilenet_frozen; expected a .keras file or the folder of a finished run" in missing.stdout
+    record = json.loads((out / "robustness" / "metrics.json").read_text())
+    assert set(record["results"]["models"]) == set(names)
+    assert "skipped" in bloodcell("run", "robustness", *options).stdout
+    options[-1] = "models=[mobilenet_frozen]"
+    missing = bloodcell("run", "robustness", *options)
+    assert missing.returncode == 1 and "mobilenet_frozen" in missing.stdout, missing.stdout
 
 
 def test_jax(tmp_path):
-    "Recipes run on JAX too: the simple policy, the three operations that Keras lacks, and several steps a call."
-    pytest.importorskip("jax", reason="JAX is not installed; pip install -e .[jax] to run recipes with KERAS_BACKEND=jax")
+    """Recipes run on JAX too: the simple policy, the three operations that Keras lacks, and
+    several steps a call.
+    """
+    pytest.importorskip("jax",
+                        reason="JAX is not installed; pip install -e .[jax] to run recipes with "
+                               "KERAS_BACKEND=jax")
     lacking = {"RandomApply": {"k": 2, "of": ["RandomChannelShift", "ChannelShuffle", "GridMask"]}}
     policy = [*read_recipe(recipes()["custom_cnn_simple"]).augmentation, lacking]
     paths = [recipe(tmp_path, "augmented", epochs=1, augmentation=policy),
-             *(recipe(tmp_path, f"steps_{steps}", epochs=2, steps_per_execution=steps) for steps in (1, 3))]
-    done = bloodcell("run", *paths, "--data", SOURCE, "--profile", "full", "--jobs", "2", "--out", tmp_path, KERAS_BACKEND="jax")
+             *(recipe(tmp_path, f"steps_{steps}", epochs=2, steps_per_execution=steps)
+               for steps in (1, 3))]
+    done = bloodcell("run", *paths, "--data", SOURCE, "--profile", "full", "--jobs", "2", "--out",
+                     tmp_path, KERAS_BACKEND="jax")
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads((tmp_path / path.stem / "metrics.json").read_text()) for path in paths]
     assert [record["environment"]["backend"] for record in records] == ["jax"] * 3

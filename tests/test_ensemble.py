@@ -19,11 +19,15 @@ from bloodcell_nb.synthetic import draw_cells
 def runs(tmp_path_factory):
     "Two finished runs, their ensemble, its test under shift, and a picture."
     folder = tmp_path_factory.mktemp("runs")
-    first, second = recipe(folder, "first", epochs=2), recipe(folder, "second", epochs=3, filters=[8], seed=1, schedule="cosine_restarts", snapshots=True)
-    together = recipe(folder, "together", notebook="70_ensemble", members=["first", "second"], weighting="weighted", views=2,
+    first, second = recipe(folder, "first", epochs=2), recipe(folder, "second", epochs=3, filters=[
+        8], seed=1, schedule="cosine_restarts", snapshots=True)
+    together = recipe(folder, "together", notebook="06_ensemble", members=["first", "second"],
+                      weighting="weighted", views=2,
                       filters=None, dense_units=None, batch_size=None, epochs=None)
-    shifted = recipe(folder, "shifted", notebook="80_robustness", models=["first", "together"], filters=None, dense_units=None, batch_size=None, epochs=None)
-    done = bloodcell("run", first, second, together, shifted, "--data", SOURCE, "--profile", "full", "--jobs", "2", "--out", folder / "out")
+    shifted = recipe(folder, "shifted", notebook="07_robustness", models=["first", "together"],
+                     filters=None, dense_units=None, batch_size=None, epochs=None)
+    done = bloodcell("run", first, second, together, shifted, "--data", SOURCE, "--profile", "full",
+                     "--jobs", "2", "--out", folder / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     Image.fromarray(draw_cells(16).images[0]).save(folder / "cell.png")
     return folder
@@ -37,9 +41,11 @@ def test_ensemble_and_its_shift(runs):
     together = results(runs, "together")
     assert together["members"] == ["first", "second"] and abs(sum(together["weights"]) - 1) < 1e-6
     assert {"test", "corrupted", "stand_in", "gain", "methods"} <= set(together)
-    assert json.loads((runs / "out" / "together" / "ensemble.json").read_text())["members"] == ["first", "second"], "no path of this machine"
+    assert (json.loads((runs / "out" / "together" / "ensemble.json").read_text())["members"] == [
+        "first", "second"]), "no path of this machine"
     shifted = results(runs, "shifted")["models"]
-    assert set(shifted) == {"first", "together"} and np.shape(list(shifted["first"]["corruption_errors"].values())) == (11, 5)
+    assert (set(shifted) == {"first", "together"}
+            and np.shape(list(shifted["first"]["corruption_errors"].values())) == (11, 5))
     assert shifted["together"]["stand_in"]["accuracy"] == together["stand_in"]["accuracy"]
     page = (runs / "out" / "index.html").read_text()
     assert "together" in page and "shifted" in page
@@ -48,11 +54,14 @@ def test_ensemble_and_its_shift(runs):
 def test_snapshots_and_seeds_answer_together(runs, capsys):
     out = runs / "out"
     one = runs / "first.yaml"
-    seed = bloodcell("run", one, "--data", SOURCE, "--profile", "full", "--out", out, "--set", "seed=3", "--set", "recipe=first_seed_3")
+    seed = bloodcell("run", one, "--data", SOURCE, "--profile", "full", "--out", out, "--set",
+                     "seed=3", "--set", "recipe=first_seed_3")
     assert "first_seed_3: done" in seed.stdout, seed.stdout + seed.stderr
-    one_line_error(capsys, ["run", one, runs / "second.yaml", "--out", out, "--set", "recipe=both"], "two runs would lie in the folder both")
+    one_line_error(capsys, ["run", one, runs / "second.yaml", "--out", out, "--set", "recipe=both"],
+                   "two runs would lie in the folder both")
     members = ["second/snapshot_1", "second/snapshot_2", "first", "first_seed_3"]
-    cycles = recipe(runs, "cycles", notebook="70_ensemble", members=members, weighting="greedy", filters=None, dense_units=None, batch_size=None, epochs=None)
+    cycles = recipe(runs, "cycles", notebook="06_ensemble", members=members, weighting="greedy",
+                    filters=None, dense_units=None, batch_size=None, epochs=None)
     done = bloodcell("run", cycles, "--data", SOURCE, "--profile", "full", "--out", out)
     assert "cycles: done" in done.stdout, done.stdout + done.stderr
     assert results(runs, "cycles")["members"] == members
@@ -64,18 +73,23 @@ def test_predict(runs):
     from bloodcell_nb.data import CLASS_NAMES
 
     image = np.asarray(Image.open(runs / "cell.png"))[None]
-    first, second = (keras.saving.load_model(runs / "out" / name / "model.keras", compile=False) for name in ("first", "second"))
+    first, second = (keras.saving.load_model(runs / "out" / name / "model.keras", compile=False)
+                     for name in ("first", "second"))
     alone = first.predict(image, verbose=0)[0]
     settings = json.loads((runs / "out" / "together" / "ensemble.json").read_text())
     views = np.concatenate([image, image[:, :, ::-1]])  # the ensemble was made with two
     assert settings["views"] == 2
     members = [model.predict(views, verbose=0).mean(axis=0) for model in (first, second)]
     both = np.average(members, axis=0, weights=settings["weights"]) ** (1 / settings["temperature"])
-    for place, expected in (("first", alone), ("together", both / both.sum()), ("first/model.keras", alone)):
-        done = bloodcell("predict", runs / "out" / place, runs / "cell.png", "--grad-cam", runs / "cam")
+    for place, expected in (("first", alone), ("together", both / both.sum()),
+                            ("first/model.keras", alone)):
+        done = bloodcell("predict", runs / "out" / place, runs / "cell.png", "--grad-cam",
+                         runs / "cam")
         assert done.returncode == 0, done.stderr
-        name, probability = done.stdout.splitlines()[0].partition("cell.png: ")[2].split("  ")[0].rsplit(" ", 1)
-        assert name == CLASS_NAMES[expected.argmax()] and abs(float(probability) - expected.max()) < 0.001, (place, done.stdout, expected)
+        name, probability = done.stdout.splitlines()[0].partition("cell.png: ")[2].split("  ")[
+            0].rsplit(" ", 1)
+        assert (name == CLASS_NAMES[expected.argmax()] and abs(
+            float(probability) - expected.max()) < 0.001), (place, done.stdout, expected)
         assert Image.open(runs / "cam" / "cell_grad_cam.png").size == (576, 288)
 
 
@@ -83,19 +97,30 @@ def test_bad_input_costs_one_line(runs, capsys):
     out, cell = runs / "out", runs / "cell.png"
     (runs / "text.png").write_text("no picture")
     (runs / "cut.keras").write_bytes((out / "first" / "model.keras").read_bytes()[:2000])
-    one_line_error(capsys, ["predict", out / "first", runs / "text.png"], "text.png cannot be read as an image")
-    one_line_error(capsys, ["predict", runs / "cut.keras", cell], "cut.keras", "not a Keras model that can be loaded safely")
-    one_line_error(capsys, ["predict", out / "none", cell], "expected a .keras file or the folder of a finished run")
-    one_line_error(capsys, ["submission", out / "first", "--out", runs / "cell.png"], "ends in .zip")
-    one_line_error(capsys, ["submission", out / "first", out / "together", "--out", runs / "a.zip"], "together is an ensemble already")
-    shutil.copytree(out / "first", runs / "weightless", ignore=shutil.ignore_patterns("model.keras"))
-    one_line_error(capsys, ["submission", runs / "weightless", "--out", runs / "a.zip"], "weightless holds no model.keras")
+    one_line_error(capsys, ["predict", out / "first", runs / "text.png"],
+                   "text.png cannot be read as an image")
+    one_line_error(capsys, ["predict", runs / "cut.keras", cell], "cut.keras",
+                   "not a Keras model that can be loaded safely")
+    one_line_error(capsys, ["predict", out / "none", cell],
+                   "expected a .keras file or the folder of a finished run")
+    one_line_error(capsys, ["submission", out / "first", "--out", runs / "cell.png"],
+                   "ends in .zip")
+    one_line_error(capsys, ["submission", out / "first", out / "together", "--out", runs / "a.zip"],
+                   "together is an ensemble already")
+    shutil.copytree(out / "first", runs / "weightless",
+                    ignore=shutil.ignore_patterns("model.keras"))
+    one_line_error(capsys, ["submission", runs / "weightless", "--out", runs / "a.zip"],
+                   "weightless holds no model.keras")
     assert not (runs / "a.zip").exists()
     (runs / "outside").mkdir()
-    (runs / "outside" / "ensemble.json").write_text(json.dumps({"members": ["../../first"], "weights": [1.0]}))
-    one_line_error(capsys, ["predict", runs / "outside", cell], "outside/ensemble.json, members: '..' cannot name a file or folder")
-    missing = bloodcell("run", recipe(runs, "missing", notebook="70_ensemble", members=["first", "nobody"], filters=None, dense_units=None, batch_size=None,
-                                      epochs=None), "--data", SOURCE, "--profile", "full", "--out", out)
+    (runs / "outside"
+     / "ensemble.json").write_text(json.dumps({"members": ["../../first"], "weights": [1.0]}))
+    one_line_error(capsys, ["predict", runs / "outside", cell],
+                   "outside/ensemble.json, members: '..' cannot name a file or folder")
+    missing = bloodcell("run", recipe(runs, "missing", notebook="06_ensemble", members=[
+        "first", "nobody"], filters=None, dense_units=None, batch_size=None,
+                                      epochs=None), "--data", SOURCE, "--profile", "full", "--out",
+                        out)
     assert missing.returncode == 1 and "nobody holds no predictions_val.npz" in missing.stdout
 
 
@@ -118,17 +143,21 @@ def test_submission_in_a_clean_process(runs, tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     one_line_error(capsys, ["submission", runs / "out" / "together", "--out", out], "exists")
     with zipfile.ZipFile(out) as archive:
-        assert sorted(archive.namelist()) == ["ensemble.json", "model.py", "model_1.keras", "model_2.keras"]
+        assert (sorted(archive.namelist()) == ["ensemble.json", "model.py", "model_1.keras",
+                                               "model_2.keras"])
         archive.extractall(tmp_path / "empty")
-    imports = re.findall(r"^(?:import|from) (\w+)", (tmp_path / "empty" / "model.py").read_text(), re.M)
+    imports = re.findall(r"^(?:import|from) (\w+)", (tmp_path / "empty" / "model.py").read_text(),
+                         re.M)
     assert set(imports) == {"json", "os", "keras", "numpy"}
-    from bloodcell_nb.data import load
     from bloodcell_nb.ensemble import load_classifier
+    from bloodcell_nb.sources import load
 
     images = load(SOURCE).images[:70]  # two batches and a part of one
     np.save(tmp_path / "empty" / "X.npy", images)
-    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "KERAS_BACKEND")}
-    done = subprocess.run([sys.executable, "-c", CLEAN], cwd=tmp_path / "empty", capture_output=True, text=True, env=clean)
+    clean = {key: value for key, value in os.environ.items()
+             if key not in ("PYTHONPATH", "KERAS_BACKEND")}
+    done = subprocess.run([sys.executable, "-c", CLEAN], cwd=tmp_path / "empty",
+                          capture_output=True, text=True, env=clean)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = load_classifier([runs / "out" / "together"]).predict(images).argmax(axis=1)
     assert np.array_equal(np.load(tmp_path / "empty" / "labels.npy"), expected)

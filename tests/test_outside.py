@@ -6,10 +6,13 @@ import numpy as np
 import papermill
 import pytest
 
-from bloodcell_nb import pipeline
-from bloodcell_nb.runs import check_recipe, run_key
+from bloodcell_nb import engine
+from bloodcell_nb.cli import main
+from bloodcell_nb.recipes import check_recipe
+from bloodcell_nb.records import run_key
 
-TRANSFER = {"notebook": "45_transfer", "recipe": "one", "backbone": "EfficientNetB0", "weights": "imagenet",
+TRANSFER = {"notebook": "04_efficientnet", "recipe": "one", "backbone": "EfficientNetB0",
+            "weights": "imagenet",
             "phases": [{"trainable": "head", "epochs": 1, "learning_rate": 1e-3}]}
 
 
@@ -27,8 +30,9 @@ def crowded(tmp_path, monkeypatch):
 def given(monkeypatch, recipe, out):
     "The parameters that the notebook of a recipe would get."
     found = []
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *arguments, **_: found.append(arguments[2]))
-    assert pipeline.execute(recipe, out)["state"] == "failed"  # nothing was run
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *arguments,
+                        **_: found.append(arguments[2]))
+    assert engine.execute(recipe, out)["state"] == "failed"  # nothing was run
     return found[0]
 
 
@@ -36,9 +40,12 @@ def test_keywords_reach_the_notebook(crowded, monkeypatch):
     recipe = check_recipe(TRANSFER | {"source": "synthetic"})
     parameters = given(monkeypatch, recipe, crowded / "out")
     assert (parameters["source"], parameters["weights"]) == ("synthetic", "imagenet")
-    assert json.loads((crowded / "out" / "one.partial" / "status.json").read_text())["key"] == run_key(recipe)
-    parameters = given(monkeypatch, recipe.model_copy(update={"source": "./synthetic", "weights": "./imagenet"}), crowded / "out")
-    assert (parameters["source"], parameters["weights"]) == (str(crowded / "synthetic"), str(crowded / "imagenet"))
+    assert (json.loads((crowded / "out" / "one.partial" / "status.json").read_text())[
+        "key"] == run_key(recipe))
+    parameters = given(monkeypatch, recipe.model_copy(
+        update={"source": "./synthetic", "weights": "./imagenet"}), crowded / "out")
+    assert (parameters["source"],
+            parameters["weights"]) == (str(crowded / "synthetic"), str(crowded / "imagenet"))
 
 
 def test_run_key_of_a_keyword(crowded, monkeypatch):
@@ -50,13 +57,16 @@ def test_run_key_of_a_keyword(crowded, monkeypatch):
 
 
 def test_a_foreign_file_writes_nothing_outside(tmp_path, capsys):
-    "The command itself: an npz whose ids climb out of the destination, and a zip that would fill the memory."
+    """The command itself: an npz whose ids climb out of the destination, and a zip that would
+    fill the memory.
+    """
     labels = np.arange(16) % 8
-    np.savez(tmp_path / "foreign.npz", images=np.zeros((16, 8, 8, 3), np.uint8), labels=labels, ids=["../../../x", *map(str, range(15))])
-    assert pipeline.main(["convert", str(tmp_path / "foreign.npz"), str(tmp_path / "a" / "b" / "tree")]) == 2
+    np.savez(tmp_path / "foreign.npz", images=np.zeros((16, 8, 8, 3), np.uint8), labels=labels,
+             ids=["../../../x", *map(str, range(15))])
+    assert main(["convert", str(tmp_path / "foreign.npz"), str(tmp_path / "a" / "b" / "tree")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("basophil/1.png", bytes(100 * 2**20))
-    assert pipeline.main(["convert", str(tmp_path / "bomb.zip"), str(tmp_path / "a" / "tree")]) == 2
+    assert main(["convert", str(tmp_path / "bomb.zip"), str(tmp_path / "a" / "tree")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bomb.zip", "foreign.npz"]

@@ -16,14 +16,16 @@ import pytest
 import yaml
 
 import bloodcell_nb
+from bloodcell_nb import records
 from bloodcell_nb.augmentation import Policy
 from bloodcell_nb.custom_cnn import custom_cnn
+from bloodcell_nb.recipes import SCHEMAS, check_recipe, read_recipe, recipes
+from bloodcell_nb.records import code_fingerprint, environment
 from bloodcell_nb.report import gains_table, results_table
-from bloodcell_nb.runs import SCHEMAS, check_recipe, code_fingerprint, environment, read_recipe, recipes
 from bloodcell_nb.transfer import set_trainable, transfer_model
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[1-9]*.ipynb"))
+NOTEBOOKS = [ROOT / "nbs" / f"{name}.ipynb" for name in SCHEMAS]  # what papermill runs
 
 
 def settings():
@@ -34,7 +36,8 @@ def settings():
 
 def pins(lines):
     "Name, as package indexes compare it, and version."
-    return {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in lines}
+    return {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1]
+            for line in lines}
 
 
 def test_one_source_of_dependencies():
@@ -54,8 +57,10 @@ def test_lock_holds_versions_only():
 
 
 def test_nothing_of_this_machine_is_committed():
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    mine = [str(ROOT), str(Path.home()) + "/", "/" + "site-packages/", "/tmp/" + "ipykernel"]  # this clone's place, and any environment's
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True,
+                           check=True).stdout.split("\0")
+    # this clone's place, and any environment's
+    mine = [str(ROOT), str(Path.home()) + "/", "/" + "site-packages/", "/tmp/" + "ipykernel"]
     for name in filter(None, files):
         path = ROOT / name
         if path.suffix in {".png", ".npz"} or not path.is_file():
@@ -65,12 +70,15 @@ def test_nothing_of_this_machine_is_committed():
 
 
 def test_no_picture_of_real_cells_is_committed():
-    files = subprocess.run(["git", "ls-files", "reports"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    files = subprocess.run(["git", "ls-files", "reports"], cwd=ROOT, capture_output=True, text=True,
+                           check=True).stdout.split("\n")
     assert not [name for name in files if "/cells/" in name or name.endswith("cells.html")]
     for name in files:
         if name.endswith("notebook.ipynb"):
-            outputs = [output for cell in json.loads((ROOT / name).read_text())["cells"] for output in cell.get("outputs", [])]
-            assert not [output for output in outputs if output.get("metadata", {}).get("cells") and "image/png" in output["data"]], name
+            outputs = [output for cell in json.loads((ROOT / name).read_text())["cells"]
+                       for output in cell.get("outputs", [])]
+            assert (not [output for output in outputs if output.get("metadata", {}).get("cells")
+                         and "image/png" in output["data"]]), name
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -89,18 +97,38 @@ def test_parameters_cell_agrees_with_schema(notebook, caplog):
     assert not caplog.records, "papermill cannot read a line of the parameters cell"
     fields = SCHEMAS[notebook].model_fields
     assert set(found) == set(fields)
-    small = {"notebook", "recipe", "source", "epochs", "val_share", "embedding_images", "smote_images",
+    small = {"notebook", "recipe", "source", "epochs", "val_share", "embedding_images",
+             "smote_images",
              "backbone", "weights", "alpha", "phases"}  # the demonstration's own
     for name in set(fields) - small:
         default = found[name]["default"]
-        assert yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[name].default, name
+        assert (yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[
+            name].default), name
+
+
+def test_a_baseline_is_a_step_too():
+    """What a recipe is compared with exists, has words of its own, and is not compared with it in
+    turn.
+    """
+    found = {name: read_recipe(path) for name, path in recipes().items()}
+    for recipe in found.values():
+        seen = [recipe.recipe]
+        while recipe.baseline:
+            assert found[recipe.baseline].step and recipe.step and recipe.baseline not in seen, seen
+            recipe = found[recipe.baseline]
+            seen.append(recipe.recipe)
 
 
 @functools.lru_cache
 def built(backbone, alpha):
-    "A network of this backbone without weights; recipes that share one differ in what the tests below do with it."
-    return transfer_model(check_recipe({"notebook": "45_transfer", "recipe": "built", "backbone": backbone, "alpha": alpha, "weights": "none",
-                                        "phases": [{"trainable": "head", "epochs": 1, "learning_rate": 1e-3}]}), (96, 96))
+    """A network of this backbone without weights.
+
+    Recipes that share one differ in what the tests below do with it.
+    """
+    return transfer_model(check_recipe({"notebook": "04_efficientnet", "recipe": "built",
+                                        "backbone": backbone, "alpha": alpha, "weights": "none",
+                                        "phases": [{"trainable": "head", "epochs": 1,
+                                                    "learning_rate": 1e-3}]}), (96, 96))
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -108,37 +136,50 @@ def test_recipe(name):
     "Its schema, its network and what moves in each phase, its policy."
     recipe = read_recipe(recipes()[name])
     assert recipe.source == "synthetic" and recipe.out == "", "a recipe names no data and no place"
-    if recipe.notebook == "40_custom_cnn":
-        model = custom_cnn((96, 96), 8, recipe.filters, recipe.dropout, recipe.dense_units, recipe.head_dropout, recipe.batch_norm, recipe.l2)
+    if recipe.notebook == "03_custom_cnn":
+        model = custom_cnn((96, 96), 8, recipe.filters, recipe.dropout, recipe.dense_units,
+                           recipe.head_dropout, recipe.batch_norm, recipe.l2)
         assert model.output_shape == (None, 8)
-    if recipe.notebook == "45_transfer":
+    if recipe.notebook in ("04_efficientnet", "05_convnext"):
         model = built(recipe.backbone, recipe.alpha)
-        moving = [len(set_trainable(model, phase.trainable, recipe.train_batch_norm)) for phase in recipe.phases]
-        assert moving == sorted(moving) and (moving[0] == 0) == (recipe.phases[0].trainable == "head")
-        assert all((phase.trainable == "head") == (count == 0) for phase, count in zip(recipe.phases, moving, strict=True))
+        moving = [len(set_trainable(model, phase.trainable, recipe.train_batch_norm))
+                  for phase in recipe.phases]
+        assert (moving == sorted(moving)
+                and (moving[0] == 0) == (recipe.phases[0].trainable == "head"))
+        assert all((phase.trainable == "head") == (count == 0) for phase,
+                   count in zip(recipe.phases, moving, strict=True))
     if getattr(recipe, "augmentation", None):
         policy = Policy(recipe.augmentation, library=recipe.augmentation_library)
         assert len(policy.changes) + len(policy.mixers) == len(recipe.augmentation)
 
 
 def imported(notebook, folder):
-    "Modules of the project in `folder` that a notebook's code imports, as Python's own module finder sees it."
+    """Modules of the project in `folder` that a notebook's code imports, as Python's own module
+    finder sees it.
+    """
     script, finder = folder / f"{notebook}.py", ModuleFinder([str(folder)])
     cells = json.loads((folder / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    script.write_text("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), encoding="utf-8")
+    script.write_text("\n".join("".join(cell["source"]) for cell in cells
+                                if cell["cell_type"] == "code"), encoding="utf-8")
     finder.run_script(str(script))
-    return {Path(module.__file__).name for module in finder.modules.values() if module.__name__.startswith("bloodcell_nb")}
+    return {Path(module.__file__).name for module in finder.modules.values()
+            if module.__name__.startswith("bloodcell_nb")}
 
 
 def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
-    "One character in a module changes the keys of exactly those notebooks that import it, directly or not."
-    shutil.copytree(ROOT / "bloodcell_nb", tmp_path / "bloodcell_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    """One character in a module changes the keys of exactly those notebooks that import it,
+    directly or not.
+    """
+    shutil.copytree(ROOT / "bloodcell_nb", tmp_path / "bloodcell_nb",
+                    ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "nbs").mkdir()
     for name in SCHEMAS:
         cells = json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-        (tmp_path / "nbs" / f"{name}.ipynb").write_text(json.dumps({"cells": [cell | {"outputs": []} for cell in cells]}), encoding="utf-8")
+        (tmp_path / "nbs" / f"{name}.ipynb").write_text(
+            json.dumps({"cells": [cell | {"outputs": []} for cell in cells]}), encoding="utf-8")
     monkeypatch.setattr(bloodcell_nb, "__file__", str(tmp_path / "bloodcell_nb" / "__init__.py"))
-    before, changed = {name: code_fingerprint(name) for name in SCHEMAS}, {name: set() for name in SCHEMAS}
+    before, changed = {name: code_fingerprint(name)
+                       for name in SCHEMAS}, {name: set() for name in SCHEMAS}
     for path in (tmp_path / "bloodcell_nb").glob("*.py"):
         code = path.read_text(encoding="utf-8")
         path.write_text(code + "#", encoding="utf-8")
@@ -147,9 +188,11 @@ def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
                 changed[name].add(path.name)
         path.write_text(code, encoding="utf-8")
     assert changed == {name: imported(name, tmp_path) for name in SCHEMAS}
-    assert changed["40_custom_cnn"] >= {"data.py", "shift.py", "synthetic.py", "training.py", "augmentation.py", "analysis.py"}
-    assert changed["60_convnext"] >= {"augmentation.py", "data.py", "efficientnet.py", "runs.py", "synthetic.py"}
-    assert not {"pipeline.py", "report.py"} & changed["40_custom_cnn"]
+    assert (changed["03_custom_cnn"] >= {"data.py", "shift.py", "synthetic.py", "training.py",
+                                         "augmentation.py", "analysis.py"})
+    assert (changed["05_convnext"] >= {"augmentation.py", "data.py", "records.py", "synthetic.py",
+                                       "transfer.py"})
+    assert not {"cli.py", "engine.py", "report.py"} & changed["03_custom_cnn"]
 
 
 def test_the_record_names_every_library():
@@ -161,16 +204,51 @@ def test_the_record_names_every_library():
             found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             names |= {name.partition(".")[0] for name in found}
     owners = packages_distributions()
-    wanted = {owners[name][0].lower().replace("_", "-") for name in names - {"bloodcell_nb"} if name in owners}
+    wanted = {owners[name][0].lower().replace("_", "-") for name in names - {"bloodcell_nb"}
+              if name in owners}
     assert "numpy" in wanted and wanted - set(environment()["libraries"]) == set()
 
 
+def module_imports():
+    "Modules of the project that each module imports, at its top or in a function."
+    return {path.stem: records._imports(path.read_text(encoding="utf-8"))
+            for path in (ROOT / "bloodcell_nb").glob("*.py") if not path.stem.startswith("_")}
+
+
+def test_modules_import_in_one_direction():
+    "Imports go in no circle; data stands at the bottom."
+    left = module_imports()
+    assert left["data"] == set() and left["synthetic"] == {"data"}
+    while left:
+        ground = [name for name, imported in left.items() if not imported & left.keys()]
+        assert ground, f"a circle among {sorted(left)}"
+        left = {name: imported for name, imported in left.items() if name not in ground}
+
+
+def test_no_module_is_long():
+    for path in (ROOT / "bloodcell_nb").glob("*.py"):
+        length = len(path.read_text(encoding="utf-8").splitlines())
+        assert length <= 500 or path.name == "_modidx.py", (path.name, length)
+
+
+def test_exported_cells_are_short():
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and source.startswith("#| export"):
+                assert source.count("\n") < 60, (path.name, source[:60])
+
+
 def test_import_is_light():
-    "Whoever imports the package or its data waits for no library that draws, learns or runs notebooks."
-    heavy = {"keras", "tensorflow", "jax", "torch", "sklearn", "scipy", "imblearn", "imagehash", "PIL", "matplotlib", "papermill", "IPython"}
+    """Whoever imports the package or its data waits for no library that draws, learns or runs
+    notebooks.
+    """
+    heavy = {"keras", "tensorflow", "jax", "torch", "sklearn", "scipy", "imblearn", "imagehash",
+             "PIL", "matplotlib", "papermill", "IPython"}
     for module, allowed in (("bloodcell_nb", set()), ("bloodcell_nb.data", {"PIL"})):
         code = f"import sys, {module}; print(*sys.modules)"
-        loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                check=True).stdout.split()
         assert module in loaded and heavy & set(loaded) <= allowed, heavy & set(loaded)
 
 

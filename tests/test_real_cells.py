@@ -7,15 +7,19 @@ import pytest
 from PIL import Image
 
 from bloodcell_nb.analysis import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
-from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, course_arrays, fold_indices, load, save, split_indices
+from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, fold_indices, split_indices
 from bloodcell_nb.data import _read_tree as load_tree  # without asking for all classes
 from bloodcell_nb.shift import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
+from bloodcell_nb.sources import course_arrays, load, save
 
-# of every hundredth test cell: checksum of the pixels as Pillow decodes them, and sums of grey levels under version 1 of the stand-in,
+# of every hundredth test cell: checksum of the pixels as Pillow decodes them, and sums of grey
+# levels under version 1 of the stand-in,
 # with the locked NumPy 2.4.6, SciPy 1.17.1 and Pillow 13.0.0
 CLEAN_CRC32 = 3109761112
-STAND_IN_SUMS = [4297689, 3167473, 4990576, 5688052, 4917357, 3720630, 6228574, 2808062, 2738152, 3847209, 5764602, 6195290, 3474825,
-                 5091778, 5255380, 5174699, 4591665, 4969856, 3964931, 3430089, 5452294, 3924470, 2236975, 4903893, 4990456]
+STAND_IN_SUMS = [4297689, 3167473, 4990576, 5688052, 4917357, 3720630, 6228574, 2808062, 2738152,
+                 3847209, 5764602, 6195290, 3474825,
+                 5091778, 5255380, 5174699, 4591665, 4969856, 3964931, 3430089, 5452294, 3924470,
+                 2236975, 4903893, 4990456]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +44,16 @@ def test_rebuild_is_pixel_exact(originals):
     assert len(rebuilt) == 200 and rebuilt.counts.tolist() == [25] * 8
     folders = dict(zip(CLASS_NAMES, (*CLASS_NAMES[:3], "ig", *CLASS_NAMES[4:]), strict=True))
     for image, label, name in zip(rebuilt.images, rebuilt.labels, rebuilt.ids, strict=True):
-        expected = Image.open(originals / "expected_96" / folders[CLASS_NAMES[label]] / f"{name}.png").convert("RGB")
+        expected = Image.open(originals / "expected_96"
+                              / folders[CLASS_NAMES[label]] / f"{name}.png").convert("RGB")
         assert np.array_equal(image, np.asarray(expected)), name
 
 
 @pytest.mark.parametrize("size", [(360, 363), (366, 369), (280, 280), (2000, 1500)])
 def test_predict_reads_as_load_does(originals, tmp_path, size):
-    "One rule: originals are cut to their centre, an image of another size is used whole, in a folder and alone."
+    """One rule: originals are cut to their centre, an image of another size is used whole, in a
+    folder and alone.
+    """
     from bloodcell_nb.ensemble import read_picture
 
     for source in sorted((originals / "jpg").rglob("*.jpg"))[::40]:
@@ -64,7 +71,8 @@ def test_predict_reads_as_load_does(originals, tmp_path, size):
 
 def test_originals_to_course_file(originals, tmp_path):
     file = tmp_path / "training_set.npz"
-    done = subprocess.run(["bloodcell", "convert", str(originals / "jpg"), str(file), "--course"], capture_output=True, text=True)
+    done = subprocess.run(["bloodcell", "convert", str(originals / "jpg"), str(file), "--course"],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with np.load(file) as arrays:
         assert arrays["images"].shape == (2000, 96, 96, 3) and arrays["images"].dtype == np.uint8
@@ -85,10 +93,12 @@ def test_duplicates_in_the_course_file(course):
     hashes = perceptual_hashes(images)
     groups = duplicate_groups(hashes, 8)
     found = list_groups(groups)
-    # 17 pairs are pixel-identical before encoding; WebP encodes equal pixels to equal bytes, so the hash finds all of them
+    # 17 pairs are pixel-identical before encoding; WebP encodes equal pixels to equal bytes, so the
+    # hash finds all of them
     assert [len(group) for group in found] == [1600, 200] + [2] * 17
     assert all((images[group] == images[group[0]]).all() for group in found), "a false group"
-    assert [len(list_groups(duplicate_groups(hashes, distance))) for distance in (0, 25)] == [19, 19], "any threshold up to 25 bits does"
+    assert ([len(list_groups(duplicate_groups(hashes, distance)))
+             for distance in (0, 25)] == [19, 19]), "any threshold up to 25 bits does"
     from bloodcell_nb.data import Cells
 
     whole = Cells(images, labels)
@@ -101,7 +111,7 @@ def test_duplicates_in_the_course_file(course):
 
 
 def test_inspect_names_what_is_wrong_with_the_course_file(course, tmp_path, capsys):
-    from bloodcell_nb.pipeline import inspect
+    from bloodcell_nb.cli import inspect
 
     np.savez(tmp_path / "course.npz", images=course[0], labels=course[1])
     inspect(str(tmp_path / "course.npz"))
@@ -110,7 +120,8 @@ def test_inspect_names_what_is_wrong_with_the_course_file(course, tmp_path, caps
     assert f"1,600 copies, first 011959 (basophil), image 11959; labels: {counts}\n" in said
     assert "200 copies, first 013559 (monocyte), image 13559; labels: monocyte 200\n" in said
     assert "17 pairs; with conflicting labels: 1\n" in said and said.count(" = ") == 17
-    assert "cleaning drops 1,818: 1,800 injected, 2 conflicting labels, 16 duplicate; keeps 11,941\n" in said
+    assert ("cleaning drops 1,818: 1,800 injected, 2 conflicting labels, 16 duplicate; keeps "
+            "11,941\n" in said)
 
 
 def test_duplicates_never_straddle(cells):
@@ -126,17 +137,21 @@ def test_duplicates_never_straddle(cells):
 def test_every_corruption_hurts_more_with_severity(cells):
     some = cells.part("test").images[:240]
     for name in CORRUPTIONS:
-        mild, strong = (np.abs(corrupt(some, name, severity).astype(int) - some).mean(axis=(1, 2, 3)) for severity in (1, 5))
+        mild, strong = (np.abs(corrupt(some, name, severity).astype(int) - some).mean(
+            axis=(1, 2, 3)) for severity in (1, 5))
         assert (mild > 0).all() and (strong > 0).all() and strong.mean() > 1.3 * mild.mean(), name
 
 
 def test_stand_in_is_frozen(cells):
     some = cells.part("test")[::100]
     assert STAND_IN_VERSION == 1
-    assert zlib.crc32(some.images.tobytes()) == CLEAN_CRC32, "the cells are others, or are decoded to other pixels"
+    assert (
+        zlib.crc32(
+            some.images.tobytes()) == CLEAN_CRC32), "other cells or other pixels"
     sums = stand_in(some).images.sum(axis=(1, 2, 3), dtype=np.int64)
     # ten levels in the 27,648 values of an image are room for another rounding
-    assert np.abs(sums - STAND_IN_SUMS).max() <= 10, "scores of one version must stay comparable: raise STAND_IN_VERSION"
+    assert (np.abs(sums
+                   - STAND_IN_SUMS).max() <= 10), "one version, one scale: raise STAND_IN_VERSION"
 
 
 def test_png_tree_and_back(cells, tmp_path):
@@ -144,4 +159,5 @@ def test_png_tree_and_back(cells, tmp_path):
     tree = save(some, tmp_path / "tree")
     back = load(tree)
     order = np.lexsort((some.ids,))
-    assert np.array_equal(back.images, some.images[order]) and (back.labels == some.labels[order]).all() and (back.ids == some.ids[order]).all()
+    assert (np.array_equal(back.images, some.images[order])
+            and (back.labels == some.labels[order]).all() and (back.ids == some.ids[order]).all())

@@ -1,4 +1,6 @@
-"The page of all runs: odd records cost nothing, what a record says stays text, the template is shipped."
+"""The page of all runs: odd records cost nothing, what a record says stays text, the template is
+shipped.
+"""
 import json
 import os
 import re
@@ -13,10 +15,15 @@ import numpy as np
 import pytest
 from test_command import bloodcell
 
-from bloodcell_nb.convnext import cost_table
-from bloodcell_nb.efficientnet import SMALL_LADDER, ladder_table
-from bloodcell_nb.report import build_report, gains_table, results_table
-from bloodcell_nb.runs import read_runs
+from bloodcell_nb.records import read_runs
+from bloodcell_nb.report import (
+    build_report,
+    cost_table,
+    gains_table,
+    ladder_table,
+    ladders,
+    results_table,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports" / "pbc96"
@@ -59,12 +66,17 @@ WAYS = {  # how one of two runs is spoiled, and what the page says of it
     "cut predictions": (cut("predictions_stand_in.npz"), "predictions_stand_in.npz cannot be read"),
     "cut record": (cut("metrics.json"), "metrics.json cannot be read"),
     "no record": (lambda run: (run / "metrics.json").unlink(), "metrics.json cannot be read"),
-    "foreign record": (lambda run: (run / "metrics.json").write_text('{"score": 1}'), "recipe is missing"),
-    "older record": (change("metrics.json", lambda whole: whole["results"]["stand_in"].pop("interval_95")), "results.stand_in.interval_95 is missing"),
-    "wrong type": (change("metrics.json", lambda whole: whole["results"]["test"].update(accuracy="high")), "results.test.accuracy is 'high'"),
-    "cut status": (lambda run: (run / "status.json").write_text('{"state": "do'), "status.json cannot be read"),
+    "foreign record": (lambda run: (run / "metrics.json").write_text('{"score": 1}'),
+                       "recipe is missing"),
+    "older record": (change("metrics.json", lambda whole: whole["results"]["stand_in"].pop(
+        "interval_95")), "results.stand_in.interval_95 is missing"),
+    "wrong type": (change("metrics.json", lambda whole: whole["results"]["test"].update(
+        accuracy="high")), "results.test.accuracy is 'high'"),
+    "cut status": (lambda run: (run / "status.json").write_text('{"state": "do'),
+                   "status.json cannot be read"),
     "foreign status": (lambda run: (run / "status.json").write_text("[1]"), "status.json"),
-    "status is a folder": (lambda run: ((run / "status.json").unlink(), (run / "status.json").mkdir()), "status.json cannot be read"),
+    "status is a folder": (lambda run: ((run / "status.json").unlink(), (
+        run / "status.json").mkdir()), "status.json cannot be read"),
 }
 
 
@@ -72,27 +84,42 @@ WAYS = {  # how one of two runs is spoiled, and what the page says of it
 def test_an_odd_run_is_named_and_costs_nothing_else(folder, way, capsys):
     spoil, reason = WAYS[way]
     whole = unescape(build_report(folder).read_text())
-    assert "What each augmentation was worth" in whole and "Left out of the tables" not in whole
+    assert "What each step was worth" in whole and "Left out of the tables" not in whole
     spoil(folder / ODD)
     page = unescape(build_report(folder).read_text())
     named = page[page.index("Left out of the tables"):]
     assert ODD in named and reason in named, named
     assert ODD in capsys.readouterr().out
     row = re.compile(rf'<tr><td><a href="#{GOOD}-.+?</tr>', re.S)
+    assert (folder / "figures" / "ladder.png").is_file() and 'src="figures/ladder.png"' in whole
     assert row.search(page).group() == row.search(whole).group() and f'<h3 id="{GOOD}-' in page
     shown = f"| {GOOD} |"
     assert shown in results_table(folder) and len(gains_table(folder).splitlines()) == 2
     runs = read_runs(folder)
     assert GOOD in [row[0] for row in cost_table(runs)]
     kept = bool([run for run in runs if run.name == ODD and run.test])
-    states = {step.recipe: row[2] for step, row in zip(SMALL_LADDER, ladder_table(SMALL_LADDER, runs), strict=True)}
+    small = next(steps for steps in ladders() if ODD in [step.recipe for step in steps])
+    states = {step.recipe: row[2] for step, row in zip(small, ladder_table(small, runs),
+                                                       strict=True)}
     assert states[ODD][:2] == ("0." if kept else "un") and states[GOOD].startswith("0.")
+
+
+def test_a_record_of_a_notebook_that_is_gone_is_shown(folder):
+    "A record says what ran then; only recipes are compared with today's notebooks."
+    record = json.loads((folder / GOOD / "metrics.json").read_text())
+    record["recipe"]["notebook"] = "45_gone"
+    (folder / GOOD / "metrics.json").write_text(json.dumps(record))
+    assert (GOOD in [run.name for run in read_runs(folder) if run.test]
+            and f"| {GOOD} |" in results_table(folder))
+    page = build_report(folder).read_text()
+    assert f'<h3 id="{GOOD}-' in page and "Left out of the tables" not in page
 
 
 def test_report_command_names_odd_runs(folder):
     cut("metrics.json")(folder / ODD)
     done = bloodcell("report", folder)
-    assert done.returncode == 0 and ODD in done.stdout and "index.html" in done.stdout, done.stdout + done.stderr
+    assert (done.returncode == 0 and ODD in done.stdout
+            and "index.html" in done.stdout), done.stdout + done.stderr
 
 
 LESS = "(" if os.name == "nt" else "<"  # Windows has no such file names
@@ -102,7 +129,8 @@ SCRIPT = "<script>alert(1)</script>\"'"
 def replaced(value, kept=()):
     "The same with every text replaced, keys of free tables too."
     if isinstance(value, dict):
-        return {key if re.fullmatch(r"[a-z_0-9]+", key) else SCRIPT + key: item if key in kept else replaced(item, kept) for key, item in value.items()}
+        return {key if re.fullmatch(r"[a-z_0-9]+", key) else SCRIPT + key: item if key in kept
+                else replaced(item, kept) for key, item in value.items()}
     if isinstance(value, list):
         return [replaced(item, kept) for item in value]
     return SCRIPT if isinstance(value, str) else value
@@ -115,7 +143,8 @@ def test_what_a_record_says_stays_text(tmp_path):
         for file in ("status.json", "metrics.json"):
             whole = replaced(json.loads((RECORDS / name / file).read_text()), kept=("state",))
             if "models" in whole.get("results", {}):
-                whole["results"]["models"] = {SCRIPT: next(iter(whole["results"]["models"].values()))}
+                whole["results"]["models"] = {
+                    SCRIPT: next(iter(whole["results"]["models"].values()))}
             (place / file).write_text(json.dumps(whole))
     failed = {"state": SCRIPT, "recipe": SCRIPT, "error": SCRIPT}
     for name, status in (("failed", failed), ("odd", failed | {"profile": 3})):
@@ -126,7 +155,8 @@ def test_what_a_record_says_stays_text(tmp_path):
     page = build_report(tmp_path).read_text()
     assert "<script" not in page and "</script" not in page and "\"'" not in page
     assert len(re.findall("&lt;script&gt;alert", page)) > 40, "all of it is shown, as text"
-    for words in ("in AlexNet's errors", "most alike", "Members (weights)", "cross-validation", "Left out of the tables", "Did not finish"):
+    for words in ("in AlexNet's errors", "most alike", "Members (weights)", "cross-validation",
+                  "Left out of the tables", "Did not finish"):
         assert words in unescape(page), words
 
 
@@ -136,7 +166,8 @@ def test_links_are_relative_quoted_and_lead_to_files(folder):
     page = build_report(folder).read_text()
     links = [unescape(link) for link in re.findall(r'(?:href|src)="([^"]*)"', page)]
     places = [link for link in links if not link.startswith("#")]
-    assert len(places) > 3 and all((folder / unquote(link)).is_file() and not re.search(r"[ #&']", link) for link in places)
+    assert (len(places) > 3 and all((folder / unquote(link)).is_file()
+                                    and not re.search(r"[ #&']", link) for link in places))
     anchors = {unescape(anchor) for anchor in re.findall(r'id="([^"]*)"', page)}
     assert anchors == {unquote(link[1:]) for link in links if link.startswith("#")}
 
@@ -145,6 +176,7 @@ def test_the_template_is_shipped(tmp_path):
     for name in ("setup.py", "pyproject.toml", "settings.ini"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "bloodcell_nb", tmp_path / "bloodcell_nb")
-    done = subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"],
+                          cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "built" / "bloodcell_nb" / "report.html.j2").is_file()
