@@ -6,6 +6,7 @@ Each measurement has a process of its own.
     python benchmarks/throughput.py --keras                 # our step beside a bare Keras fit
     python benchmarks/throughput.py --grow                  # ours over batch size, images
     python benchmarks/throughput.py --overhead              # what a run costs beside its work
+    python benchmarks/throughput.py --depthwise             # our ConvNeXt beside Keras'
 
 `KERAS_BACKEND` chooses ours (tensorflow, jax, torch). PyTorch's side needs torch, torchvision and
 timm; where they are missing its rows say so.
@@ -25,6 +26,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 NETWORKS = ("custom_cnn", "EfficientNetB2", "ConvNeXtBase")
+TIMM = {"EfficientNetB2": "efficientnet_b2", "ConvNeXtBase": "convnext_base",
+        "ConvNeXtTiny": "convnext_tiny"}
 
 
 def cells_of(count):
@@ -161,14 +164,37 @@ def beside_keras(task):
     return {name: float(np.median(some)) for name, some in speeds.items()}
 
 
+def depthwise(task):
+    "Training speed of ConvNeXt as we and as keras.applications build it; epochs in turn, medians."
+    import keras
+    import numpy as np
+
+    from bloodcell_nb.convnext import convnext_backbone
+
+    train, speeds, sides = cells_of(task["images"]), {}, {}
+    options = {"include_top": False, "weights": None, "input_shape": (96, 96, 3), "pooling": "avg"}
+    build = getattr(keras.applications, task["network"])
+    backbones = {"ours": convnext_backbone(task["network"]), "keras.applications": build(**options)}
+    for name, backbone in backbones.items():
+        model = keras.Sequential([backbone, keras.layers.Dense(8, "softmax")])
+        model.compile(keras.optimizers.AdamW(1e-3), "sparse_categorical_crossentropy")
+        model.train_on_batch(train.images[: task["batch"]], train.labels[: task["batch"]])
+        sides[name], speeds[name] = model, []
+    for _ in range(3):
+        for name, model in sides.items():
+            start = time.perf_counter()
+            model.fit(train.images, train.labels, batch_size=task["batch"], verbose=0)
+            speeds[name].append(len(train) / (time.perf_counter() - start))
+    return {name: float(np.median(values)) for name, values in speeds.items()}
+
+
 def torch_network(name):
     "The same network in PyTorch."
     import timm
     from torch import nn
 
     if name != "custom_cnn":
-        return timm.create_model({"EfficientNetB2": "efficientnet_b2",
-                                  "ConvNeXtBase": "convnext_base"}[name], num_classes=8)
+        return timm.create_model(TIMM[name], num_classes=8)
     layers, channels = [], 3
     for count in (32, 64, 128, 256):
         layers += [nn.Conv2d(channels, count, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -353,6 +379,18 @@ def keras_beside(options, task, rate):
             f"{share:.2f}" for share in shares]) + " |", flush=True)
 
 
+def depthwise_beside(options, task):
+    "Print our ConvNeXt's training speed beside that of the same network in keras.applications."
+    print("| network | ours, images/s | keras.applications | ratio |\n" + "|---" * 4 + "|")
+    for network in options.networks:
+        found = here("depthwise", task | {"network": network})
+        if "error" in found:
+            print(f"| {network} | {found['error']} | | |")
+        else:
+            ours, theirs = found.values()
+            print(f"| {network} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |", flush=True)
+
+
 def grow(options, task, rate):
     "Print ours over the batch size, and the time of an epoch over the number of images."
     def row(start, some, texts):
@@ -418,7 +456,7 @@ def main():
     if sys.argv[1:2] == ["--one"]:  # a measurement, in a process that `here` started
         return print(json.dumps(globals()[sys.argv[2]](json.loads(sys.argv[3]))))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
+    parser.add_argument("--networks", nargs="+", choices=(*NETWORKS, "ConvNeXtTiny"))
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--images", type=int, default=2048, help="in the training part, synthetic")
     parser.add_argument("--seconds", type=float, default=10,
@@ -437,11 +475,16 @@ def main():
                         default=[1_000, 3_000, 10_000, 30_000, 100_000])
     parser.add_argument("--overhead", action="store_true",
                         help="measure what a run costs beside its work instead")
+    parser.add_argument("--depthwise", action="store_true",
+                        help="measure our ConvNeXt against keras.applications' instead; Tiny")
     options = parser.parse_args()
+    options.networks = options.networks or (["ConvNeXtTiny"] if options.depthwise else NETWORKS)
     if options.overhead:
         return overhead()
     task = {"batch": options.batch, "images": options.images, "seconds": options.seconds,
             "steps": options.steps, "bfloat16": options.bfloat16, "heavy": False}
+    if options.depthwise:
+        return depthwise_beside(options, task)
     measured = here("matrix_rate", task)
     if "error" in measured:
         raise SystemExit(measured["error"])

@@ -52,7 +52,10 @@ def make_optimizer(
     rate, floor = recipe.learning_rate, min(recipe.final_learning_rate, recipe.learning_rate)
     schedules, every = keras.optimizers.schedules, steps * recipe.epochs
     if recipe.schedule == "cosine":
-        rate = schedules.CosineDecay(rate, every, alpha=floor / rate)
+        warm = int(recipe.warmup * every)
+        first = {"warmup_target": rate, "warmup_steps": warm} if warm else {}
+        rate = schedules.CosineDecay(0.0 if warm else rate, every - warm, alpha=floor / rate,
+                                     **first)
     elif recipe.schedule == "cosine_restarts":
         rate = CosineCycles(rate, [steps * end for end in cycle_ends(recipe.epochs)], floor)
     elif recipe.schedule == "exponential":

@@ -93,6 +93,7 @@ class TrainingRecipe(Recipe):
     validation_split: Literal["source", "stratified", "random"] = "source"
     # standard deviation of noise on the validation split, grey levels
     validation_noise: float = Field(0.0, ge=0, le=128)
+    warmup: Rate = 0.0  # share of the steps in which a cosine first rises from 0
     # momentum of the running average of the weights, which is what is validated and kept; 0: none
     ema: Rate = 0.0
     mixed_precision: bool = False  # bfloat16 arithmetic with float32 weights, for a GPU
@@ -160,6 +161,10 @@ class EfficientNetRecipe(TransferRecipe):
 class ConvNeXtRecipe(TransferRecipe):
     "05_convnext"
     notebook: Literal["05_convnext"]
+    backbone: str = Field(pattern="^ConvNeXt")
+    # what each block's residual is multiplied by at first
+    layer_scale: float = Field(1e-6, gt=0, le=1)
+    drop_path: Rate = 0.0  # rate at which training leaves out the last block; the first: never
 
 
 class ReaderRecipe(Recipe):
@@ -212,6 +217,9 @@ def check_recipe(
     if getattr(recipe, "plateau", False) and recipe.schedule != "constant":
         raise RecipeError(f"{where}: plateau is true with schedule {recipe.schedule!r}; one thing "
                           "can set the learning rate: use schedule constant")
+    if getattr(recipe, "warmup", 0) and recipe.schedule != "cosine":
+        raise RecipeError(f"{where}: warmup is {recipe.warmup} with schedule {recipe.schedule!r}; "
+                          "the learning rate warms up to a cosine: use schedule cosine")
     if getattr(recipe, "snapshots", False) and recipe.schedule != "cosine_restarts":
         raise RecipeError(f"{where}: snapshots is true with schedule {recipe.schedule!r}; a "
                           "network is kept at the end of each cycle of cosine_restarts")

@@ -14,17 +14,19 @@ from pathlib import Path
 import keras
 from keras import layers
 
+from .convnext import CONVNEXTS, convnext_backbone
 from .data import Cells, DataError
+from .efficientnet import LITE, efficientnet_lite
 from .recipes import TransferRecipe
 from .records import Run
 from .training import Fit, fit, precision
 
 # %% ../nbs/reference/transfer.ipynb #43aaab39
 _EFFICIENT = [f"EfficientNetB{k}" for k in range(8)] + [f"EfficientNetV2{k}" for k in "SML"]
-_CONVNEXT = [f"ConvNeXt{k}" for k in ("Tiny", "Small", "Base", "Large", "XLarge")]
+
 # how keras.applications' preprocess_input treats RGB 0..255: not at all, to [-1, 1], by ImageNet's
 # mean and deviation, or Caffe's way
-PREPROCESSING = {name: "none" for name in _EFFICIENT + _CONVNEXT} | {
+PREPROCESSING = {name: "none" for name in [*_EFFICIENT, *LITE, *CONVNEXTS]} | {
     "MobileNetV2": "tf", "Xception": "tf", "DenseNet121": "torch", "ResNet50": "caffe"}
 BACKBONES = tuple(PREPROCESSING)
 
@@ -52,27 +54,37 @@ def preprocess(
 def load_backbone(
     name: str,  # one of BACKBONES
     image_size: tuple,  # height and width that the network sees, in pixels
-    weights: str = "imagenet",  # imagenet (downloaded by Keras), none, or a file
+    weights: str = "imagenet",  # imagenet (the package's, or Keras' download), none, or a file
     alpha: float = 1.0,  # width of MobileNetV2
+    **options,  # layer_scale and drop_path of ConvNeXt
 ) -> keras.Model:  # (n, h, w, 3) to features (n, channels)
-    "Build a network of keras.applications without its top."
+    "Build a network without its top; raises DataError for what cannot be built or loaded."
     if name not in BACKBONES:
         raise DataError(f"backbone is {name!r}; expected one of {', '.join(BACKBONES)}")
     if alpha != 1 and name != "MobileNetV2":
         raise DataError(f"alpha is {alpha} with {name}; only MobileNetV2 has a width")
-    options = {"alpha": alpha} if name == "MobileNetV2" else {}
+    if name in LITE:
+        return efficientnet_lite(name, image_size, weights)
+    if name == "MobileNetV2":
+        options["alpha"] = alpha
     file = None if weights in ("imagenet", "none") else Path(weights).expanduser()
     if file and not file.is_file():
         raise DataError(f"weights: no file {weights}; expected imagenet, none, or a file of {name} "
                         "without its top")
-    build = getattr(keras.applications, name)
+    known = "imagenet" if weights == "imagenet" else None
     try:
-        backbone = build(include_top=False, weights="imagenet" if weights == "imagenet" else None,
-                         input_shape=(*image_size, 3), pooling="avg", **options)
+        if name in CONVNEXTS:
+            backbone = convnext_backbone(name, image_size, known, **options)
+        else:
+            build = getattr(keras.applications, name)
+            backbone = build(include_top=False, weights=known, input_shape=(*image_size, 3),
+                             pooling="avg", **options)
         if file:
             with warnings.catch_warnings():  # Keras only warns where a file lacks a layer's weights
                 warnings.filterwarnings("error", message="Skipping nested container")
                 backbone.load_weights(file)
+    except DataError:
+        raise
     except Exception as error:  # Keras' own errors differ by backend and version
         kind = "do not fit" if file else "cannot be had"
         line = " ".join(str(error).split())[:200]
@@ -94,7 +106,9 @@ def transfer_model(
 # %% ../nbs/reference/transfer.ipynb #98e45494
 def _transfer_model(recipe, image_size, classes):
     seen = (recipe.resize, recipe.resize) if recipe.resize else image_size
-    backbone = load_backbone(recipe.backbone, seen, recipe.weights, recipe.alpha)
+    options = {key: getattr(recipe, key) for key in ("layer_scale", "drop_path")
+               if hasattr(recipe, key)}
+    backbone = load_backbone(recipe.backbone, seen, recipe.weights, recipe.alpha, **options)
     backbone.name = "backbone"
     x = inputs = keras.Input((*image_size, 3), dtype="uint8")
     x = layers.Rescaling(1.0, name="to_float")(x)
@@ -155,6 +169,7 @@ def fit_phases(
     recipe: TransferRecipe,
     run: Run,
     name: str = "phase",  # of this training within the run
+    callbacks: list = (),  # further Keras callbacks, of every phase
 ) -> tuple[Fit, list[Fit]]:  # all phases as one training, and each
     "Train through the recipe's phases."
     fits = []
@@ -162,8 +177,8 @@ def fit_phases(
         set_trainable(model, phase.trainable, recipe.train_batch_norm)
         now = recipe.model_copy(update={"epochs": min(phase.epochs, recipe.epochs),
                                         "learning_rate": phase.learning_rate})
-        fits.append(fit(model, train, val, now, run,
-                        f"{name} {k + 1} ({phase.trainable.split()[0]})"))
+        title = f"{name} {k + 1} ({phase.trainable.split()[0]})"
+        fits.append(fit(model, train, val, now, run, title, callbacks))
     history = {key: [value for some in fits for value in some.history[key]]
                for key in fits[0].history}
     seconds = {key: sum(some.seconds[key] for some in fits) for key in fits[0].seconds}

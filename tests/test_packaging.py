@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 from modulefinder import ModuleFinder
@@ -56,6 +57,30 @@ def test_lock_holds_versions_only():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+", line), line
 
 
+def test_the_package_holds_all_its_files():
+    "What is committed below bloodcell_nb/ is a module or package data."
+    files = subprocess.run(["git", "ls-files", "bloodcell_nb"], cwd=ROOT, capture_output=True,
+                           text=True, check=True).stdout.split()
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    patterns = ["*.py", *setup["setuptools"]["package-data"]["bloodcell_nb"]]
+    held = {path.relative_to(ROOT).as_posix() for pattern in patterns
+            for path in (ROOT / "bloodcell_nb").glob(pattern)}
+    assert "bloodcell_nb/weights/NOTICE" in files and set(files) <= held
+
+
+def test_efficientnet_knows_its_own_defaults():
+    "What the chapter asserts of itself as it stands is asserted with its parameters as they stand."
+    path = ROOT / "nbs" / "04_efficientnet.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    names = {}
+    exec(next(source for source in sources if source.startswith("notebook: str = ")), names)
+    fields = SCHEMAS["04_efficientnet"].model_fields
+    names["recipe"] = check_recipe({name: names[name] for name in fields})
+    exec(next(source for source in sources if "as_it_stands = " in source), names)
+    assert names["as_it_stands"] is True
+
+
 def test_nothing_of_this_machine_is_committed():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True,
                            check=True).stdout.split("\0")
@@ -99,7 +124,8 @@ def test_parameters_cell_agrees_with_schema(notebook, caplog):
     assert set(found) == set(fields)
     small = {"notebook", "recipe", "source", "epochs", "val_share", "embedding_images",
              "smote_images",
-             "backbone", "weights", "alpha", "phases"}  # the demonstration's own
+             "backbone", "weights", "alpha", "phases", "optimizer", "schedule",
+             "warmup"}  # the demonstration's own
     for name in set(fields) - small:
         default = found[name]["default"]
         assert (yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[
