@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Exported modules, cleaned notebooks and README.md are what the notebooks give.
+# Exported modules, cleaned notebooks and README.md are what the notebooks give; outputs are whole.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 state() { find nbs bloodcell_nb README.md -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_checkpoints/*' -print0 | sort -z | xargs -0 sha256sum; }
@@ -13,3 +13,4 @@ if [ "$before" != "$after" ]; then
     diff <(echo "$before") <(echo "$after") | awk '/^>/ {print "  " $3}' >&2
     exit 1
 fi
+python tests/check_notebooks.py

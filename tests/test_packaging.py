@@ -12,6 +12,7 @@ from importlib.metadata import packages_distributions
 from modulefinder import ModuleFinder
 from pathlib import Path
 
+import check_notebooks
 import papermill
 import pytest
 import yaml
@@ -263,6 +264,22 @@ def test_exported_cells_are_short():
             source = "".join(cell["source"])
             if cell["cell_type"] == "code" and source.startswith("#| export"):
                 assert source.count("\n") < 60, (path.name, source[:60])
+
+
+def test_the_tree_check_finds_what_is_wrong():
+    def notebook(source, *outputs):
+        return {"cells": [{"cell_type": "code", "source": source, "outputs": [*outputs]}]}
+
+    said = {"text": "custom_cnn  03_custom_cnn\nsmall: 19 runs\n"}
+    for source in ("print(1)", "run.figure(fig, 'x');", "def f():\n    pass\n\n\nshow_table([], [])"):
+        assert check_notebooks.missing_outputs(notebook(source))
+        assert not check_notebooks.missing_outputs(notebook(source, said))
+    for silent in ("def f():\n    print(1)", "#| hide\nprint(1)", "x = 1", "%time print(1)"):
+        assert not check_notebooks.missing_outputs(notebook(silent))
+    assert check_notebooks.long_lines(notebook("x = 1  # " + "y" * 92))
+    assert not check_notebooks.long_lines(notebook("x = 1  # " + "y" * 91))
+    assert check_notebooks.stale_lists(notebook("", said), ["custom_cnn", "small", "new"]) == [
+        "its output does not list new"]
 
 
 def test_import_is_light():

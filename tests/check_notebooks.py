@@ -1,0 +1,78 @@
+"Notebooks as a reader meets them: every output there, none older than what it lists, short lines."
+import ast
+import json
+import sys
+from pathlib import Path
+
+from bloodcell_nb.recipes import recipes, studies
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDTH = 100  # columns that a reader sees without scrolling
+SHOWING = {"show_table", "print", "figure", "display"}  # what leaves an output below its cell
+LISTS = {  # notebook: what its printed tables must name
+    "reference/cli.ipynb": lambda: [*recipes(), *studies()],
+    "reference/recipes.ipynb": lambda: [*studies()],
+}
+
+
+def source_of(cell):
+    return "".join(cell["source"])
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def long_lines(notebook):
+    "Code lines beyond the width."
+    lines = [line for cell in code_cells(notebook) for line in source_of(cell).splitlines()]
+    return [f"a line of {len(line)} columns: {line.strip()[:60]}" for line in lines
+            if len(line) > WIDTH]
+
+
+def shows(source):
+    "Whether a cell shows something as it runs, outside of functions."
+    if source.startswith(("#| export", "#| hide")):
+        return False
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a magic
+        return False
+    calls = [statement.value.func for statement in body
+             if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)]
+    return bool({getattr(call, "id", getattr(call, "attr", "")) for call in calls} & SHOWING)
+
+
+def missing_outputs(notebook):
+    "Cells that show something and hold no output."
+    return [f"no output below: {source_of(cell)[:60]!r}" for cell in code_cells(notebook)
+            if shows(source_of(cell)) and not cell["outputs"]]
+
+
+def stale_lists(notebook, names):
+    "Names that the printed tables do not hold."
+    printed = "".join("".join(output.get("text", [])) for cell in code_cells(notebook)
+                      for output in cell["outputs"])
+    words = {word.strip(":") for word in printed.split()}
+    return [f"its output does not list {name}" for name in names if name not in words]
+
+
+def problems(folder):
+    "What is wrong with the notebooks below a folder."
+    for path in sorted(folder.rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
+        notebook, name = json.loads(path.read_text(encoding="utf-8")), path.relative_to(folder)
+        found = long_lines(notebook) + missing_outputs(notebook)
+        if name.as_posix() in LISTS:
+            found += stale_lists(notebook, LISTS[name.as_posix()]())
+        yield from (f"{name}: {problem}" for problem in found)
+
+
+if __name__ == "__main__":
+    found = list(problems(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "nbs"))
+    for problem in found:
+        print(problem, file=sys.stderr)
+    if found:
+        print("wrap long lines by hand; `make notebooks` makes the outputs anew", file=sys.stderr)
+    sys.exit(bool(found))
