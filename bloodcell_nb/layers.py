@@ -404,12 +404,15 @@ def rand_augment(images, draw: Draw, operations: int, magnitude: float):
 
 def aug_mix(images, draw: Draw, severity: float, chains: int):
     "Mix each image with chains of operations of itself, magnitudes up to the severity."
-    every = draw.of(images.shape[0] * chains)
-    depth, x = ops.reshape(every.whole(1, 4), (-1, 1, 1, 1)), ops.tile(images, (chains, 1, 1, 1))
+    total = images.shape[0] * chains
+    order = draw.of(total).order()
+    x = ops.take(ops.tile(images, (chains, 1, 1, 1)), order, axis=0)
     some = [lambda x, draw, f=AUTO_AUGMENT[name]: f(x, draw, draw.uniform(0.01, severity))
             for name in AUG_MIX]
-    for step in range(3):
-        x = ops.where(step < depth, apply_some(x, every, 1, some), x)
+    for long in filter(None, (total, round(total * 2 / 3), round(total / 3))):
+        # a third of the chains ends after one operation, another after two
+        x = ops.concatenate([apply_some(x[:long], draw.of(long), 1, some), x[long:]])
+    x = ops.take(x, ops.argsort(order), axis=0)
     # exponential: a Dirichlet draw
     weights = -ops.log(ops.maximum(draw.uniform(shape=(chains, 1, 1, 1)), 1e-7))
     weights = ops.swapaxes(weights / ops.sum(weights, axis=1, keepdims=True), 0, 1)
