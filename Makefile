@@ -35,7 +35,7 @@ lab: setup  ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir nbs
 
 notebooks: setup  ## run every notebook in place, as committed
-	for notebook in nbs/*.ipynb nbs/reference/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
+	for notebook in nbs/reference/*.ipynb nbs/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
 	nbdev_clean
 
 readme: setup  ## README.md from nbs/index.ipynb

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LITE', 'STAGES', 'squeeze_excite', 'mbconv', 'round_channels', 'efficientnet_lite', 'weights_file', 'load_arrays',
-           'plot_phases', 'LiveCurves', 'neighbour_purity']
+           'plot_phases', 'LiveCurves']
 
 # %% ../nbs/04_efficientnet.ipynb #0edf1ae1
 import math
@@ -179,19 +179,3 @@ class LiveCurves(keras.callbacks.Callback):
         plot_phases(self.phases, axes)
         plt.close(fig)  # shown here alone, not once more below the cell
         self.shown.update(fig)
-
-# %% ../nbs/04_efficientnet.ipynb #1f77876b
-def neighbour_purity(
-    features: np.ndarray,  # (n, d)
-    labels: np.ndarray,  # (n,)
-    neighbours: int = 10,
-) -> float:  # 1: only cells of one's own class nearby
-    "Average the share of nearest neighbours of a cell's own class; raises DataError for few cells."
-    from sklearn.neighbors import NearestNeighbors
-
-    if len(features) <= neighbours:
-        raise DataError(f"{len(features)} cells; expected more than {neighbours}, "
-                        "the number of neighbours")
-    nearest = NearestNeighbors(n_neighbors=neighbours + 1).fit(features)
-    index = nearest.kneighbors(features, return_distance=False)[:, 1:]
-    return float((labels[index] == labels[:, None]).mean())
