@@ -63,14 +63,14 @@ def load_backbone(
         raise DataError(f"backbone is {name!r}; expected one of {', '.join(BACKBONES)}")
     if alpha != 1 and name != "MobileNetV2":
         raise DataError(f"alpha is {alpha} with {name}; only MobileNetV2 has a width")
-    if name in LITE:
-        return efficientnet_lite(name, image_size, weights)
     if name == "MobileNetV2":
         options["alpha"] = alpha
     file = None if weights in ("imagenet", "none") else Path(weights).expanduser()
     if file and not file.is_file():
         raise DataError(f"weights: no file {weights}; expected imagenet, none, or a file of {name} "
                         "without its top")
+    if name in LITE:
+        return efficientnet_lite(name, image_size, weights)
     known = "imagenet" if weights == "imagenet" else None
     try:
         if name in CONVNEXTS:
