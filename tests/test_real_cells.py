@@ -8,8 +8,8 @@ from PIL import Image
 
 from bloodcell_nb.analysis import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
 from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, fold_indices, split_indices
-from bloodcell_nb.data import _read_tree as load_tree  # without asking for all classes
 from bloodcell_nb.shift import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
+from bloodcell_nb.sources import _read_tree as load_tree  # without asking for all classes
 from bloodcell_nb.sources import course_arrays, load, save
 
 # of every hundredth test cell: checksum of the pixels as Pillow decodes them, and sums of grey
