@@ -296,9 +296,9 @@ def download_medmnist(
     download was genuine.
     Raises DataError for a file that cannot be downloaded or that changed.
     """
+    _medmnist_size(f"medmnist:{size}")
     import pooch
 
-    _medmnist_size(f"medmnist:{size}")
     name = "bloodmnist.npz" if size == 28 else f"bloodmnist_{size}.npz"
     url = _MEDMNIST_URL.format(name=name)
     path = Path(folder or pooch.os_cache("bloodcell_nb")) / name
