@@ -74,8 +74,7 @@ def test_efficientnet_knows_its_own_defaults():
     path = ROOT / "nbs" / "04_efficientnet.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells]
-    names = {}
-    exec(next(source for source in sources if source.startswith("notebook: str = ")), names)
+    names = dict(parameters_of("04_efficientnet"))
     fields = SCHEMAS["04_efficientnet"].model_fields
     names["recipe"] = check_recipe({name: names[name] for name in fields if name in names})
     exec(next(source for source in sources if "as_it_stands = " in source), names)
@@ -144,6 +143,28 @@ def test_a_baseline_is_a_step_too():
             assert found[recipe.baseline].step and recipe.step and recipe.baseline not in seen, seen
             recipe = found[recipe.baseline]
             seen.append(recipe.recipe)
+
+
+@functools.lru_cache
+def parameters_of(notebook):
+    "What the parameters cell of a notebook says as it stands."
+    cells = json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    names = {}
+    exec(next("".join(cell["source"]) for cell in cells
+              if "parameters" in cell["metadata"].get("tags", [])), names)
+    return names
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_papermill_reads_a_recipe_as_the_command_does(name):
+    "A key that a recipe leaves out has the notebook's value there, the schema's here."
+    recipe = read_recipe(recipes()[name])
+    given = yaml.safe_load(recipes()[name].read_text(encoding="utf-8"))
+    small = {"source", "val_share", "embedding_images", "smote_images"}  # the demonstration's own
+    here = parameters_of(recipe.notebook)
+    alone = check_recipe({key: here[key] for key in type(recipe).model_fields} | given)
+    differs = {key for key, value in recipe if getattr(alone, key) != value}
+    assert differs <= small, {key: getattr(alone, key) for key in differs - small}
 
 
 @functools.lru_cache
