@@ -137,7 +137,7 @@ def beside_keras(task):
     import keras
     import numpy as np
 
-    from bloodcell_nb.augmentation import augmented
+    from bloodcell_nb.policies import augmented
     from bloodcell_nb.training import Batches, _compiles
 
     recipe, train, size = recipe_of(task), cells_of(task["images"]), task["batch"]

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import bloodcell_nb
 from .data import SYNTHETIC, DataError
+from .policies import check_policy, named_policy
 
 # %% ../nbs/reference/recipes.ipynb #d20b9c74
 class RecipeError(DataError):
@@ -82,7 +83,7 @@ class TrainingRecipe(Recipe):
     # where a schedule ends and a plateau stops
     final_learning_rate: float = Field(1e-6, gt=0, le=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    # operations on training batches, as 02_augmentation explains
+    # operations on training batches, or the name of a policy of them (reference/policies)
     augmentation: list[str | dict] = []
     # whose layers augment; keras_cv: the original report's, TensorFlow only
     augmentation_library: Literal["native", "keras_cv"] = "native"
@@ -207,6 +208,8 @@ def check_recipe(
         raise RecipeError(f"{where}: notebook is {notebook!r}; expected one of "
                           f"{', '.join(SCHEMAS)}")
     schema = SCHEMAS[notebook]
+    if isinstance(name := parameters.get("augmentation"), str):  # the record holds its operations
+        parameters = parameters | {"augmentation": named_policy(name, f"{where}: augmentation")}
     try:
         recipe = schema(**parameters)
     except ValidationError as error:
@@ -224,8 +227,6 @@ def check_recipe(
         raise RecipeError(f"{where}: snapshots is true with schedule {recipe.schedule!r}; a "
                           "network is kept at the end of each cycle of cosine_restarts")
     if getattr(recipe, "augmentation", None):
-        from bloodcell_nb.augmentation import check_policy
-
         check_policy(recipe.augmentation, f"{where}: augmentation")
     if getattr(recipe, "folds", 0) == 1:
         raise RecipeError(f"{where}: folds is 1; expected 0 (no cross-validation) or 2 and more")

@@ -20,10 +20,10 @@ import keras
 import numpy as np
 
 from .analysis import balance_classes, duplicate_groups, perceptual_hashes
-from .augmentation import Policy, augmented, with_noise
 from .data import Cells, DataError, fold_indices, split_indices
 from .metrics import draw_results, score
 from .optimizers import cycle_ends, make_optimizer
+from .policies import Policy, augmented, with_noise
 from .recipes import TrainingRecipe
 from .records import Run, write_json
 from .splits import Splits, distorted
