@@ -149,7 +149,7 @@ def split_copies(
     fixed = np.isin(parts, ("val", "test"))
     return both, np.flatnonzero(~fixed & np.isin(groups, groups[fixed]))
 
-# %% ../nbs/01_analysis.ipynb #c0f3d057
+# %% ../nbs/01_analysis.ipynb #e36f78e8
 def _listed(groups, describe, most):
     "A line for each of the first groups, and how many more there are."
     more = [f"    and {len(groups) - most} more"] if len(groups) > most else []
@@ -180,19 +180,19 @@ def describe_duplicates(
         return " = ".join(map(name, group[:most]))
 
     def copies(group):
-        counts = sorted(Counter(cells.labels[group].tolist()).items())
-        labels = ", ".join(f"{cells.class_names[k]} {count}" for k, count in counts)
+        counts = np.bincount(cells.labels[group])
+        labels = ", ".join(f"{cells.class_names[k]} {counts[k]}" for k in np.flatnonzero(counts))
         return f"{len(group):,} copies, first {name(group[0])}, image {group[0]}; labels: {labels}"
 
+    def labels_of(group):
+        return len(set(cells.labels[group]))
+
     found, reasons = list_groups(groups), clean(cells, groups, max_copies)
-    large, small = ([group for group in found if (len(group) > max_copies) == is_large]
-                    for is_large in (True, False))
-    small.sort(key=lambda group: len(set(cells.labels[group])), reverse=True)
-    conflicting = sum(len(set(cells.labels[group])) > 1 for group in small)
     lines = [f"duplicates: {len(found)} groups, {sum(map(len, found)):,} images"]
-    if large:
+    if large := [group for group in found if len(group) > max_copies]:
         lines += [f"  {len(large)} of more than {max_copies} copies", *_listed(large, copies, most)]
-    if small:
+    if small := sorted(found[len(large):], key=labels_of, reverse=True):
+        conflicting = sum(labels_of(group) > 1 for group in small)
         lines += [f"  {_size_words(small)}; with conflicting labels: {conflicting}",
                   *_listed(small, names, most)]
     if np.isin(("val", "test"), cells.parts).any():
@@ -239,7 +239,7 @@ def plot_class_counts(
             handle.set_facecolor("0.8")
     return ax
 
-# %% ../nbs/01_analysis.ipynb #52b24125
+# %% ../nbs/01_analysis.ipynb #0300953c
 def class_means(
     cells: Cells,
 ) -> np.ndarray:  # mean image of each class, float32, (classes, h, w, 3)
@@ -250,8 +250,7 @@ def class_means(
 
 def colour_statistics(
     cells: Cells,
-# mean and standard deviation over a class's images of their mean red, green and blue, (classes, 2,
-# 3)
+# over a class's images: mean and standard deviation of their mean red, green, blue, (classes, 2, 3)
 ) -> np.ndarray:
     "Measure the colours of the classes."
     colours = cells.images.mean(axis=(1, 2))
