@@ -6,7 +6,7 @@
 __all__ = ['DROPPED', 'CLASS_COLOURS', 'image_grid', 'sample_sheet', 'perceptual_hashes', 'duplicate_groups', 'list_groups',
            'nearest_distances', 'clean', 'split_copies', 'describe_duplicates', 'imbalance_ratio', 'plot_class_counts',
            'class_means', 'colour_statistics', 'thumbnail_features', 'class_similarity', 'plot_matrix',
-           'pairs_by_similarity', 'embedding_map', 'outliers', 'plot_embedding', 'balance_classes', 'sharpness']
+           'pairs_by_similarity', 'embedding_map', 'outliers', 'plot_embedding', 'sharpness', 'balance_classes']
 
 # %% ../nbs/01_analysis.ipynb #cf56a413
 import hashlib
@@ -363,6 +363,15 @@ def plot_embedding(
     ax.legend(fontsize=8, markerscale=1.2, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
+# %% ../nbs/01_analysis.ipynb #34b7a774
+def sharpness(
+    images: np.ndarray,  # uint8, (n, h, w, 3)
+) -> np.ndarray:  # (n,)
+    "Compute the variance of each grey image's Laplacian (Pech-Pacheco et al. 2000)."
+    from scipy.ndimage import laplace
+
+    return np.array([laplace(image.mean(axis=-1)).var() for image in images])
+
 # %% ../nbs/01_analysis.ipynb #4a406402
 def balance_classes(
     cells: Cells,  # the training split alone
@@ -394,12 +403,3 @@ def balance_classes(
     return replace(cells, labels=labels, ids=np.concatenate([cells.ids, ids]),
                    images=np.concatenate([cells.images, made.reshape(-1, *cells.images.shape[1:])]),
                    parts=np.concatenate([cells.parts, np.full(len(made), cells.parts[0])]))
-
-# %% ../nbs/01_analysis.ipynb #34b7a774
-def sharpness(
-    images: np.ndarray,  # uint8, (n, h, w, 3)
-) -> np.ndarray:  # (n,)
-    "Compute the variance of each grey image's Laplacian (Pech-Pacheco et al. 2000)."
-    from scipy.ndimage import laplace
-
-    return np.array([laplace(image.mean(axis=-1)).var() for image in images])
