@@ -21,7 +21,7 @@ from PIL import Image
 
 from .data import Cells, DataError
 
-# %% ../nbs/01_analysis.ipynb #7004639e
+# %% ../nbs/01_analysis.ipynb #53d0c0d5
 def image_grid(
     rows: list,  # images of each row, each (k, h, w, 3)
     row_names: list,  # written to the left
@@ -44,7 +44,7 @@ def image_grid(
                               va="center", fontsize=8)
     return fig
 
-
+# %% ../nbs/01_analysis.ipynb #9a51f484
 def sample_sheet(
     cells: Cells,
     columns: int = 8,  # images of each class
@@ -73,7 +73,7 @@ def perceptual_hashes(
         hashes = list(pool.map(bits, images[first]))
     return np.array(hashes, bool).reshape(len(first), hash_size**2)[which]
 
-# %% ../nbs/01_analysis.ipynb #57290807
+# %% ../nbs/01_analysis.ipynb #631c3f45
 def duplicate_groups(
     hashes: np.ndarray,  # bool, (n, bits)
     max_distance: int = 8,  # bits that two of a group may differ in
@@ -93,7 +93,7 @@ def duplicate_groups(
     graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(unique), len(unique)))
     return connected_components(graph, directed=False)[1][which.ravel()]
 
-
+# %% ../nbs/01_analysis.ipynb #62e383bd
 def list_groups(
     groups: np.ndarray,  # number of each image's group, (n,)
 ) -> list[np.ndarray]:  # indices of the images of each group of two and more, largest first
@@ -149,7 +149,7 @@ def split_copies(
     fixed = np.isin(parts, ("val", "test"))
     return both, np.flatnonzero(~fixed & np.isin(groups, groups[fixed]))
 
-# %% ../nbs/01_analysis.ipynb #e36f78e8
+# %% ../nbs/01_analysis.ipynb #81c2afe0
 def _listed(groups, describe, most):
     "A line for each of the first groups, and how many more there are."
     more = [f"    and {len(groups) - most} more"] if len(groups) > most else []
@@ -164,7 +164,7 @@ def _size_words(groups):
         words.append(f"{count} pair{plural}" if size == 2 else f"{count} group{plural} of {size}")
     return ", ".join(words)
 
-
+# %% ../nbs/01_analysis.ipynb #179f349f
 def describe_duplicates(
     cells: Cells,
     groups: np.ndarray,  # number of each image's duplicate group, (n,)
@@ -204,7 +204,7 @@ def describe_duplicates(
     kept = (reasons == "").sum()
     return [*lines, f"cleaning drops {len(cells) - kept:,}: {dropped}; keeps {kept:,}"]
 
-# %% ../nbs/01_analysis.ipynb #d06504ba
+# %% ../nbs/01_analysis.ipynb #357d5377
 # Okabe and Ito 2008, safe for colour-blind readers; a class has the same colour everywhere
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
                  "#000000")
@@ -216,7 +216,7 @@ def imbalance_ratio(
     "Divide the largest class by the smallest."
     return float(np.max(counts) / np.min(counts)) if np.min(counts) else float("inf")
 
-
+# %% ../nbs/01_analysis.ipynb #8b2a049b
 def plot_class_counts(
     counts: dict,  # images of each class, (classes,), by the name in the legend
     class_names: tuple,
@@ -239,7 +239,7 @@ def plot_class_counts(
             handle.set_facecolor("0.8")
     return ax
 
-# %% ../nbs/01_analysis.ipynb #0300953c
+# %% ../nbs/01_analysis.ipynb #5a0c123c
 def class_means(
     cells: Cells,
 ) -> np.ndarray:  # mean image of each class, float32, (classes, h, w, 3)
@@ -247,7 +247,7 @@ def class_means(
     return np.stack([cells.images[cells.labels == k].mean(axis=0, dtype=np.float32)
                      for k in range(len(cells.class_names))])
 
-
+# %% ../nbs/01_analysis.ipynb #9dfa5e4e
 def colour_statistics(
     cells: Cells,
 # over a class's images: mean and standard deviation of their mean red, green, blue, (classes, 2, 3)
@@ -257,7 +257,7 @@ def colour_statistics(
     return np.stack([[values.mean(axis=0), values.std(axis=0)] for values in (
         colours[cells.labels == k] for k in range(len(cells.class_names)))])
 
-# %% ../nbs/01_analysis.ipynb #9ab4558a
+# %% ../nbs/01_analysis.ipynb #0b05fee9
 def thumbnail_features(
     images: np.ndarray,  # uint8, (n, h, w, 3)
     side: int = 16,  # pixels of the thumbnail
@@ -272,7 +272,7 @@ def thumbnail_features(
     flat = small.reshape(len(small), -1).astype(np.float32)
     return PCA(min(components, *flat.shape), random_state=seed).fit_transform(flat)
 
-
+# %% ../nbs/01_analysis.ipynb #aa1c5b89
 def class_similarity(
     features: np.ndarray,  # (n, d)
     labels: np.ndarray,  # (n,)
@@ -320,7 +320,7 @@ def pairs_by_similarity(
     return sorted(((i, j, float(both[i, j])) for i in range(len(both)) for j in range(i)),
                   key=lambda pair: -pair[2])
 
-# %% ../nbs/01_analysis.ipynb #2ac883e6
+# %% ../nbs/01_analysis.ipynb #2a452394
 def embedding_map(
     features: np.ndarray,  # (n, d)
     seed: int = 0,
@@ -343,7 +343,7 @@ def outliers(
         features).negative_outlier_factor_
     return np.argsort(factor)[:count]
 
-
+# %% ../nbs/01_analysis.ipynb #39faa3d9
 def plot_embedding(
     points: np.ndarray,  # (n, 2)
     labels: np.ndarray,  # (n,)
