@@ -149,7 +149,7 @@ def test_submission_in_a_clean_process(runs, tmp_path, capsys):
     imports = re.findall(r"^(?:import|from) (\w+)", (tmp_path / "empty" / "model.py").read_text(),
                          re.M)
     assert set(imports) == {"json", "os", "keras", "numpy"}
-    from bloodcell_nb.ensemble import load_classifier
+    from bloodcell_nb.classifier import load_classifier
     from bloodcell_nb.sources import load
 
     images = load(SOURCE).images[:70]  # two batches and a part of one
