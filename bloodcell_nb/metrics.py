@@ -183,6 +183,15 @@ def plot_seconds(
     return ax
 
 # %% ../nbs/reference/metrics.ipynb #52d8feb4
+def _hardest(per_class):
+    "The classes with the lowest F1, in words; none is named where more than three tie."
+    lowest = min(values["f1"] for values in per_class.values())
+    names = [name for name, values in per_class.items() if values["f1"] == lowest]
+    if len(names) > 3:
+        return f"F1 is lowest, {lowest:.2f}, for {len(names)} of {len(per_class)} classes"
+    return f"Hardest: {', '.join(names)} (F1 {lowest:.2f})"
+
+
 def draw_results(
     fitted,  # of `training.fit`: its history, best epoch and times
     scores: dict,  # of `score`, on the test split
@@ -204,8 +213,7 @@ def draw_results(
     run.figure(fig, "confusion_matrix")
     fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     plot_class_scores(scores, ax)
-    worst = min(scores["per_class"], key=lambda name: scores["per_class"][name]["f1"])
-    ax.set_title(f"Hardest class: {worst}", loc="left", fontsize=10)
+    ax.set_title(_hardest(scores["per_class"]), loc="left", fontsize=10)
     run.figure(fig, "class_scores")
     fig, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
     plot_reliability(labels, probabilities, ax)
