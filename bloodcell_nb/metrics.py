@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['expected_calibration_error', 'score', 'plot_learning_curves', 'plot_confusion_matrix', 'plot_class_scores',
-           'plot_reliability', 'plot_seconds', 'draw_results', 'show_scores']
+           'plot_reliability', 'draw_learning_curves', 'draw_confusion', 'draw_class_scores', 'draw_reliability',
+           'show_scores']
 
 # %% ../nbs/reference/metrics.ipynb #4d3aba36
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Markdown
 
 from .analysis import CLASS_COLOURS, plot_matrix
 from .data import DataError
@@ -89,17 +91,25 @@ def score(
 
 # %% ../nbs/reference/metrics.ipynb #bf84d20b
 def plot_learning_curves(
-    history: dict,  # value of each metric after each epoch
-    best_epoch: int,  # marked
+    phases: list[tuple],  # name and history of each: values after each epoch, by metric
     axes,  # two matplotlib axes: loss, accuracy
+    best_epoch: int = None,  # marked, from 1
 ):  # the axes
-    "Loss and accuracy over the epochs."
+    "Draw loss and accuracy over the epochs, and where each named phase begins."
     for ax, key in zip(axes, ("loss", "accuracy"), strict=True):
-        epochs = np.arange(1, len(history[key]) + 1)
-        ax.plot(epochs, history[key], "o-", color="#0072B2", markersize=3, label="training")
-        ax.plot(epochs, history[f"val_{key}"], "s--", color="#D55E00", markersize=3,
-                label="validation")
-        ax.axvline(best_epoch, color="0.6", linewidth=1, zorder=0, label="best epoch")
+        for prefix, style, colour in (("", "o-", "#0072B2"), ("val_", "s--", "#D55E00")):
+            values = [value for _, history in phases for value in history.get(prefix + key, [])]
+            ax.plot(np.arange(1, len(values) + 1), values, style, color=colour, markersize=3,
+                    label="validation" if prefix else "training")
+        start = 0.5
+        for name, history in phases:
+            if name:
+                ax.axvline(start, color="0.6", linewidth=1, zorder=0)
+                ax.text(start, 1.01, f" {name}", fontsize=8, transform=ax.get_xaxis_transform())
+            start += len(history.get(key, []))
+        if best_epoch:
+            ax.axvline(best_epoch, color="black", linewidth=1, linestyle=":", zorder=0,
+                       label="best epoch")
         ax.set(xlabel="epoch", ylabel="cross-entropy (nats)" if key == "loss" else key)
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(fontsize=8)
@@ -168,63 +178,76 @@ def plot_reliability(
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.05))
     return ax
 
-
-def plot_seconds(
-    seconds: dict,  # seconds of each step
-    ax,  # matplotlib axes
-):  # the axes
-    "Where the time went."
-    names = [name for name in seconds if name != "total"]
-    bars = ax.barh(names, [seconds[name] for name in names], color="#009E73")
-    ax.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    ax.margins(x=0.15)
-    ax.invert_yaxis()
-    ax.set(xlabel="seconds")
-    return ax
-
 # %% ../nbs/reference/metrics.ipynb #52d8feb4
-def _hardest(per_class):
-    "The classes with the lowest F1, in words; none is named where more than three tie."
-    lowest = min(values["f1"] for values in per_class.values())
-    names = [name for name, values in per_class.items() if values["f1"] == lowest]
-    if len(names) > 3:
-        return f"F1 is lowest, {lowest:.2f}, for {len(names)} of {len(per_class)} classes"
-    return f"Hardest: {', '.join(names)} (F1 {lowest:.2f})"
-
-
-def draw_results(
-    fitted,  # of `training.fit`: its history, best epoch and times
-    scores: dict,  # of `score`, on the test split
-    labels: np.ndarray,  # of the test split, (n,)
-    probabilities: np.ndarray,  # (n, classes)
+def draw_learning_curves(
+    fitted,  # of `training.fit`: its phases and best epoch
     run: Run,
-):
-    "Draw a training's figures into its run."
+) -> Markdown:  # what they show
+    "Draw loss and accuracy of training and validation split into the run."
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    plot_learning_curves(fitted.history, fitted.best_epoch, axes)
-    fig.suptitle(f"Best {run.recipe.monitor.replace('_', ' ')} after epoch {fitted.best_epoch} of "
-                 f"{len(fitted.history['loss'])}")
+    plot_learning_curves(fitted.phases, axes, fitted.best_epoch)
     run.figure(fig, "learning_curves")
+    history, best, last = fitted.history, fitted.best_epoch - 1, len(fitted.history["loss"])
+    gap = history["accuracy"][best] - history["val_accuracy"][best]
+    return Markdown(
+        f"Epoch {best + 1} of {last} has the best {run.recipe.monitor.replace('_', ' ')}, and its "
+        f"weights are kept: accuracy {history['val_accuracy'][best]:.3f} on the validation split, "
+        f"{abs(gap):.3f} {'below' if gap > 0 else 'above'} the training split's, which is measured "
+        "while the network still learns" + (" from augmented images." if run.recipe.augmentation
+                                            else "."))
+
+
+def draw_confusion(
+    scores: dict,  # of `score`
+    run: Run,
+) -> Markdown:  # the most frequent confusion
+    "Draw the confusion matrix into the run."
     fig, ax = plt.subplots(figsize=(5.4, 4.8), layout="constrained")
     plot_confusion_matrix(scores, ax)
     low, high = scores["interval_95"]["accuracy"]
     ax.set_title(f"Test accuracy {scores['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})",
                  fontsize=10)
     run.figure(fig, "confusion_matrix")
+    wrong, classes = np.array(scores["confusion_matrix"]), list(scores["per_class"])
+    np.fill_diagonal(wrong, 0)
+    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    most = (f" The most frequent confusion: {classes[true]} taken for {classes[predicted]}, "
+            f"{wrong.max()} of {scores['per_class'][classes[true]]['n']} cells." if wrong.any()
+            else "")
+    return Markdown(f"{wrong.sum()} of {scores['n']} test cells are wrong.{most}")
+
+
+def draw_class_scores(
+    scores: dict,  # of `score`
+    run: Run,
+) -> Markdown:  # which class is hardest
+    "Draw precision, recall and F1 of each class into the run."
     fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     plot_class_scores(scores, ax)
-    ax.set_title(_hardest(scores["per_class"]), loc="left", fontsize=10)
+    f1 = {name: values["f1"] for name, values in scores["per_class"].items()}
+    hardest = [name for name in f1 if f1[name] == min(f1.values())]
+    title = hardest[0] if len(hardest) == 1 else f"{len(hardest)} classes alike"
+    ax.set_title(f"Hardest: {title}, F1 {min(f1.values()):.2f}", loc="left", fontsize=10)
     run.figure(fig, "class_scores")
+    return Markdown(f"F1 is lowest, {min(f1.values()):.3f}, for {' and '.join(hardest)}; its mean "
+                    f"over the classes, macro F1, is {scores['macro_f1']:.3f}.")
+
+
+def draw_reliability(
+    labels: np.ndarray,  # of the test split, (n,)
+    probabilities: np.ndarray,  # (n, classes)
+    scores: dict,  # of `score`
+    run: Run,
+) -> Markdown:  # whether the network is too sure
+    "Draw the reliability diagram into the run."
     fig, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
     plot_reliability(labels, probabilities, ax)
     ax.set_title(f"Expected calibration error {scores['ece']:.3f}", fontsize=10)
     run.figure(fig, "reliability")
-    fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
-    seconds = {**run.seconds, **{f"fit: {name}": value for name, value in fitted.seconds.items()}}
-    plot_seconds({name: value for name, value in seconds.items() if name != "fit"
-                  and value >= 0.05}, ax)
-    ax.set_title(f"Training: {fitted.images_per_second:.0f} images/s")
-    run.figure(fig, "seconds")
+    gap = probabilities.max(axis=1).mean() - scores["accuracy"]
+    return Markdown(f"The mean confidence is {abs(gap):.3f} {'above' if gap > 0 else 'below'} the "
+                    f"accuracy: the network is too {'sure' if gap > 0 else 'careful'} by that much "
+                    "on average.")
 
 # %% ../nbs/reference/metrics.ipynb #ca7887ef
 def show_scores(

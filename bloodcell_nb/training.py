@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['Batches', 'class_weight_dict', 'Times', 'Progress', 'write_state', 'restore_state', 'Snapshots', 'Fit', 'fit',
-           'precision', 'predict', 'evaluate', 'cross_validate', 'finish_training']
+           'precision', 'LiveCurves', 'predict', 'evaluate', 'cross_validate', 'finish_training']
 
 # %% ../nbs/reference/training.ipynb #070ba6d2
+import base64
+import io
 import json
 import logging
 import os
@@ -18,11 +20,13 @@ from functools import cached_property
 
 import keras
 import numpy as np
+from IPython.display import HTML, DisplayHandle
+from matplotlib.figure import Figure
 
 from .analysis import balance_classes, duplicate_groups, perceptual_hashes
 from .augmentation import Policy, augmented, with_noise
 from .data import Cells, DataError, fold_indices, split_indices
-from .metrics import draw_results, score
+from .metrics import plot_learning_curves, score
 from .optimizers import cycle_ends, make_optimizer
 from .recipes import TrainingRecipe
 from .records import Run, write_json
@@ -262,6 +266,7 @@ class Fit:
     "What a training gave. The model holds the weights of the best epoch."
     model: keras.Model
     history: dict  # value of each metric after each epoch
+    phases: tuple  # name and history of each phase; one without a name where there are no phases
     best_epoch: int  # from 1
     stopped_early: bool
     seconds: dict  # first step (building the graph), training, validation
@@ -372,8 +377,8 @@ def fit(
         kept.append(model.get_weights())
     model.set_weights(progress.best)
     rate = times.images / max(times.seconds["training"], 1e-9)
-    return Fit(model, progress.history, progress.best_epoch(), progress.stopped, times.seconds,
-               rate, tuple(kept))
+    return Fit(model, progress.history, (("", progress.history),), progress.best_epoch(),
+               progress.stopped, times.seconds, rate, tuple(kept))
 
 # %% ../nbs/reference/training.ipynb #550f82bf
 @contextmanager
@@ -390,6 +395,43 @@ def precision(
     finally:
         keras.config.set_dtype_policy(before)
 
+# %% ../nbs/reference/training.ipynb #live0001
+class LiveCurves(keras.callbacks.Callback):
+    "Show a bar and the learning curves below the notebook's cell while a network learns."
+
+    def __init__(self):
+        super().__init__()
+        self.phases, self.start, self.curves, self.drawn = [], time.perf_counter(), "", 0.0
+        self.shown = DisplayHandle()
+        self.shown.display(HTML("The first step is being built."))
+
+    def on_train_begin(self, logs=None):
+        self.phases.append(("", {}))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if time.perf_counter() - self.drawn > 0.5:
+            self.drawn = time.perf_counter()
+            steps = self.params["steps"] or 1
+            self.shown.update(HTML(
+                f"epoch {self.epoch + 1} of {self.params['epochs']} "
+                f'<progress value="{batch + 1}" max="{steps}"></progress>{self.curves}'))
+
+    def on_epoch_end(self, epoch, logs=None):
+        for key, value in logs.items():
+            self.phases[-1][1].setdefault(key, []).append(value)
+        fig, file = Figure(figsize=(9, 2.8), layout="constrained"), io.BytesIO()
+        plot_learning_curves(self.phases, fig.subplots(1, 2))
+        fig.savefig(file, dpi=80)
+        image = base64.b64encode(file.getvalue()).decode()
+        self.curves = f'<br><img alt="learning curves" src="data:image/png;base64,{image}">'
+
+    def on_train_end(self, logs=None):
+        epochs = sum(len(history.get("loss", [])) for _, history in self.phases)
+        self.shown.update(HTML(f"{epochs} epochs in {time.perf_counter() - self.start:.0f} s"))
+
 # %% ../nbs/reference/training.ipynb #e2954818
 def predict(
     model: keras.Model,
@@ -404,21 +446,17 @@ def evaluate(
     fitted: Fit,
     splits: Splits,
     run: Run,
-# results for metrics.json: of the training, and scores of validation, test, corrupted test and
-# stand-in
-) -> dict:
-    """Score a trained model on clean, corrupted and heavily distorted cells, save its
-    predictions, and draw every figure of it.
-    """
+) -> tuple[dict, dict]:  # results for metrics.json; probabilities, (n, classes), of each split
+    "Score a trained model on clean, corrupted and heavily distorted cells; save its predictions."
     with run.clock("distort"):
         parts = {"val": splits.val, "test": splits.test} | distorted(splits.test)
     with run.clock("predict"):
-        said = {part: predict(fitted.final, cells) for part, cells in parts.items()}
+        found = {part: predict(fitted.final, cells) for part, cells in parts.items()}
     with run.clock("score"):
-        scores = {part: score(cells.labels, said[part], cells.class_names, seed=run.recipe.seed)
+        scores = {part: score(cells.labels, found[part], cells.class_names, seed=run.recipe.seed)
                   for part, cells in parts.items()}
     for part, cells in parts.items():
-        run.predictions(cells, said[part], part)
+        run.predictions(cells, found[part], part)
     # each lies like a run of its own inside the run's folder
     for k, weights in enumerate(fitted.snapshots, 1):
         network, folder = fitted._network(weights), run.folder / f"snapshot_{k}"
@@ -426,9 +464,7 @@ def evaluate(
         network.save(folder / "model.keras")
         for part, cells in parts.items():
             run.predictions(cells, predict(network, cells), part, folder)
-    with run.clock("figures"):
-        draw_results(fitted, scores["test"], splits.test.labels, said["test"], run)
-    return {"training": fitted.record(), **scores}
+    return {"training": fitted.record(), **scores}, found
 
 # %% ../nbs/reference/training.ipynb #18a544cb
 def cross_validate(

@@ -179,10 +179,12 @@ def fit_phases(
                                         "learning_rate": phase.learning_rate})
         title = f"{name} {k + 1} ({phase.trainable.split()[0]})"
         fits.append(fit(model, train, val, now, run, title, callbacks))
-    history = {key: [value for some in fits for value in some.history[key]]
+    history = {key: [value for one in fits for value in one.history[key]]
                for key in fits[0].history}
-    seconds = {key: sum(some.seconds[key] for some in fits) for key in fits[0].seconds}
-    before = sum(len(some.history["loss"]) for some in fits[:-1])
+    phases = tuple((f"{k}: {phase.trainable}", one.history)
+                   for k, (phase, one) in enumerate(zip(recipe.phases, fits, strict=True), 1))
+    seconds = {key: sum(one.seconds[key] for one in fits) for key in fits[0].seconds}
+    before = sum(len(one.history["loss"]) for one in fits[:-1])
     last = fits[-1]
-    return Fit(model, history, before + last.best_epoch, last.stopped_early, seconds,
+    return Fit(model, history, phases, before + last.best_epoch, last.stopped_early, seconds,
                last.images_per_second, last.snapshots), fits
