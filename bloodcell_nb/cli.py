@@ -173,11 +173,12 @@ def run_recipes(
 # %% ../nbs/reference/cli.ipynb #c0972437
 def predict_pictures(place: str, pictures: list, grad_cam_folder: str = None):
     "Print class and probability of each picture; asked for, draw what the answer rests on."
-    from bloodcell_nb.ensemble import load_classifier, read_picture
+    from bloodcell_nb.classifier import load_classifier, read_image_file
 
     classifier = load_classifier([place])
     size = classifier.models[0].input_shape[1:3]
-    images = [read_picture(path, size) for path in pictures]  # all are read before the first answer
+    # all are read before the first answer
+    images = [read_image_file(path, size) for path in pictures]
     if grad_cam_folder and (Path(grad_cam_folder).exists() and not Path(grad_cam_folder).is_dir()):
         raise DataError(f"{grad_cam_folder}: not a folder; name a folder for the pictures")
     for path, image in zip(pictures, images, strict=True):
@@ -282,7 +283,7 @@ def _obey(options):
             predict_pictures(options.model, options.pictures, options.grad_cam)
     elif options.command == "submission":
         with quiet_stderr(os.devnull):
-            from bloodcell_nb.ensemble import write_submission
+            from bloodcell_nb.classifier import write_submission
 
             print(f"wrote {write_submission(options.runs, options.out)}")
     else:

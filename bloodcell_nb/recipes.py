@@ -178,11 +178,11 @@ class ReaderRecipe(Recipe):
 class EnsembleRecipe(ReaderRecipe):
     "06_ensemble"
     notebook: Literal["06_ensemble"]
-    # run folders within `runs`; empty: two small networks of the notebook's own
+    # run folders within `runs`; empty: three small networks of the notebook's own
     members: list[RunName] = []
-    # how members are weighed; what is fitted is fitted on the validation part
+    # how members are weighed; what is fitted is fitted to the validation split
     weighting: Literal["mean", "weighted", "greedy"] = "mean"
-    views: Literal[1, 2, 4, 8] = 1  # flips and quarter turns of each picture that are averaged
+    views: Literal[1, 2, 4, 8] = 1  # flips and quarter turns of each image that are averaged
 
 
 class RobustnessRecipe(ReaderRecipe):
