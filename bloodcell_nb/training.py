@@ -93,7 +93,7 @@ class Batches(keras.utils.PyDataset):
 
 # %% ../nbs/reference/training.ipynb #c67f0d51
 def class_weight_dict(
-    labels: np.ndarray,  # of the training part, (n,)
+    labels: np.ndarray,  # of the training split, (n,)
     setting: str | list,  # none, balanced, or one number a class
     classes: int,
 ) -> dict[int, float] | None:  # weight of each class, as Keras' fit takes it
@@ -470,7 +470,7 @@ def evaluate(
 def cross_validate(
     build,  # function without arguments that makes a new model
     splits: Splits,  # training and validation split are put together and folded
-    recipe: TrainingRecipe,  # with folds >= 2; balance is applied to each fold's training part
+    recipe: TrainingRecipe,  # with folds >= 2; balance is applied to each fold's training split
     run: Run,
     train_one=fit,  # as fit: trains a new model on one fold
 ) -> dict:  # scores of each fold, mean and standard deviation

@@ -40,9 +40,10 @@ def one_line_error(capsys, arguments, *words):
     "The command, in this process, refuses with one line that holds the words."
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2, arguments
-    said = capsys.readouterr()
-    assert said.err.startswith("bloodcell: ") and said.err.count("\n") == 1 and not said.out, said
-    assert all(word in said.err for word in words), said.err
+    captured = capsys.readouterr()
+    err = captured.err
+    assert err.startswith("bloodcell: ") and err.count("\n") == 1 and not captured.out, captured
+    assert all(word in err for word in words), err
 
 
 def test_bad_input_costs_one_line(tmp_path, capsys):
