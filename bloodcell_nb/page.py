@@ -118,9 +118,10 @@ def ladder_table(
         rows.append(tuple(row))
     return rows
 
-# %% ../nbs/reference/page.ipynb #123027c2
+# %% ../nbs/reference/page.ipynb #e6084ad5
 SPLITS = {"test": ("#56B4E9", -0.19, "clean test cells"),  # colour, offset in rows, label
           "stand_in": ("#0072B2", 0.19, "stand-in for the hidden test")}
+_VALUES = {"test": "black", "stand_in": "white"}  # colour of the number in a bar
 
 
 def _ladder_bar(ax, y, run, split):
@@ -134,7 +135,8 @@ def _ladder_bar(ax, y, run, split):
     low, high = scores["interval_95"]["accuracy"]
     ax.barh(y + offset, scores["accuracy"], height=0.36, color=colour, label=label)
     ax.plot([low, high], [y + offset] * 2, color="black", linewidth=1.2)
-    ax.text(high + 0.01, y + offset, f"{scores['accuracy']:.3f}", va="center", fontsize=8)
+    ax.text(0.01, y + offset, f"{scores['accuracy']:.3f}", va="center", fontsize=8,
+            color=_VALUES[split])
 
 
 def _best_step(steps, runs):
@@ -147,7 +149,7 @@ def _best_step(steps, runs):
     best = max(measured, key=lambda step: known[step.recipe])
     return f"Best on the stand-in: {best.step} ({known[best.recipe]:.3f})"
 
-# %% ../nbs/reference/page.ipynb #cfd9144e
+# %% ../nbs/reference/page.ipynb #146024c6
 def plot_ladder(
     steps: list[Recipe],  # of `shown_steps` or `ladders`
     runs: list[Finished],  # of `read_runs`
@@ -163,7 +165,7 @@ def plot_ladder(
         ax.plot(*zip(*reported, strict=True), "D", color="#D55E00", markersize=6,
                 markeredgecolor="white", label="the report, hidden test")
     ax.set_yticks(range(len(steps)), [step.step for step in steps], fontsize=8)
-    ax.set(xlim=(0, 1.12), ylim=(len(steps) - 0.4, -0.6), xlabel="accuracy (line: 95 % interval)")
+    ax.set(xlim=(0, 1), ylim=(len(steps) - 0.4, -0.6), xlabel="accuracy (line: 95 % interval)")
     ax.set_title(_best_step(steps, runs), fontsize=10, loc="right", pad=24)
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     ax.legend(handles.values(), handles.keys(), fontsize=8, loc="lower right",

@@ -33,7 +33,7 @@ def plot_gains(
     ax.legend(handles.values(), handles.keys(), fontsize=8, loc="best")
     return ax
 
-# %% ../nbs/08_report.ipynb #88cec2b4
+# %% ../nbs/08_report.ipynb #57a77923
 def label_points(
     ax,  # matplotlib axes with its limits set
     x: list,  # of each point
@@ -44,7 +44,8 @@ def label_points(
     for place, k in zip(np.linspace(0.02, 0.98, len(names)), np.argsort(y), strict=True):
         ax.annotate(names[k], (x[k], y[k]), (1.03, place), textcoords="axes fraction",
                     va="center", fontsize=8, annotation_clip=False,
-                    arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6})
+                    arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6,
+                                "relpos": (0, 0.5)})
     return ax
 
 # %% ../nbs/08_report.ipynb #e7066a89

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import papermill
 import pytest
 from test_command import bloodcell
 
@@ -137,6 +138,17 @@ def test_results_table_shows_the_named_runs_in_this_order(folder):
     rows = results_table(folder, [GOOD, "not_there", ODD]).splitlines()[2:]
     assert [row.split()[1] for row in rows] == [GOOD, ODD]
     assert len(results_table(folder, []).splitlines()) == 2
+
+
+def test_the_chapter_reads_a_single_run_on_drawn_cells(folder):
+    "No step to compare, no ensemble, no rank: the chapter says so and goes on."
+    shutil.rmtree(folder / ODD)
+    change("metrics.json", lambda whole: whole["data"].update(source="drawn", synthetic=True))(
+        folder / GOOD)
+    done = papermill.execute_notebook(ROOT / "nbs" / "08_report.ipynb", folder / "done.ipynb",
+                                      {"runs": str(folder)}, progress_bar=False)
+    shown = json.dumps([cell.get("outputs") for cell in done.cells])
+    assert "No run has its baseline here." in shown and f"`{GOOD}` (0.5" in shown
 
 
 def test_report_command_names_odd_runs(folder):
