@@ -19,9 +19,9 @@ import yaml
 
 import bloodcell_nb
 from bloodcell_nb import records
-from bloodcell_nb.augmentation import Policy
 from bloodcell_nb.custom_cnn import custom_cnn
 from bloodcell_nb.page import gains_table, results_table
+from bloodcell_nb.policies import Policy
 from bloodcell_nb.recipes import SCHEMAS, check_recipe, read_recipe, recipes
 from bloodcell_nb.records import code_fingerprint, environment
 from bloodcell_nb.transfer import set_trainable, transfer_model
@@ -125,7 +125,8 @@ def test_parameters_cell_agrees_with_schema(notebook, caplog):
     small = {"notebook", "recipe", "source", "epochs", "val_share", "embedding_images",
              "smote_images",
              "backbone", "weights", "alpha", "phases", "optimizer", "schedule",
-             "warmup"}  # the demonstration's own
+             "warmup", "filters", "dropout", "head_dropout", "batch_size",
+             "learning_rate"}  # the demonstration's own
     for name in set(fields) - small:
         default = found[name]["default"]
         assert (yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[
@@ -237,8 +238,8 @@ def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
         path.write_text(code, encoding="utf-8")
     assert changed == {name: imported(name, tmp_path) for name in SCHEMAS}
     assert (changed["03_custom_cnn"] >= {"data.py", "shift.py", "synthetic.py", "training.py",
-                                         "augmentation.py", "analysis.py"})
-    assert (changed["05_convnext"] >= {"augmentation.py", "data.py", "records.py", "synthetic.py",
+                                         "policies.py", "analysis.py"})
+    assert (changed["05_convnext"] >= {"policies.py", "data.py", "records.py", "synthetic.py",
                                        "transfer.py"})
     assert not {"cli.py", "engine.py", "page.py", "report.py"} & changed["03_custom_cnn"]
 
