@@ -142,7 +142,7 @@ def run_recipes(
     budget_minutes: float = None,  # for all of it, the page included
 ) -> int:  # exit code
     "Run recipes, or a study, and write the page; 1 if a run failed. Raises RecipeError, DataError."
-    from bloodcell_nb.report import build_report
+    from bloodcell_nb.page import build_report
     from bloodcell_nb.sources import fingerprint
 
     start = time.monotonic()
@@ -287,7 +287,7 @@ def _obey(options):
 
             print(f"wrote {write_submission(options.runs, options.out)}")
     else:
-        from bloodcell_nb.report import build_report
+        from bloodcell_nb.page import build_report
 
         print(f"report: {build_report(Path(options.folder))}")
     return 0
