@@ -14,8 +14,8 @@ setup: .venv/.installed  ## make .venv with the locked versions, the package and
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name bloodcell_nb
 	touch $@
 
-report: setup  ## the main job on drawn cells: analysis and custom CNN, then the page
-	bloodcell run analysis custom_cnn --data synthetic:n=2000,duplicates=8,spoiled=20 --profile quick --out reports/synthetic
+report: setup  ## the whole course on drawn cells, then the page
+	bloodcell run --study course --data synthetic:n=1000,duplicates=8,spoiled=10 --out reports/synthetic
 
 test: setup  ## export and clean leave nothing to do, ruff, the notebooks, pytest
 	tests/check_tree.sh

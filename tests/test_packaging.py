@@ -125,7 +125,8 @@ def test_parameters_cell_agrees_with_schema(notebook, caplog):
     small = {"notebook", "recipe", "source", "epochs", "val_share", "embedding_images",
              "smote_images",
              "backbone", "weights", "alpha", "phases", "optimizer", "schedule",
-             "warmup"}  # the demonstration's own
+             "warmup", "filters", "dropout", "head_dropout", "batch_size",
+             "learning_rate"}  # the demonstration's own
     for name in set(fields) - small:
         default = found[name]["default"]
         assert (yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[
