@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-from bloodcell_nb import augmentation
+from bloodcell_nb.policies import KERAS_CV, LIBRARIES, OPERATIONS, Policy, augmented
 from bloodcell_nb.recipes import read_recipe, recipes
 from bloodcell_nb.records import device_name, environment
 from bloodcell_nb.synthetic import draw_cells
@@ -55,8 +55,8 @@ def steps(backbone, batch, seconds):
         inputs = cells.images
         if name:
             recipe = read_recipe(recipes()[name])
-            policy = augmentation.Policy(recipe.augmentation, library=recipe.augmentation_library)
-            model = augmentation.augmented(model, policy, batch_size=batch)
+            policy = Policy(recipe.augmentation, library=recipe.augmentation_library)
+            model = augmented(model, policy, batch_size=batch)
             inputs = {"images": cells.images, "labels": labels}
         model.compile("adam", "categorical_crossentropy", jit_compile=False)
         for _ in range(3):
@@ -84,7 +84,7 @@ def main():
     cells = draw_cells(max(options.batch, 16))[: options.batch]
     images = keras.ops.convert_to_tensor(cells.images)
     labels = keras.ops.convert_to_tensor(keras.utils.to_categorical(cells.labels, 8))
-    policies = {name: [name] for name in augmentation.OPERATIONS}
+    policies = {name: [name] for name in OPERATIONS}
     for name, path in recipes().items():
         policy = getattr(read_recipe(path), "augmentation", None)
         if policy and policy not in policies.values():
@@ -95,12 +95,12 @@ def main():
     print("| operation or policy | ours, images/s | keras-cv, images/s |\n|---|---|---|")
     for name, policy in policies.items():
         speeds = []
-        for library in augmentation.LIBRARIES:
-            ours = name in augmentation.OPERATIONS and name not in augmentation.KERAS_CV
+        for library in LIBRARIES:
+            ours = name in OPERATIONS and name not in KERAS_CV
             if library == "keras_cv" and ours:
                 speeds.append("")
                 continue
-            made = augmentation.Policy(policy, library=library)
+            made = Policy(policy, library=library)
             speeds.append(f"{images_per_second(made, images, labels, options.seconds):,.0f}")
         print(f"| {name} | {' | '.join(speeds)} |", flush=True)
 

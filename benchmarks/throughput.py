@@ -137,7 +137,7 @@ def beside_keras(task):
     import keras
     import numpy as np
 
-    from bloodcell_nb.augmentation import augmented
+    from bloodcell_nb.policies import augmented
     from bloodcell_nb.training import Batches, _compiles
 
     recipe, train, size = recipe_of(task), cells_of(task["images"]), task["batch"]
@@ -269,7 +269,7 @@ def pytorch(task):
     if task["heavy"]:
         augment, mix = torch_heavy(), v2.CutMix(num_classes=8)
 
-        class Pictures(torch.utils.data.Dataset):
+        class Images(torch.utils.data.Dataset):
             def __len__(self):
                 return len(images)
 
@@ -283,7 +283,7 @@ def pytorch(task):
             return torch.cat([mixed, x[half:]]), torch.cat([mixed_y, y[half:]])
 
         workers = os.cpu_count()
-        loader = torch.utils.data.DataLoader(Pictures(), task["batch"], shuffle=True,
+        loader = torch.utils.data.DataLoader(Images(), task["batch"], shuffle=True,
                                              drop_last=True, num_workers=workers,
                                              collate_fn=collate,
                                              pin_memory=device == "cuda", persistent_workers=True)

@@ -108,7 +108,7 @@ class Cells:
         return is_synthetic(self.source)
 
     def part(self, name):
-        "The cells of one part."
+        "The cells of one split."
         return self[self.parts == name]
 
 # %% ../nbs/reference/data.ipynb #65e377ff
@@ -227,7 +227,7 @@ def fold_indices(
     stratify: bool = True,  # the same share of each class in each fold
     seed: int = 0,
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # sorted training and validation indices of each fold
-    "Split into folds, each of them the validation part once."
+    "Split into folds, each of them the validation split once."
     from sklearn.model_selection import KFold, StratifiedKFold
 
     if folds < 2:

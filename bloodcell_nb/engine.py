@@ -35,7 +35,7 @@ _NOISE = re.compile(
 def _renamed(value, names):
     """Write other names for paths in all texts.
 
-    Pictures stay, and so does a root, which can be the home of a container's user.
+    Images stay, and so does a root, which can be the home of a container's user.
     """
     if isinstance(value, dict):
         return {key: part if key.startswith("image/") else _renamed(part, names) for key,
@@ -51,8 +51,8 @@ def _renamed(value, names):
 def publishable(
     notebook: dict,  # executed notebook (nbformat)
     names: dict,  # what to write for each path of this machine
-    keep_pictures: bool = False,  # of cells; True for synthetic ones
-) -> dict:  # a notebook without pictures of cells and without paths
+    keep_cells: bool = False,  # of cells; True for synthetic ones
+) -> dict:  # a notebook without images of cells and without paths
     "Take out of an executed notebook what is not for others."
     notebook = _renamed(notebook, sorted(names.items(), key=lambda item: -len(item[0])))
     notebook["metadata"].pop("papermill", None)
@@ -65,8 +65,8 @@ def publishable(
                 output["text"] = "".join(line for line in lines if not _NOISE.match(line))
                 if not output["text"].strip():
                     continue
-            if output.get("metadata", {}).get("cells") and not keep_pictures:
-                output["data"] = {"text/plain": "pictures of real cells: in cells/, on the machine "
+            if output.get("metadata", {}).get("cells") and not keep_cells:
+                output["data"] = {"text/plain": "images of real cells: in cells/, on the machine "
                                                 "that made them"}
             outputs.append(output)
         if "outputs" in cell:
@@ -90,7 +90,7 @@ def _one_line(error):
 
 # %% ../nbs/reference/engine.ipynb #99a3074d
 class _ProgressLine:
-    """Show what a run last said of itself: one changing line on a terminal, else a line every ten
+    """Show the last progress line of a run: one changing line on a terminal, else a line every ten
     seconds at the most, every thirty beside others.
     """
 
@@ -254,7 +254,7 @@ def _publish_notebook(work, names, synthetic):
     if not synthetic:
         (work / "cells").mkdir(exist_ok=True)
         shutil.copyfile(path, work / "cells" / "notebook.ipynb")
-    write_json(path, publishable(notebook, names, keep_pictures=synthetic))
+    write_json(path, publishable(notebook, names, keep_cells=synthetic))
 
 
 def _replace_folder(work, target):

@@ -304,13 +304,13 @@ def draw_patterns(
     count: int = 16,  # how many
     size: tuple = (96, 96),  # height and width in pixels
 ) -> np.ndarray:  # uint8, (count, height, width, 3)
-    "Draw pictures that are no cells: discs, boxes, lines and triangles in random colours."
+    "Draw images that are no cells: discs, boxes, lines and triangles in random colours."
     patterns = []
     for i in range(count):
         rng = np.random.default_rng([0, i])
         colours = iter(map(tuple, rng.integers(0, 256, (13, 3)).tolist()))
-        picture = Image.new("RGB", (96, 96), next(colours))
-        pen = ImageDraw.Draw(picture)
+        canvas = Image.new("RGB", (96, 96), next(colours))
+        pen = ImageDraw.Draw(canvas)
         for colour, _ in zip(colours, range(rng.integers(4, 12)), strict=False):
             x, y, w, h = (float(value) for value in rng.uniform(0, 96, 4))
             box = [x - w / 3, y - h / 3, x + w / 3, y + h / 3]
@@ -321,7 +321,7 @@ def draw_patterns(
                 pen.line([x, y, w, h], fill=colour, width=int(rng.integers(2, 9)))
             else:
                 pen.polygon([(x, y), (w, h), (y, w)], fill=colour)
-        patterns.append(np.asarray(picture.resize(size[::-1])))
+        patterns.append(np.asarray(canvas.resize(size[::-1])))
     return np.stack(patterns)
 
 

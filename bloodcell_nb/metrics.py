@@ -39,9 +39,9 @@ def _from_confusion(confusion):
     classes, classes).
     """
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
-    true, said = confusion.sum(-1), confusion.sum(-2)
+    true, predicted = confusion.sum(-1), confusion.sum(-2)
     recall = np.divide(hit, true, out=np.full(hit.shape, np.nan), where=true > 0)
-    f1 = np.divide(2 * hit, true + said, out=np.zeros(hit.shape), where=true + said > 0)
+    f1 = np.divide(2 * hit, true + predicted, out=np.zeros(hit.shape), where=true + predicted > 0)
     return {"accuracy": hit.sum(-1) / true.sum(-1),
             "balanced_accuracy": np.nanmean(recall, axis=-1), "macro_f1": f1.mean(-1), "f1": f1}
 

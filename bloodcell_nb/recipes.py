@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import bloodcell_nb
 from .data import SYNTHETIC, DataError
+from .policies import check_policy, named_policy
 
 # %% ../nbs/reference/recipes.ipynb #d20b9c74
 class RecipeError(DataError):
@@ -43,12 +44,12 @@ class Recipe(BaseModel):
     source: str = SYNTHETIC  # where the cells come from, as for data.load
     out: str = ""  # run folder; empty: a temporary one
     seed: int = Field(0, ge=0, lt=2**31)
-    # of the split, where the source has no parts, and of the limit: runs of several seeds share
+    # of the split, where the source has no splits, and of the limit: runs of several seeds share
     # them
     split_seed: int = Field(0, ge=0, lt=2**31)
-    limit: int | None = Field(None, ge=32)  # at most so many images of each part
-    val_share: Share = 0.1  # of the images that are not for testing, where the source has no parts
-    test_share: Share = 0.2  # where the source has no parts
+    limit: int | None = Field(None, ge=32)  # at most so many images of each split
+    val_share: Share = 0.1  # of the images that are not for testing, where the source has no splits
+    test_share: Share = 0.2  # where the source has no splits
     hash_size: int = Field(16, ge=4, le=24)  # the perceptual hash has hash_size**2 bits
     max_distance: int = Field(8, ge=0)  # duplicates differ in so many bits at the most
     max_copies: int = Field(5, ge=2)  # a larger group is an injected image, and dropped whole
@@ -57,7 +58,7 @@ class Recipe(BaseModel):
 class AnalysisRecipe(Recipe):
     "01_analysis"
     notebook: Literal["01_analysis"]
-    neighbours: int = Field(10, ge=1)  # nearest neighbours that tell which classes look alike
+    neighbours: int = Field(10, ge=1)  # nearest neighbours that tell which classes are similar
     embedding_images: int = Field(2000, ge=64)  # images in the t-SNE map
     smote_images: int = Field(1000, ge=64)  # images in the comparison of oversampling methods
 
@@ -71,8 +72,8 @@ class TrainingRecipe(Recipe):
     patience: int = Field(10, ge=1)
     monitor: Literal["val_loss", "val_accuracy", "val_macro_f1"] = "val_loss"
     class_weights: Literal["none", "balanced"] | list[Annotated[float, Field(ge=0)]] = "none"
-    balance: Literal["none", "oversample", "smote"] = "none"  # of the training part
-    # 0: one training; k: also k-fold cross-validation of training and validation part
+    balance: Literal["none", "oversample", "smote"] = "none"  # of the training split
+    # 0: one training; k: also k-fold cross-validation of training and validation split
     folds: int = Field(0, ge=0)
     optimizer: Literal["adam", "adamw", "nadam", "lion", "sgd"] = "adam"
     # of the learning rate, step by step
@@ -82,7 +83,7 @@ class TrainingRecipe(Recipe):
     # where a schedule ends and a plateau stops
     final_learning_rate: float = Field(1e-6, gt=0, le=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    # operations on training batches, as 02_augmentation explains
+    # operations on training batches, or the name of a policy of them (reference/policies)
     augmentation: list[str | dict] = []
     # whose layers augment; keras_cv: the original report's, TensorFlow only
     augmentation_library: Literal["native", "keras_cv"] = "native"
@@ -97,7 +98,7 @@ class TrainingRecipe(Recipe):
     # momentum of the running average of the weights, which is what is validated and kept; 0: none
     ema: Rate = 0.0
     mixed_precision: bool = False  # bfloat16 arithmetic with float32 weights, for a GPU
-    # the training part lies where the model computes (27 kB a cell of 96x96); false: batches are
+    # the training split lies where the model computes (27 kB a cell of 96x96); false: batches are
     # copied there
     on_device: bool = True
     # training steps in one call, for a GPU (not with Keras on PyTorch)
@@ -177,11 +178,11 @@ class ReaderRecipe(Recipe):
 class EnsembleRecipe(ReaderRecipe):
     "06_ensemble"
     notebook: Literal["06_ensemble"]
-    # run folders within `runs`; empty: two small networks of the notebook's own
+    # run folders within `runs`; empty: three small networks of the notebook's own
     members: list[RunName] = []
-    # how members are weighed; what is fitted is fitted on the validation part
+    # how members are weighed; what is fitted is fitted to the validation split
     weighting: Literal["mean", "weighted", "greedy"] = "mean"
-    views: Literal[1, 2, 4, 8] = 1  # flips and quarter turns of each picture that are averaged
+    views: Literal[1, 2, 4, 8] = 1  # flips and quarter turns of each image that are averaged
 
 
 class RobustnessRecipe(ReaderRecipe):
@@ -207,6 +208,8 @@ def check_recipe(
         raise RecipeError(f"{where}: notebook is {notebook!r}; expected one of "
                           f"{', '.join(SCHEMAS)}")
     schema = SCHEMAS[notebook]
+    if isinstance(name := parameters.get("augmentation"), str):  # the record holds its operations
+        parameters = parameters | {"augmentation": named_policy(name, f"{where}: augmentation")}
     try:
         recipe = schema(**parameters)
     except ValidationError as error:
@@ -224,8 +227,6 @@ def check_recipe(
         raise RecipeError(f"{where}: snapshots is true with schedule {recipe.schedule!r}; a "
                           "network is kept at the end of each cycle of cosine_restarts")
     if getattr(recipe, "augmentation", None):
-        from bloodcell_nb.augmentation import check_policy
-
         check_policy(recipe.augmentation, f"{where}: augmentation")
     if getattr(recipe, "folds", 0) == 1:
         raise RecipeError(f"{where}: folds is 1; expected 0 (no cross-validation) or 2 and more")

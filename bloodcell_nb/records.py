@@ -286,7 +286,7 @@ def figure(
     self: Run,
     fig,  # matplotlib figure, shown and closed here
     name: str,  # of the PNG file, without suffix
-    shows_cells: bool = False,  # pictures of cells go to cells/, everything else to figures/
+    shows_cells: bool = False,  # images of cells go to cells/, everything else to figures/
     # whether it rests on synthetic cells, and says so; None: if the run's source is
     synthetic: bool = None,
 ) -> Path:
@@ -316,7 +316,7 @@ def predictions(
     part: str = "test",
     folder: Path = None,  # of a network kept beside the run's own; None: the run's
 ) -> Path:
-    "Save what the model said of each cell."
+    "Save the probabilities of each cell."
     path = (Path(folder or self.folder) / ("predictions.npz" if part == "test"
                                            else f"predictions_{part}.npz"))
     with replacing(path) as work:
@@ -333,13 +333,13 @@ def finish(
     results: dict,  # what was measured
 ) -> dict:  # the whole record
     "Write metrics.json."
-    said = self.recipe.model_dump(exclude={"out"})
+    values = self.recipe.model_dump(exclude={"out"})
     # no path of this machine
-    said |= {key: path.name for key in KEYWORDS if (path := source_path(said.get(key), key))
+    values |= {key: path.name for key in KEYWORDS if (path := source_path(values.get(key), key))
              and path.exists()}
-    source = said["source"]
+    source = values["source"]
     record = {
-        "recipe": said,
+        "recipe": values,
         "data": {"source": source, "fingerprint": fingerprint(self.recipe.source),
                  "synthetic": self.synthetic},
         "code": self.code,
@@ -377,7 +377,7 @@ class Finished:
 
     @property
     def test(self):
-        "Scores on the test part; empty for a run that trains nothing."
+        "Scores on the test split; empty for a run that trains nothing."
         return self.metrics.get("results", {}).get("test", {})
 
 

@@ -91,7 +91,7 @@ def _entries(path):
 
 def _check_unpacked(sizes, path):
     "Refuse a zip whose images, or one of them, unpack to too many bytes, as its directory says."
-    sizes = {name: size for name, size in sizes.items() if _is_picture(name)}
+    sizes = {name: size for name, size in sizes.items() if _is_image(name)}
     total, (largest, name) = sum(sizes.values()), max(((s, n) for n, s in sizes.items()),
                                                       default=(0, ""))
     if largest > MAX_FILE_BYTES:
@@ -102,7 +102,7 @@ def _check_unpacked(sizes, path):
                         f"expected images of at most {MAX_ARCHIVE_BYTES >> 30} GiB")
 
 # %% ../nbs/reference/sources.ipynb #772f8e1e
-def _is_picture(name):
+def _is_image(name):
     path = PurePosixPath(name)
     return (path.suffix.lower() in IMAGE_SUFFIXES
             and not any(p.startswith((".", "__MACOSX")) for p in path.parts))
@@ -117,15 +117,15 @@ def _part_and_class(name):
 # %% ../nbs/reference/sources.ipynb #40892678
 def _tree_names(path, files, folders):
     "Images of a tree, their places, the class names; DataError where it is not one folder a class."
-    names = [name for name in files if _is_picture(name)]
+    names = [name for name in files if _is_image(name)]
     if not names:
-        raise DataError(f"{path}: no pictures ({', '.join(IMAGE_SUFFIXES)}) inside; expected one "
+        raise DataError(f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}) inside; expected one "
                         "folder a class")
     if loose := [name for name in names if "/" not in name]:
         raise DataError(f"{path}: {loose[0]} lies in no class folder; expected one folder a class")
     places = [_part_and_class(name) for name in names]
     if len(above := sorted({place[2] for place in places})) > 1:
-        raise DataError(f"{path}: pictures lie under {'/'.join(above[0]) or '.'} and "
+        raise DataError(f"{path}: images lie under {'/'.join(above[0]) or '.'} and "
                         f"{'/'.join(above[1])}; name one of them as the source")
     empty = [f for f in folders if not any(n.startswith(f + "/") for n in names)
              and PurePosixPath(f).parts[:-1] in
@@ -213,7 +213,7 @@ def _medmnist_images(images, where):
 
 # %% ../nbs/reference/sources.ipynb #b9a3e726
 def _medmnist_cells(arrays, path):
-    "Cells of a MedMNIST file, with its parts."
+    "Cells of a MedMNIST file, with its splits."
     parts = [part for part in PARTS if f"{part}_images" in arrays]
     if missing := [part for part in parts if f"{part}_labels" not in arrays]:
         raise DataError(f"{path}: no key {missing[0]}_labels beside {missing[0]}_images")
@@ -321,7 +321,7 @@ def download_medmnist(
 def load(
     # synthetic[:key=value,...], medmnist[:size], an .npz file, or a folder or .zip of class folders
     source: str = SYNTHETIC,
-    # resize pictures of a folder or zip to size x size; left out, they must agree
+    # resize images of a folder or zip to size x size; left out, they must agree
     size: int = None,
 ) -> Cells:
     "Load cells; which form the source has is seen from its name and content."
@@ -329,7 +329,7 @@ def load(
     images = path and path.exists() and path.suffix.lower() != ".npz"
     if size is not None and not (size >= 8 and images):
         raise DataError(f"{source}: size is {size}; expected 8 or more, and a folder or .zip whose "
-                        "pictures can be resized")
+                        "images can be resized")
     if is_synthetic(source):
         return draw_cells(**parse_synthetic(str(source)))
     if path is None:
@@ -423,7 +423,7 @@ def save(
 
 # %% ../nbs/reference/sources.ipynb #ba6e687c
 def course_arrays(
-    # cells of the eight classes, 96x96; of a source with parts the training part is taken
+    # cells of the eight classes, 96x96; of a source with splits the training split is taken
     cells: Cells,
     seed: int = 0,  # draws the cells, where there are more than the course had
 ) -> dict[str, np.ndarray]:  # images (n + 1800, 96, 96, 3) and labels (n + 1800, 1)

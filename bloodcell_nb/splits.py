@@ -30,10 +30,10 @@ class Splits:
 
 def limit_cells(
     cells: Cells,
-    limit: int = None,  # at most so many images of each part; None: all
+    limit: int = None,  # at most so many images of each split; None: all
     seed: int = 0,
 ) -> Cells:
-    "Cut each part to a stratified sample."
+    "Cut each split to a stratified sample."
     if limit is None:
         return cells
     keep = []
@@ -61,7 +61,7 @@ def prepare(
     train, val, test = (cells.part(part) for part in ("train", "val", "test"))
     for part, some in (("training", train), ("validation", val), ("test", test)):
         if (some.counts == 0).any():
-            raise DataError(f"{cells.source}: the {part} part has no "
+            raise DataError(f"{cells.source}: the {part} split has no "
                             f"{cells.class_names[int(np.argmin(some.counts))]}; give more images "
                             "or a larger limit")
     return Splits(train, val, test, balance_classes(train, getattr(recipe, "balance", "none"),
@@ -88,7 +88,7 @@ def assign_splits(
 
 
 def _parted(recipe):
-    "Cells without copies, each in its part."
+    "Cells without copies, each in its split."
     cells = load(recipe.source)
     if (cells.parts != "").all():  # before the hashing, which it shortens
         cells = limit_cells(cells, recipe.limit, recipe.split_seed)

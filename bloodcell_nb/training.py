@@ -24,10 +24,10 @@ from IPython.display import HTML, DisplayHandle
 from matplotlib.figure import Figure
 
 from .analysis import balance_classes, duplicate_groups, perceptual_hashes
-from .augmentation import Policy, augmented, with_noise
 from .data import Cells, DataError, fold_indices, split_indices
 from .metrics import plot_learning_curves, score
 from .optimizers import cycle_ends, make_optimizer
+from .policies import Policy, augmented, with_noise
 from .recipes import TrainingRecipe
 from .records import Run, write_json
 from .splits import Splits, distorted
@@ -93,7 +93,7 @@ class Batches(keras.utils.PyDataset):
 
 # %% ../nbs/reference/training.ipynb #c67f0d51
 def class_weight_dict(
-    labels: np.ndarray,  # of the training part, (n,)
+    labels: np.ndarray,  # of the training split, (n,)
     setting: str | list,  # none, balanced, or one number a class
     classes: int,
 ) -> dict[int, float] | None:  # weight of each class, as Keras' fit takes it
@@ -470,7 +470,7 @@ def evaluate(
 def cross_validate(
     build,  # function without arguments that makes a new model
     splits: Splits,  # training and validation split are put together and folded
-    recipe: TrainingRecipe,  # with folds >= 2; balance is applied to each fold's training part
+    recipe: TrainingRecipe,  # with folds >= 2; balance is applied to each fold's training split
     run: Run,
     train_one=fit,  # as fit: trains a new model on one fold
 ) -> dict:  # scores of each fold, mean and standard deviation

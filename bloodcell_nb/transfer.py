@@ -95,7 +95,7 @@ def load_backbone(
 
 def transfer_model(
     recipe: TransferRecipe,
-    image_size: tuple,  # of the pictures, height and width in pixels
+    image_size: tuple,  # of the images, height and width in pixels
     classes: int = 8,
 ) -> keras.Model:  # uint8 (n, h, w, 3) to probabilities (n, classes)
     "Preprocessing, backbone and head. The backbone is the layer named backbone."

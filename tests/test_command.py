@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from bloodcell_nb.cli import main
+from bloodcell_nb.policies import POLICIES
 from bloodcell_nb.recipes import read_recipe, recipes, studies
 from bloodcell_nb.records import read_runs
 
@@ -39,9 +40,10 @@ def one_line_error(capsys, arguments, *words):
     "The command, in this process, refuses with one line that holds the words."
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2, arguments
-    said = capsys.readouterr()
-    assert said.err.startswith("bloodcell: ") and said.err.count("\n") == 1 and not said.out, said
-    assert all(word in said.err for word in words), said.err
+    captured = capsys.readouterr()
+    err = captured.err
+    assert err.startswith("bloodcell: ") and err.count("\n") == 1 and not captured.out, captured
+    assert all(word in err for word in words), err
 
 
 def test_bad_input_costs_one_line(tmp_path, capsys):
@@ -61,6 +63,8 @@ def test_bad_input_costs_one_line(tmp_path, capsys):
         (["run", recipe(tmp_path, "unknown", epoch=3), "--out", out], "unknown.yaml",
          "unknown key epoch; did you mean epochs?"),
         (["run", recipe(tmp_path, "high", dropout=2), "--out", out], "dropout is 2", "less than 1"),
+        (["run", recipe(tmp_path, "policy", augmentation="hevy"), "--out", out],
+         "policy.yaml: augmentation: no policy hevy; there are simple, ", "heavy"),
         (["run", recipe(tmp_path, "phased", **phased), "--out", out],
          "phased.yaml: learning_rate is 0.001", "set phases"),
         (["run", recipe(tmp_path, "reader", **reader), "--out", out],
@@ -302,15 +306,16 @@ def test_a_study(tmp_path):
 
 
 def test_papermill_alone(tmp_path):
-    path = recipe(tmp_path, "alone", epochs=1)
+    path = recipe(tmp_path, "alone", epochs=1, augmentation="simple")
     done = subprocess.run(["papermill", str(ROOT / "nbs" / "03_custom_cnn.ipynb"),
                            str(tmp_path / "out.ipynb"), "-f", str(path), "-p", "source", SOURCE,
                            "-p", "out", str(tmp_path / "run"), "--no-progress-bar"],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "unknown parameter" not in done.stderr
-    assert (json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"]["filters"] == [
-        4, 4])
+    used = json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"]
+    assert used["filters"] == [4, 4]
+    assert used["augmentation"] == POLICIES["simple"]  # the operations, not the policy's name
 
 
 def test_recipes_at_smoke_size_and_one_that_reads_them(tmp_path):

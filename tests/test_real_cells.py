@@ -54,7 +54,7 @@ def test_predict_reads_as_load_does(originals, tmp_path, size):
     """One rule: originals are cut to their centre, an image of another size is used whole, in a
     folder and alone.
     """
-    from bloodcell_nb.ensemble import read_picture
+    from bloodcell_nb.classifier import read_image_file
 
     for source in sorted((originals / "jpg").rglob("*.jpg"))[::40]:
         path = tmp_path / source.parent.name / f"{source.stem}.png"
@@ -64,7 +64,7 @@ def test_predict_reads_as_load_does(originals, tmp_path, size):
     assert len(cells) == 5
     for path in tmp_path.rglob("*.png"):
         image = cells.images[list(cells.ids).index(path.stem)]
-        assert np.array_equal(read_picture(path, (96, 96)), image), path
+        assert np.array_equal(read_image_file(path, (96, 96)), image), path
         whole = np.asarray(Image.open(path).resize((96, 96), Image.Resampling.BILINEAR))
         assert np.array_equal(whole, image) == (size in [(280, 280), (2000, 1500)])
 

@@ -12,18 +12,19 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import papermill
 import pytest
 from test_command import bloodcell
 
-from bloodcell_nb.records import read_runs
-from bloodcell_nb.report import (
+from bloodcell_nb.page import (
     build_report,
-    cost_table,
     gains_table,
     ladder_table,
     ladders,
     results_table,
 )
+from bloodcell_nb.records import read_runs
+from bloodcell_nb.report import cost_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports" / "pbc96"
@@ -115,6 +116,41 @@ def test_a_record_of_a_notebook_that_is_gone_is_shown(folder):
     assert f'<h3 id="{GOOD}-' in page and "Left out of the tables" not in page
 
 
+def test_runs_on_drawn_cells_are_compared_with_each_other_alone(folder):
+    "The report's cells were real: its figures stand beside none of these runs."
+    for name in (GOOD, ODD):
+        change("metrics.json", lambda whole: whole["data"].update(source="drawn", synthetic=True))(
+            folder / name)
+    page = build_report(folder).read_text()
+    assert "What each step was worth" in page and f"<td>{ODD}</td><td>{GOOD}</td>" in page
+    assert "hidden" not in page and not (folder / "figures").exists()
+
+
+def test_no_row_of_the_page_is_without_a_run(folder):
+    "Steps of the report that have no run stand in a sentence, not in the tables."
+    page = unescape(build_report(folder).read_text())
+    assert "no run yet" not in page
+    named = page[page.index("Not run yet: "):].split("</p>")[0]
+    assert "convnext_base" in named and GOOD not in named
+
+
+def test_results_table_shows_the_named_runs_in_this_order(folder):
+    rows = results_table(folder, [GOOD, "not_there", ODD]).splitlines()[2:]
+    assert [row.split()[1] for row in rows] == [GOOD, ODD]
+    assert len(results_table(folder, []).splitlines()) == 2
+
+
+def test_the_chapter_reads_a_single_run_on_drawn_cells(folder):
+    "No step to compare, no ensemble, no rank: the chapter says so and goes on."
+    shutil.rmtree(folder / ODD)
+    change("metrics.json", lambda whole: whole["data"].update(source="drawn", synthetic=True))(
+        folder / GOOD)
+    done = papermill.execute_notebook(ROOT / "nbs" / "08_report.ipynb", folder / "done.ipynb",
+                                      {"runs": str(folder)}, progress_bar=False)
+    shown = json.dumps([cell.get("outputs") for cell in done.cells])
+    assert "No run has its baseline here." in shown and f"`{GOOD}` (0.5" in shown
+
+
 def test_report_command_names_odd_runs(folder):
     cut("metrics.json")(folder / ODD)
     done = bloodcell("report", folder)
@@ -155,7 +191,7 @@ def test_what_a_record_says_stays_text(tmp_path):
     page = build_report(tmp_path).read_text()
     assert "<script" not in page and "</script" not in page and "\"'" not in page
     assert len(re.findall("&lt;script&gt;alert", page)) > 40, "all of it is shown, as text"
-    for words in ("in AlexNet's errors", "most alike", "Members (weights)", "cross-validation",
+    for words in ("in AlexNet's errors", "most similar", "Members (weights)", "cross-validation",
                   "Left out of the tables", "Did not finish"):
         assert words in unescape(page), words
 
@@ -179,4 +215,4 @@ def test_the_template_is_shipped(tmp_path):
     done = subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"],
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "built" / "bloodcell_nb" / "report.html.j2").is_file()
+    assert (tmp_path / "built" / "bloodcell_nb" / "page.html.j2").is_file()
