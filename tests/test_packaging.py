@@ -161,7 +161,8 @@ def test_papermill_reads_a_recipe_as_the_command_does(name):
     "A key that a recipe leaves out has the notebook's value there, the schema's here."
     recipe = read_recipe(recipes()[name])
     given = yaml.safe_load(recipes()[name].read_text(encoding="utf-8"))
-    small = {"source", "val_share", "test_share", "embedding_images", "smote_images"}  # the demonstration's own
+    small = {"source", "val_share", "test_share", "embedding_images",
+             "smote_images"}  # the demonstration's own
     here = parameters_of(recipe.notebook)
     alone = check_recipe({key: here[key] for key in type(recipe).model_fields} | given)
     differs = {key for key, value in recipe if getattr(alone, key) != value}
