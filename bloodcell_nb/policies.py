@@ -286,14 +286,27 @@ def with_noise(
     return replace(cells, images=np.clip(np.round(cells.images + noise), 0, 255).astype(np.uint8))
 
 # %% ../nbs/reference/policies.ipynb #9ed674b4
-def _callable(policy):
-    "What the training step calls."
-    if not policy or policy.library == "native":
-        return policy
-    import tensorflow as tf
+def _callable(policy, batch_size):
+    "What the training step calls: a policy on images of a known number."
+    from keras import ops
 
-    # keras-cv's RandAugment branches on tensors, which Keras does not translate
-    return tf.function(policy.__call__)
+    step = policy
+    if policy and policy.library == "keras_cv":
+        import tensorflow as tf
+
+        # its RandAugment branches on tensors, which Keras does not translate
+        step = tf.function(policy.__call__)
+
+    def apply(images, labels, mixed):
+        size = (batch_size or images.shape[0] or -1, *images.shape[1:])
+        return step(ops.reshape(images, size), labels, mixed)
+
+    return apply
+
+
+def _state(policy):
+    "What a model must hold to keep a policy's random state: its layers and generator."
+    return [*policy.layers, policy.generator] if policy else []
 
 
 def _weights(labels, class_weight):
@@ -344,35 +357,32 @@ def augmented(
     "Wrap a classifier so that its training step augments."
     import keras
 
-    apply, scans = _callable(policy), keras.backend.backend() == "jax" and cells is not None
+    apply = _callable(policy, batch_size)
+    scans = keras.backend.backend() == "jax" and cells is not None
 
     class Augmented(keras.Model):
         def __init__(self):
             super().__init__(name="augmented")
-            self.network, self.augmenters = model, policy.layers if policy else []
-            self.generator = policy.generator if policy else None
+            self.network, self.state = model, _state(policy)
             self.kept = [] if cells is None else _kept(self, cells)
             self.built = True  # the network comes built, the operations hold no weights
 
         def call(self, inputs, training=False):
             images, labels, mixed = _batch(inputs, self.kept)
             if policy and training:
-                size = (batch_size or images.shape[0] or -1, *images.shape[1:])
-                images, labels = apply(keras.ops.reshape(images, size), labels, mixed)
+                images, labels = apply(images, labels, mixed)
             return {"probabilities": self.network(images, training=training), "labels": labels}
 
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-            labels = y_pred["labels"]
+            labels, found = y_pred["labels"], y_pred["probabilities"]
             weight = _weights(labels, class_weight) if class_weight and training else None
-            return super().compute_loss(x, labels, y_pred["probabilities"], weight, training)
+            return super().compute_loss(x, labels, found, weight, training)
 
-        def compute_metrics(self, x, y, y_pred, sample_weight=None):
-            return super().compute_metrics(x, y_pred["labels"], y_pred["probabilities"],
-                                           sample_weight)
+        def compute_metrics(self, x, y, y_pred, **weight):
+            return super().compute_metrics(x, y_pred["labels"], y_pred["probabilities"], **weight)
 
         def train_step(self, *given):
-            several = scans and given[1][1].ndim > 1
             step = super().train_step
-            return _scanned(step, *given) if several else step(*given)
+            return _scanned(step, *given) if scans and given[1][1].ndim > 1 else step(*given)
 
     return Augmented()
