@@ -216,7 +216,7 @@ def draw_confusion(
             else "")
     return Markdown(f"{wrong.sum()} of {scores['n']} test cells are wrong.{most}")
 
-
+# %% ../nbs/reference/metrics.ipynb #drawsplit0
 def draw_class_scores(
     scores: dict,  # of `score`
     run: Run,

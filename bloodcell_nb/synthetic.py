@@ -124,7 +124,7 @@ def _granules(draw, rng, look, centre, radius):
     for box in np.stack([x - sizes, y - sizes, x + sizes, y + sizes], 1).tolist():
         draw.ellipse(box, fill=look["grain_colour"])
 
-
+# %% ../nbs/reference/synthetic.ipynb #drawvary1
 def _varied(look, rng):
     "One cell of a class: its colours shifted together, and its number of granules."
     shift = rng.normal(0, 8) + rng.normal(0, 5, 3)
