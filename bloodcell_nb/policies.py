@@ -339,10 +339,15 @@ def _batch(inputs, kept):
     return images, labels, number >= count
 
 
-def _scanned(step, state, batches):
-    "Several training steps in one call, under JAX."
+def _run_steps(step, kept, given):
+    "One training step; under JAX as many as there are rows of numbers, in one call."
+    import keras
+
+    if keras.backend.backend() != "jax" or not kept or given[1][1].ndim == 1:
+        return step(*given)
     import jax
 
+    state, batches = given
     state, logs = jax.lax.scan(lambda state, batch: step(state, batch)[::-1], state, batches)
     return {name: values[-1] for name, values in logs.items()}, state
 
@@ -358,7 +363,6 @@ def augmented(
     import keras
 
     apply = _callable(policy, batch_size)
-    scans = keras.backend.backend() == "jax" and cells is not None
 
     class Augmented(keras.Model):
         def __init__(self):
@@ -378,11 +382,11 @@ def augmented(
             weight = _weights(labels, class_weight) if class_weight and training else None
             return super().compute_loss(x, labels, found, weight, training)
 
-        def compute_metrics(self, x, y, y_pred, **weight):
-            return super().compute_metrics(x, y_pred["labels"], y_pred["probabilities"], **weight)
+        def compute_metrics(self, x, y, y_pred, sample_weight=None):
+            labels, found = y_pred["labels"], y_pred["probabilities"]
+            return super().compute_metrics(x, labels, found, sample_weight)
 
         def train_step(self, *given):
-            step = super().train_step
-            return _scanned(step, *given) if scans and given[1][1].ndim > 1 else step(*given)
+            return _run_steps(super().train_step, self.kept, given)
 
     return Augmented()
