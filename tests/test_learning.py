@@ -21,4 +21,4 @@ def test_a_network_learns(tmp_path):
                          recipe.head_dropout)
     fitted = fit(network, splits.balanced, splits.val, recipe, Run(recipe))
     accuracy = np.mean(predict(fitted.final, splits.test).argmax(axis=1) == splits.test.labels)
-    assert accuracy > 0.35, f"{accuracy:.2f} on {len(splits.test)} test cells; chance is {1 / 8:.2f}"
+    assert accuracy > 0.35, f"{accuracy:.2f} of {len(splits.test)} cells; chance is {1 / 8:.2f}"
