@@ -80,7 +80,8 @@ def _modules(code, seen):
 def code_fingerprint(
     notebook: str,  # without .ipynb
 ) -> str:  # 16 hexadecimal digits
-    """Identify the code of a notebook and of all modules of the project that it uses.
+    """Identify the code of a notebook, of all modules of the project that it uses, and the
+    pretrained weights that they name.
 
     Raises RecipeError where it does not lie in nbs/.
     """
@@ -93,8 +94,11 @@ def code_fingerprint(
     sources, files = ["".join(cell["source"]) for cell in cells], {Path(bloodcell_nb.__file__)}
     for source in sources:
         _modules(source, files)
-    code = [*sources, *(file.read_text(encoding="utf-8") for file in sorted(files))]
-    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
+    code = [*map(str.encode, sources), *(file.read_bytes() for file in sorted(files))]
+    weights = sorted((Path(bloodcell_nb.__file__).parent / "weights").glob("*.npz"))
+    code += [file.read_bytes() for file in weights
+             if any(file.name.encode() in text for text in code)]
+    return hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
 
 # %% ../nbs/reference/records.ipynb #fccdfbf7
 def _bytes(path):
