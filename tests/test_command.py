@@ -69,7 +69,7 @@ def test_bad_input_costs_one_line(tmp_path, capsys):
          "phased.yaml: learning_rate is 0.001", "set phases"),
         (["run", recipe(tmp_path, "reader", **reader), "--out", out],
          "reader.yaml: members.0 is '../../else'"),
-        (["run", "mobilenet_heavy", "--set", "learning_rate=0.1", "--out", out],
+        (["run", "efficientnet_lite0_heavy", "--set", "learning_rate=0.1", "--out", out],
          "learning_rate is 0.1", "set phases"),
         (["run", "analysis", "--set", "recipe=../../else", "--out", out], "recipe is '../../else'"),
         (["run", "analysis", "--set", "seed=[1, {", "--out", out],
@@ -332,9 +332,9 @@ def test_recipes_at_smoke_size_and_one_that_reads_them(tmp_path):
     record = json.loads((out / "robustness" / "metrics.json").read_text())
     assert set(record["results"]["models"]) == set(names)
     assert "skipped" in bloodcell("run", "robustness", *options).stdout
-    options[-1] = "models=[mobilenet_frozen]"
+    options[-1] = "models=[efficientnet_lite0_head]"
     missing = bloodcell("run", "robustness", *options)
-    assert missing.returncode == 1 and "mobilenet_frozen" in missing.stdout, missing.stdout
+    assert missing.returncode == 1 and "efficientnet_lite0_head" in missing.stdout, missing.stdout
 
 
 def test_jax(tmp_path):

@@ -28,14 +28,16 @@ from bloodcell_nb.report import cost_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports" / "pbc96"
-GOOD, ODD = "mobilenet_finetuned", "mobilenet_all"  # the page compares the second with the first
+# the page compares the second with the first
+GOOD, ODD = "efficientnet_lite0_translation_mixup", "efficientnet_lite0_heavy"
 
 
 @pytest.fixture
 def folder(tmp_path):
     "Two good runs, without their figures."
     for name in (GOOD, ODD):
-        shutil.copytree(RECORDS / name, tmp_path / name, ignore=shutil.ignore_patterns("figures"))
+        shutil.copytree(RECORDS / name, tmp_path / name,
+                        ignore=shutil.ignore_patterns("figures", "*.keras"))
     return tmp_path
 
 
@@ -148,7 +150,7 @@ def test_the_chapter_reads_a_single_run_on_drawn_cells(folder):
     done = papermill.execute_notebook(ROOT / "nbs" / "08_report.ipynb", folder / "done.ipynb",
                                       {"runs": str(folder)}, progress_bar=False)
     shown = json.dumps([cell.get("outputs") for cell in done.cells])
-    assert "No run has its baseline here." in shown and f"`{GOOD}`: 0.5" in shown
+    assert "No run has its baseline here." in shown and f"`{GOOD}`: 0." in shown
 
 
 def test_report_command_names_odd_runs(folder):
@@ -173,11 +175,15 @@ def replaced(value, kept=()):
 
 
 def test_what_a_record_says_stays_text(tmp_path):
-    for name in (GOOD, "analysis", "ensemble_long", "robustness_long", "mobilenet_folds"):
+    folds = {"folds": 2, "accuracy": [0.9, 0.8], "macro_f1": [0.9, 0.8], "accuracy_mean": 0.85,
+             "accuracy_sd": 0.07, "macro_f1_mean": 0.85, "macro_f1_sd": 0.07}
+    for name in (GOOD, "analysis", "ensemble_lite0_atto", "robustness_small"):
         place = tmp_path / f"{LESS}script '{name}"
         place.mkdir()
         for file in ("status.json", "metrics.json"):
             whole = replaced(json.loads((RECORDS / name / file).read_text()), kept=("state",))
+            if "phases" in whole.get("results", {}):
+                whole["results"]["cross_validation"] = folds
             if "models" in whole.get("results", {}):
                 whole["results"]["models"] = {
                     SCRIPT: next(iter(whole["results"]["models"].values()))}
