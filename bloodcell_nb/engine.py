@@ -8,7 +8,6 @@ __all__ = ['PAGE_SECONDS', 'publishable', 'quiet_stderr', 'locked', 'execute', '
 # %% ../nbs/reference/engine.ipynb #220555a8
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -27,11 +26,6 @@ from .recipes import RecipeError, check_recipe, project_root, runs_read
 from .records import run_key, write_json
 
 # %% ../nbs/reference/engine.ipynb #a6e9b248
-# what TensorFlow writes to stderr as it starts; no environment variable stops it
-_NOISE = re.compile(
-    r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:\d\d|[IWE]0000 00:00:\d+")
-
-
 def _renamed(value, names):
     """Write other names for paths in all texts.
 
@@ -60,11 +54,8 @@ def publishable(
         cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
         outputs = []
         for output in cell.get("outputs", []):
-            if output["output_type"] == "stream" and output["name"] == "stderr":
-                lines = "".join(output["text"]).splitlines(keepends=True)
-                output["text"] = "".join(line for line in lines if not _NOISE.match(line))
-                if not output["text"].strip():
-                    continue
+            if output.get("name") == "stderr":  # progress bars and libraries' logs
+                continue
             if output.get("metadata", {}).get("cells") and not keep_cells:
                 output["data"] = {"text/plain": "images of real cells: in cells/, on the machine "
                                                 "that made them"}
@@ -226,7 +217,8 @@ def _run_notebook(recipe, work, status, timeout, stream, alone):
                                        work / "notebook.ipynb", parameters, cwd=work,
                                        kernel_name="python3", progress_bar=False,
                                        execution_timeout=timeout,
-                                       extra_arguments=["--log-level=ERROR"])
+                                       extra_arguments=["--log-level=ERROR",
+                                                        "--IPKernelApp.capture_fd_output=False"])
         if not (work / "metrics.json").exists():
             raise RecipeError(f"notebook {recipe.notebook} wrote no metrics.json")
     except BaseException as error:  # a dead kernel and Ctrl-C too: what failed says so

@@ -1,4 +1,4 @@
-"Notebooks as a reader meets them: every output there, none older than what it lists, short lines."
+"Notebooks as a reader meets them: every output there, none stale, no logs, short lines."
 import ast
 import json
 import sys
@@ -50,6 +50,12 @@ def missing_outputs(notebook):
             if shows(source_of(cell)) and not cell["outputs"]]
 
 
+def logged(notebook):
+    "Cells whose outputs hold what libraries log."
+    return [f"stderr below: {source_of(cell)[:60]!r}" for cell in code_cells(notebook)
+            if any(output.get("name") == "stderr" for output in cell["outputs"])]
+
+
 def stale_lists(notebook, names):
     "Names that the printed tables do not hold."
     printed = "".join("".join(output.get("text", [])) for cell in code_cells(notebook)
@@ -64,7 +70,7 @@ def problems(folder):
         if ".ipynb_checkpoints" in path.parts:
             continue
         notebook, name = json.loads(path.read_text(encoding="utf-8")), path.relative_to(folder)
-        found = long_lines(notebook) + missing_outputs(notebook)
+        found = long_lines(notebook) + missing_outputs(notebook) + logged(notebook)
         if name.as_posix() in LISTS:
             found += stale_lists(notebook, LISTS[name.as_posix()]())
         yield from (f"{name}: {problem}" for problem in found)
