@@ -142,26 +142,11 @@ def assert_same_results(one, other):
         np.testing.assert_allclose(other[part]["nll"], one[part]["nll"], atol=1e-5)
 
 
-def test_same_recipe_same_results_and_skip(whole, tmp_path):
-    "In fresh processes; another seed gives other losses."
-    output, errors = run_both(tmp_path, tmp_path / "out").communicate()
-    assert "2 runs: 2 done" in output, output + errors
-    for name in RESUMED:
-        assert_same_results(whole / name, tmp_path / "out" / name)
-    assert "2 runs: 2 skipped" in run_both(tmp_path, tmp_path / "out").communicate()[0]
-    again = bloodcell("run", tmp_path / "plain.yaml", "--data", "synthetic:n=300", "--profile",
-                      "full", "--set", "seed=1",
-                      "--set", "epochs=2", "--out", tmp_path / "out")
-    assert "plain: done" in again.stdout, again.stdout + again.stderr
-    losses = [json.loads((out / "plain" / "metrics.json").read_text())["results"]["training"][
-        "history"]["loss"][0] for out in (whole, tmp_path / "out")]
-    assert losses[0] != losses[1]
-
-
 def test_killed_runs_go_on(whole, tmp_path):
     """kill -9 in the middle, without and with the heavy policy.
 
-    The same command then gives what an uninterrupted one gives.
+    The same command then gives what an uninterrupted one gave in other processes; given once more,
+    it has nothing to do.
     """
     process = run_both(tmp_path, tmp_path / "cut")
     works = {name: tmp_path / "cut" / f"{name}.partial" for name in RESUMED}
@@ -184,11 +169,12 @@ def test_killed_runs_go_on(whole, tmp_path):
     for name in RESUMED:
         assert_same_results(whole / name, tmp_path / "cut" / name)
         assert not works[name].exists() and not (tmp_path / "cut" / name / "state").exists()
+    assert "2 runs: 2 skipped" in run_both(tmp_path, tmp_path / "cut").communicate()[0]
 
 
-def test_eight_commands_at_once_on_four_recipes(tmp_path):
+def test_six_commands_at_once_on_three_recipes(tmp_path):
     "Each run is there once and whole; the second command of each recipe waits for the first."
-    names = [f"at_once_{k}" for k in range(4)]
+    names = [f"at_once_{k}" for k in range(3)]
     small = ({key: None for key in FAST} | {"notebook": "01_analysis", "embedding_images": 64,
                                             "smote_images": 64})
     paths = [recipe(tmp_path, name, **small | {"seed": seed}) for seed, name in enumerate(names)]
@@ -197,14 +183,14 @@ def test_eight_commands_at_once_on_four_recipes(tmp_path):
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   text=True) for command in commands]
     said = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 8, said
+    assert [process.returncode for process in processes] == [0] * 6, said
     assert not [errors for _, errors in said if "Traceback" in errors]
     output = "".join(lines for lines, _ in said)
     assert ([output.count(f"{name}: {state}") for name in names
-             for state in ("done", "skipped")] == [1] * 8), output
+             for state in ("done", "skipped")] == [1] * 6), output
     runs = read_runs(tmp_path / "out")
     assert ([(run.name, run.metrics["recipe"]["seed"])
-             for run in runs] == list(zip(names, range(4), strict=True)))
+             for run in runs] == list(zip(names, range(3), strict=True)))
     for run in runs:
         nbformat.validate(nbformat.read(run.folder / "notebook.ipynb", 4))
         assert run.name in (tmp_path / "out" / "index.html").read_text()
@@ -324,7 +310,7 @@ def test_recipes_at_smoke_size_and_one_that_reads_them(tmp_path):
     make test-all runs every recipe.
     """
     out = tmp_path / "out"
-    names = ["custom_cnn_heavy", "efficientnet_b2_translation_mixup"]
+    names = ["custom_cnn_heavy", "efficientnet_lite0_translation_mixup"]
     options = ["--data", SOURCE, "--profile", "smoke", "--out", out, "--set",
                f"models=[{', '.join(names)}]"]
     done = bloodcell("run", *names, "robustness", *options, "--set", "weights=none", "--jobs", "2")
