@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: setup report test test-chapters test-reference test-pytest test-all lab notebooks readme lock clean
+.PHONY: setup report test test-notebooks test-pytest test-all lab notebooks readme lock clean
 
 setup: .venv/.installed  ## make .venv with the locked versions, the package and its kernel
 
@@ -21,17 +21,14 @@ report: setup  ## the whole course on drawn cells, then the page
 test: setup  ## export and clean leave nothing to do, ruff, the notebooks, pytest
 	tests/check_tree.sh
 	ruff check .
-	$(MAKE) --no-print-directory -j3 --output-sync=target test-chapters test-reference test-pytest
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-notebooks test-pytest
 
 # side by side, with one thread each: TensorFlow's threads would wait for one another
-test-chapters test-reference test-pytest: export TF_NUM_INTRAOP_THREADS := 1
-test-chapters test-reference test-pytest: export OMP_NUM_THREADS := 1
+test-notebooks test-pytest: export TF_NUM_INTRAOP_THREADS := 1
+test-notebooks test-pytest: export OMP_NUM_THREADS := 1
 
-test-chapters:
-	nbdev_test --n_workers 1 --do_print --timing --path nbs --skip_folder_re "^[_.]|reference"
-
-test-reference:
-	nbdev_test --n_workers 1 --do_print --timing --path nbs/reference
+test-notebooks:
+	nbdev_test --n_workers 2 --do_print --timing
 
 test-pytest:
 	pytest

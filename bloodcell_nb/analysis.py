@@ -149,13 +149,13 @@ def split_copies(
     fixed = np.isin(parts, ("val", "test"))
     return both, np.flatnonzero(~fixed & np.isin(groups, groups[fixed]))
 
-# %% ../nbs/01_analysis.ipynb #81c2afe0
+# %% ../nbs/01_analysis.ipynb #7205ce8a
 def _listed(groups, describe, most):
     "A line for each of the first groups, and how many more there are."
     more = [f"    and {len(groups) - most} more"] if len(groups) > most else []
     return [f"    {describe(group)}" for group in groups[:most]] + more
 
-
+# %% ../nbs/01_analysis.ipynb #81c2afe0
 def _size_words(groups):
     "How many groups have how many images."
     words = []
@@ -320,7 +320,7 @@ def pairs_by_similarity(
     return sorted(((i, j, float(both[i, j])) for i in range(len(both)) for j in range(i)),
                   key=lambda pair: -pair[2])
 
-# %% ../nbs/01_analysis.ipynb #2a452394
+# %% ../nbs/01_analysis.ipynb #a33c9256
 def embedding_map(
     features: np.ndarray,  # (n, d)
     seed: int = 0,
@@ -331,7 +331,7 @@ def embedding_map(
     return TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca",
                 random_state=seed).fit_transform(features)
 
-
+# %% ../nbs/01_analysis.ipynb #2a452394
 def outliers(
     features: np.ndarray,  # (n, d)
     count: int = 16,  # how many

@@ -75,7 +75,7 @@ CONVNEXTS = {  # blocks and channels of the four stages
     "ConvNeXtXLarge": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
 }
 
-# %% ../nbs/05_convnext.ipynb #16982720
+# %% ../nbs/05_convnext.ipynb #40b39b66
 def copy_weights(
     source: keras.Model,  # keras.applications' network without its top
     target: keras.Model,  # of `convnext`
@@ -87,7 +87,7 @@ def copy_weights(
                         "expected networks of the same depths and widths")
     target.set_weights([w.reshape(own.shape) for w, own in zip(theirs, ours, strict=True)])
 
-
+# %% ../nbs/05_convnext.ipynb #16982720
 def convnext_backbone(
     name: str,  # one of CONVNEXTS
     image_size: tuple = (96, 96),  # height and width in pixels

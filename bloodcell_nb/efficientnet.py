@@ -16,7 +16,7 @@ from keras import layers
 import bloodcell_nb
 from .data import DataError
 
-# %% ../nbs/04_efficientnet.ipynb #fc3d072e
+# %% ../nbs/04_efficientnet.ipynb #fa3e70c6
 def squeeze_excite(
     x,  # symbolic maps, (n, h, w, channels)
     units: int,  # of the narrow layer
@@ -34,7 +34,7 @@ def _norm(x, name, activation=None):
     x = layers.BatchNormalization(epsilon=1e-3, name=f"{name}_bn")(x)
     return layers.Activation(activation, name=f"{name}_activation")(x) if activation else x
 
-
+# %% ../nbs/04_efficientnet.ipynb #fc3d072e
 def mbconv(
     x,  # symbolic maps, (n, h, w, channels of the input)
     kernel: int,  # side of the depthwise filters, in pixels
@@ -60,7 +60,7 @@ def mbconv(
     added = stride == 1 and channels == width
     return layers.Add(name=f"{name}_add")([inputs, x]) if added else x
 
-# %% ../nbs/04_efficientnet.ipynb #b2d60609
+# %% ../nbs/04_efficientnet.ipynb #b2d187fb
 # Google's EfficientNet-Lite, 2020: times the width and times the depth of Lite0
 LITE = {"EfficientNetLite0": (1.0, 1.0), "EfficientNetLite2": (1.1, 1.2)}
 # of each stage: kernel, blocks, channels, expansion, stride of the first block; Tan and Le, table 1
@@ -75,7 +75,7 @@ def round_channels(
     near = max(8, int(channels + 4) // 8 * 8)
     return near + 8 if near < 0.9 * channels else near
 
-
+# %% ../nbs/04_efficientnet.ipynb #b2d60609
 def efficientnet_lite(
     name: str,  # one of LITE
     image_size: tuple,  # height and width in pixels
@@ -97,7 +97,7 @@ def efficientnet_lite(
     model = keras.Model(inputs, layers.GlobalAveragePooling2D(name="pool")(x), name=name.lower())
     return model if weights == "none" else load_arrays(model, weights_file(name, weights))
 
-# %% ../nbs/04_efficientnet.ipynb #47888d7d
+# %% ../nbs/04_efficientnet.ipynb #748dcc39
 def weights_file(
     name: str,  # one of LITE
     weights: str,  # imagenet, or an .npz file
@@ -111,7 +111,7 @@ def weights_file(
                         "package; expected none, or an .npz file of its arrays")
     return path
 
-
+# %% ../nbs/04_efficientnet.ipynb #47888d7d
 def load_arrays(
     model: keras.Model,
     path: Path,  # .npz file of the model's arrays, in the order of the forward pass

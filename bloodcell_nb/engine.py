@@ -270,8 +270,10 @@ def _environment(root, runs, jobs):
     if runs > 1:
         found["BLOODCELL_SHARED"] = str(root / _SHARED)
     if jobs > 1:
+        threads = str(max(1, os.cpu_count() // jobs))
         found |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}",
-                  "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+                  "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+                  "TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
     return found | dict(os.environ)
 
 

@@ -110,6 +110,10 @@ def _transfer_model(recipe, image_size, classes):
                if hasattr(recipe, key)}
     backbone = load_backbone(recipe.backbone, seen, recipe.weights, recipe.alpha, **options)
     backbone.name = "backbone"
+    if recipe.weights == "none":
+        for layer in backbone.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = 0.9
     x = inputs = keras.Input((*image_size, 3), dtype="uint8")
     x = layers.Rescaling(1.0, name="to_float")(x)
     if recipe.resize:
