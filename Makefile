@@ -9,7 +9,7 @@ setup: .venv/.installed  ## make .venv with the locked versions, the package and
 
 .venv/.installed: requirements.lock settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -r requirements.lock  # Python compiles what is used
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name bloodcell_nb
 	mkdir -p .venv/etc/ipython && echo "c.IPKernelApp.capture_fd_output = False" > .venv/etc/ipython/ipython_kernel_config.py  # TensorFlow's log stays out of the notebooks

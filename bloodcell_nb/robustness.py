@@ -123,8 +123,8 @@ def plot_heat(
                 color="black" if value > top / 2 else "white")
     ax.axvline(len(KINDS["microscope"]) - 0.5, color="white", linewidth=4)
     ax.set_xticks(range(len(order)), [
-        name.replace("_", "\n") + "\n(digital)" * (kind == "digital") for _, name, kind in order],
-                  fontsize=8)
+        name.replace("_", " ") + " (digital)" * (kind == "digital") for _, name, kind in order],
+                  fontsize=8, rotation=30, ha="right")
     ax.set_yticks(range(len(errors)), list(errors), fontsize=8)
     return ax
 
