@@ -37,7 +37,7 @@ test-all: test  ## also every recipe, at smoke size; pretrained networks without
 	bloodcell run $(sort $(basename $(notdir $(wildcard recipes/*.yaml)))) --data synthetic:n=400 --profile smoke --set weights=none --jobs 2 --out reports/synthetic/smoke
 
 lab: setup  ## JupyterLab on the notebooks
-	jupyter lab nbs/index.ipynb
+	jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 notebooks: setup  ## run every notebook in place, as committed
 	for notebook in nbs/reference/*.ipynb nbs/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
