@@ -10,7 +10,8 @@ setup(
     version=settings["version"],
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split(),
-                    "jax": settings["jax_requirements"].split()},
+                    "jax": settings["jax_requirements"].split(),
+                    "onnx": settings["onnx_requirements"].split()},
     entry_points={"console_scripts": [settings["console_scripts"]],
                   "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},
 )

@@ -39,6 +39,10 @@ class Classifier:
     temperature: float = 1.0
     views: int = 1  # flips and quarter turns of each image that are averaged
     class_names: tuple = CLASS_NAMES
+    # probability from which an answer is sure, and similarity to a training cell from which an
+    # image is familiar; None: not known, as for a run (reference/models)
+    sure_above: float = None
+    familiar_above: float = None
 
     @cached_property
     def models(self):
@@ -66,6 +70,38 @@ class Classifier:
                             for model in self.models])
         return with_temperature(weighted_mean(members, np.array(self.weights)), self.temperature)
 
+    @cached_property
+    def _features(self):
+        "The first network up to its features, and those of training cells, of length 1 each."
+        from bloodcell_nb.explain import feature_network
+
+        path = self.files[0].with_name("features.npz")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                known = file["features"].astype(np.float32)
+            network = feature_network(self.models[0])
+            if known.shape[1:] != network.output_shape[1:]:
+                raise ValueError(f"{known.shape[1]} features, not {network.output_shape[1]}")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path.parent.name}/{path.name} cannot be used ({error}); publish the "
+                            "network again") from None
+        return network, known
+
+    def similarity(
+        self,
+        images: np.ndarray,  # uint8 (n, h, w, 3)
+        batch_size: int = 256,
+    ) -> np.ndarray:  # -1 to 1, (n,)
+        """Compare images with the training cells: cosine similarity to the nearest of them among
+        the first network's features (Sun et al. 2022).
+
+        Raises DataError where the features of training cells are missing or cannot be read.
+        """
+        network, known = self._features
+        found = network.predict(images, batch_size=batch_size, verbose=0)
+        found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+        return (found @ known.T).max(axis=1)
+
 
 def _name(file):
     return file.parent.name if file.name == "model.keras" else file.name
@@ -92,7 +128,8 @@ def load_classifier(
         settings, members = _read_ensemble(places[0])
         files = [Path(runs or places[0].parent) / member for member in members]
     settings["weights"] = tuple(settings.get("weights", [1 / len(files)] * len(files)))
-    return Classifier(tuple(map(model_file, files)), class_names=_class_names(files), **settings)
+    settings["class_names"] = tuple(settings.get("class_names") or _class_names(files))
+    return Classifier(tuple(map(model_file, files)), **settings)
 
 
 def _read_ensemble(folder):
@@ -100,6 +137,8 @@ def _read_ensemble(folder):
     try:
         settings = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
         members = list(map(str, settings.pop("members")))
+        if unknown := settings.keys() - Classifier.__dataclass_fields__:
+            raise ValueError(f"unknown key {min(unknown)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder.name}/ensemble.json cannot be read ({type(error).__name__}); "
                         "run the ensemble again") from None

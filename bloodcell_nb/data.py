@@ -24,7 +24,8 @@ COURSE_COUNTS = (852, 2181, 1085, 2026, 849, 993, 2330, 1643)
 PARTS = ("train", "val", "test")
 SYNTHETIC, MEDMNIST = "synthetic", "medmnist"
 # words that are no path, for each parameter of a recipe that may name one
-KEYWORDS = {"source": (SYNTHETIC, MEDMNIST), "weights": ("imagenet", "none"), "runs": ()}
+KEYWORDS = {"source": (SYNTHETIC, MEDMNIST), "weights": ("imagenet", "none"), "runs": (),
+            "model": ()}
 
 
 class DataError(ValueError):
@@ -36,7 +37,7 @@ class DataError(ValueError):
 
 def source_path(
     value: str,  # as for `load`, or a recipe's weights or runs
-    parameter: str = "source",  # source, weights or runs
+    parameter: str = "source",  # a key of KEYWORDS
 ) -> Path | None:  # None for a keyword, whatever lies in the working folder, and for an empty value
     "Find the path that a value names; ./synthetic or a Path is a path, synthetic the keyword."
     def is_keyword(text):

@@ -254,7 +254,7 @@ def draw_class_scores(
     "Draw precision, recall and F1 of each class into the run."
     fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     plot_class_scores(scores, ax)
-    f1 = {name: values["f1"] for name, values in scores["per_class"].items()}
+    f1 = {name: values["f1"] for name, values in scores["per_class"].items() if values["n"]}
     hardest = [name for name in f1 if f1[name] == min(f1.values())]
     title = hardest[0] if len(hardest) == 1 else f"{len(hardest)} classes alike"
     ax.set_title(f"Hardest: {title}, F1 {min(f1.values()):.2f}", loc="left", fontsize=10)
@@ -281,13 +281,15 @@ def draw_reliability(
 
 # %% ../nbs/reference/metrics.ipynb #ca7887ef
 def show_scores(
-    results: dict,  # of `evaluate`
+    results: dict,  # scores of the parts: test, corrupted, stand_in; those that there are
 ):
     "Show the headline scores on the clean, the corrupted and the heavily distorted test cells."
     names = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "nll", "ece")
-    parts = {"clean test cells": "test", "corrupted": "corrupted",
-             "stand-in for the hidden test": "stand_in"}
-    show_table(["score [95 % interval]", *parts], [
+    parts = {"test": "clean test cells", "corrupted": "corrupted",
+             "stand_in": "stand-in for the hidden test"}
+    parts = {part: title for part, title in parts.items() if part in results}
+    names = [name for name in names if results["test"][name] is not None]
+    show_table(["score [95 % interval]", *parts.values()], [
         (name.replace("_", " "), *("{:.4f} [{:.4f}, {:.4f}]".format(
-            results[part][name], *results[part]["interval_95"][name]) for part in parts.values()))
+            results[part][name], *results[part]["interval_95"][name]) for part in parts))
         for name in names])

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Share', 'Rate', 'RunName', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Recipe', 'AnalysisRecipe', 'TrainingRecipe',
            'CustomCNNRecipe', 'Phase', 'TransferRecipe', 'EfficientNetRecipe', 'ConvNeXtRecipe', 'ReaderRecipe',
-           'EnsembleRecipe', 'RobustnessRecipe', 'check_recipe', 'first_error', 'read_recipe', 'recipe_of',
-           'project_root', 'recipes', 'Study', 'studies', 'read_study', 'find_recipe', 'with_profile', 'runs_folder',
-           'runs_read']
+           'EnsembleRecipe', 'RobustnessRecipe', 'EvaluationRecipe', 'check_recipe', 'first_error', 'read_recipe',
+           'recipe_of', 'project_root', 'recipes', 'Study', 'studies', 'read_study', 'find_recipe', 'with_profile',
+           'runs_folder', 'runs_read']
 
 # %% ../nbs/reference/recipes.ipynb #3ebdaf11
 import difflib
@@ -193,9 +193,21 @@ class RobustnessRecipe(ReaderRecipe):
     severities: int = Field(5, ge=1, le=5)  # of each corruption, mildest first
 
 
+class EvaluationRecipe(Recipe):
+    "09_evaluation"
+    notebook: Literal["09_evaluation"]
+    # a published network, a .keras file or a run's folder; empty: the best published one
+    model: str = ""
+    networks: dict[str, str] = {}  # SHA-256 of each of its networks, for the run's key
+    classes: dict[str, str] = {}  # the network's class for a class of the source
+    views: Literal[1, 2, 4, 8] = 1  # flips and quarter turns of each image that are averaged
+    shift: bool = True  # also score the cells under corruption, and on the stand-in
+
+
 SCHEMAS = {"01_analysis": AnalysisRecipe, "03_custom_cnn": CustomCNNRecipe,
            "04_efficientnet": EfficientNetRecipe, "05_convnext": ConvNeXtRecipe,
-           "06_ensemble": EnsembleRecipe, "07_robustness": RobustnessRecipe}
+           "06_ensemble": EnsembleRecipe, "07_robustness": RobustnessRecipe,
+           "09_evaluation": EvaluationRecipe}
 
 # %% ../nbs/reference/recipes.ipynb #8556409a
 def check_recipe(

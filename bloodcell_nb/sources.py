@@ -323,6 +323,7 @@ def load(
     source: str = SYNTHETIC,
     # resize images of a folder or zip to size x size; left out, they must agree
     size: int = None,
+    every_class: bool = True,  # refuse a source that lacks one
 ) -> Cells:
     "Load cells; which form the source has is seen from its name and content."
     path = source_path(source)
@@ -345,7 +346,7 @@ def load(
             raise DataError(f"{source}: unknown format; expected {_FORMS}")
     if not len(cells):
         raise DataError(f"{source}: holds no image")
-    if (cells.counts == 0).any():
+    if every_class and (cells.counts == 0).any():
         raise DataError(f"{source}: class {cells.class_names[int(np.argmin(cells.counts))]} has no "
                         "image; every class needs some")
     return cells

@@ -49,7 +49,9 @@ def test_one_source_of_dependencies():
     assert pins(line for line in listed if "==" in line) == direct
     assert "-e ." in listed and "python=3.11" in conda
     locked = pins((ROOT / "requirements.lock").read_text().split())
-    wanted = direct | pins(settings()["jax_requirements"].split())  # CI runs recipes on JAX too
+    # CI runs recipes on JAX too, and exports to ONNX
+    wanted = direct | pins(settings()["jax_requirements"].split()
+                           + settings()["onnx_requirements"].split())
     assert {name: locked.get(name) for name in wanted} == wanted
 
 
