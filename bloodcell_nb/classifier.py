@@ -58,6 +58,9 @@ class Classifier:
                                 f"{first.output_shape[1]} classes, {_name(file)} "
                                 f"{model.input_shape[1:3]} and {model.output_shape[1]}; expected "
                                 "the same")
+        if first.output_shape[1] != len(self.class_names):
+            raise DataError(f"{_name(self.files[0])} gives {first.output_shape[1]} classes; "
+                            f"expected {len(self.class_names)}: {', '.join(self.class_names)}")
         return models
 
     def predict(

@@ -64,7 +64,7 @@ def _macro_auc(labels, probabilities, picks):
     return np.nanmean(areas, axis=0)
 
 
-def _intervals(labels, probabilities, confusion, resamples, seed):
+def _intervals(labels, probabilities, given, confusion, resamples, seed):
     "Each headline's 95 % interval over bootstrap draws of the cells, and the AUC itself."
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(labels), confusion.ravel() / confusion.sum(), size=resamples)
@@ -76,7 +76,8 @@ def _intervals(labels, probabilities, confusion, resamples, seed):
                               for pick in picks])
     auc = None
     if len(np.unique(labels)) > 1:
-        auc, *spread["auc"] = _macro_auc(labels, probabilities, picks)
+        # of the values as given, as MedMNIST has it: dividing by their sum would part ties
+        auc, *spread["auc"] = _macro_auc(labels, given, picks)
     return auc, {key: np.nanpercentile(values, [2.5, 97.5], axis=0).T.round(6)
                  for key, values in spread.items()}
 
@@ -100,12 +101,13 @@ def score(
     if probabilities.shape != (len(labels), classes):
         raise DataError(f"probabilities have shape {probabilities.shape}; expected ({len(labels)}, "
                         f"{classes})")
-    predicted, probabilities = probabilities.argmax(axis=1), probabilities.astype(np.float64)
+    predicted, given = probabilities.argmax(axis=1), probabilities
+    probabilities = given.astype(np.float64)
     probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
     confusion = confusion_matrix(labels, predicted, labels=range(classes))
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=range(classes), zero_division=0)
-    auc, interval = _intervals(labels, probabilities, confusion, resamples, seed)
+    auc, interval = _intervals(labels, probabilities, given, confusion, resamples, seed)
     headline = {key: float(value) for key, value in _from_confusion(confusion).items()
                 if key != "f1"}
     return {

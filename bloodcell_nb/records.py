@@ -118,7 +118,7 @@ def _read_by(recipe):
 
 
 # places and words
-_NOT_IN_KEY = {"out", "source", "weights", "runs", "step", "reported", "baseline"}
+_NOT_IN_KEY = {"out", "source", "weights", "runs", "model", "step", "reported", "baseline"}
 
 
 def run_key(

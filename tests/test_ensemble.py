@@ -80,8 +80,8 @@ def test_predict(runs):
     both = np.average(members, axis=0, weights=settings["weights"]) ** (1 / settings["temperature"])
     for place, expected in (("first", alone), ("together", both / both.sum()),
                             ("first/model.keras", alone)):
-        done = bloodcell("predict", runs / "out" / place, runs / "cell.png", "--grad-cam",
-                         runs / "cam")
+        done = bloodcell("predict", "--model", runs / "out" / place, runs / "cell.png",
+                         "--grad-cam", runs / "cam")
         assert done.returncode == 0, done.stderr
         name, probability = done.stdout.splitlines()[0].partition("cell.png: ")[2].split("  ")[
             0].rsplit(" ", 1)
@@ -94,12 +94,12 @@ def test_bad_input_costs_one_line(runs, capsys):
     out, cell = runs / "out", runs / "cell.png"
     (runs / "text.png").write_text("no image")
     (runs / "cut.keras").write_bytes((out / "first" / "model.keras").read_bytes()[:2000])
-    one_line_error(capsys, ["predict", out / "first", runs / "text.png"],
+    one_line_error(capsys, ["predict", "--model", out / "first", runs / "text.png"],
                    "text.png cannot be read as an image")
-    one_line_error(capsys, ["predict", runs / "cut.keras", cell], "cut.keras",
+    one_line_error(capsys, ["predict", "--model", runs / "cut.keras", cell], "cut.keras",
                    "not a Keras model that can be loaded safely")
-    one_line_error(capsys, ["predict", out / "none", cell],
-                   "expected a .keras file or the folder of a finished run")
+    one_line_error(capsys, ["predict", "--model", out / "none", cell], "no network",
+                   "a .keras file, or the folder of a finished run")
     one_line_error(capsys, ["submission", out / "first", "--out", runs / "cell.png"],
                    "ends in .zip")
     one_line_error(capsys, ["submission", out / "first", out / "together", "--out", runs / "a.zip"],
@@ -112,7 +112,7 @@ def test_bad_input_costs_one_line(runs, capsys):
     (runs / "outside").mkdir()
     (runs / "outside"
      / "ensemble.json").write_text(json.dumps({"members": ["../../first"], "weights": [1.0]}))
-    one_line_error(capsys, ["predict", runs / "outside", cell],
+    one_line_error(capsys, ["predict", "--model", runs / "outside", cell],
                    "outside/ensemble.json, members: '..' cannot name a file or folder")
     missing = bloodcell("run", recipe(runs, "missing", notebook="06_ensemble", members=[
         "first", "nobody"], filters=None, dense_units=None, batch_size=None,

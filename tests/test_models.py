@@ -1,0 +1,153 @@
+"The published networks, and the commands that ask them, as a user meets them."
+import csv
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_command import bloodcell, one_line_error
+
+from bloodcell_nb.answers import answer
+from bloodcell_nb.classifier import load_classifier
+from bloodcell_nb.custom_cnn import custom_cnn
+from bloodcell_nb.data import CLASS_NAMES
+from bloodcell_nb.evaluation import evaluation_cells
+from bloodcell_nb.models import BEST, find_model, published
+from bloodcell_nb.recipes import check_recipe, project_root
+from bloodcell_nb.sources import load, write_npz
+from bloodcell_nb.synthetic import draw_cells
+
+CAT = project_root() / "nbs" / "images" / "cat.png"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "Eight drawn cells as files, a network of three classes, one that is cut off, and a text."
+    place = tmp_path_factory.mktemp("models")
+    cells = draw_cells(8)
+    (place / "cells").mkdir()
+    for name, image in zip(cells.class_names, cells.images, strict=True):
+        Image.fromarray(image).save(place / "cells" / f"{name.replace(' ', '_')}.png")
+    custom_cnn((96, 96), 3, filters=(4,), dense_units=8).save(place / "three.keras")
+    whole = (find_model(BEST).parent / "convnext_atto_heavy" / "model.keras").read_bytes()
+    (place / "cut.keras").write_bytes(whole[:10_000])
+    (place / "notes.txt").write_text("no image")
+    (place / "empty").mkdir()
+    return place
+
+
+def test_predict_needs_no_training(folder):
+    "Eight drawn cells and a cat, no network named: as text, as JSON and as CSV."
+    text = bloodcell("predict", folder / "cells", CAT)
+    assert text.returncode == 0 and not text.stderr, text.stderr
+    lines = text.stdout.splitlines()
+    assert len(lines) == 9 and [line.partition(": ")[0].rpartition("/")[2] for line in lines[:8]] \
+        == sorted(f"{name.replace(' ', '_')}.png" for name in CLASS_NAMES)
+    assert lines[8].endswith("unlike the training cells")
+    answers = json.loads(bloodcell("predict", folder / "cells" / "*.png", "--json").stdout)
+    rows = list(csv.DictReader(bloodcell("predict", folder / "cells", "--csv").stdout.splitlines()))
+    assert [one["label"] for one in answers] == [row["label"] for row in rows]
+    assert all(abs(sum(one["probabilities"].values()) - 1) < 1e-6 for one in answers)
+    eight = bloodcell("predict", folder / "cells", "--tta", "--json")
+    assert json.loads(eight.stdout) != answers  # other probabilities: eight views
+
+
+def test_what_is_familiar_on_real_cells(pbc96):
+    "Cells are, at most 3 % are not; a cat, an empty field and a smear from afar are not."
+    classifier = load_classifier([find_model()])
+    test = load(pbc96).part("test")
+    cells = test[np.random.default_rng(0).permutation(len(test))[:320]]
+    found = answer(classifier, cells.images, cells.ids)
+    assert np.mean([one.familiar for one in found]) > 0.96
+    right = np.array([one.label == CLASS_NAMES[k] for one, k in zip(found, cells.labels,
+                                                                    strict=True)])
+    sure = np.array([one.sure for one in found])
+    assert right.mean() > 0.95 and sure.mean() > 0.9 and right[sure].mean() > 0.98
+    smear = cells.images.reshape(20, 4, 4, 96, 96, 3).transpose(0, 1, 3, 2, 4, 5)
+    afar = np.stack([np.asarray(Image.fromarray(one.reshape(384, 384, 3)).resize((96, 96), 2))
+                     for one in smear])
+    assert np.mean([one.familiar for one in answer(classifier, afar, range(20))]) < 0.4
+    cat = np.asarray(Image.open(CAT).convert("RGB"))
+    field = np.full((96, 96, 3), (236, 220, 205), np.uint8)
+    assert not any(one.familiar for one in answer(classifier, np.stack([cat, field]), range(2)))
+
+
+def test_evaluate_the_courses_file(tmp_path):
+    "A source without splits, with injected copies, three classes of other names."
+    cells = draw_cells(64, duplicates=4, spoiled=8)
+    kept = cells[cells.labels < 3]
+    names = ("BAS", "EOS", "ERB")
+    write_npz(tmp_path / "slide.npz", images=kept.images, labels=kept.labels,
+              class_names=np.array(names))
+    mapping = "BAS=basophil,EOS=eosinophil,ERB=erythroblast"
+    done = bloodcell("evaluate", BEST, "--data", tmp_path / "slide.npz", "--classes", mapping,
+                     "--no-shift", "--out", tmp_path / "out")
+    assert done.returncode == 0 and "done in" in done.stdout, done.stdout + done.stderr
+    record = json.loads((tmp_path / "out" / f"evaluate_{BEST}" / "metrics.json").read_text())
+    assert str(tmp_path) not in json.dumps(record) and record["recipe"]["model"] == BEST
+    test = record["results"]["test"]
+    recipe = check_recipe({"notebook": "09_evaluation", "recipe": "x", "classes": dict(
+        pair.split("=") for pair in mapping.split(",")), "source": str(tmp_path / "slide.npz")})
+    used = evaluation_cells(recipe, CLASS_NAMES, 96)
+    assert test["n"] == len(used) < len(kept) and set(used.labels) == {0, 1, 2}
+    assert sorted(record["results"]["average_precision"]) == ["basophil", "eosinophil",
+                                                              "erythroblast"]
+    answers = load_classifier([find_model()]).predict(used.images)
+    assert test["accuracy"] == (answers.argmax(axis=1) == used.labels).mean()
+    assert (tmp_path / "out" / "index.html").is_file()
+    again = bloodcell("evaluate", BEST, "--data", tmp_path / "slide.npz", "--classes", mapping,
+                      "--no-shift", "--out", tmp_path / "out")
+    assert "up to date" in again.stdout or "skipped" in again.stdout, again.stdout
+
+
+def test_published_networks_are_handed_in(tmp_path):
+    "The ensemble and its best single network as Codabench zips, from what is published alone."
+    for name in (BEST, "efficientnet_lite0_heavy"):
+        done = bloodcell("submission", name, "--out", tmp_path / f"{name}.zip")
+        assert done.returncode == 0, done.stderr
+        with zipfile.ZipFile(tmp_path / f"{name}.zip") as archive:
+            settings = json.loads(archive.read("ensemble.json"))
+        assert len(settings["files"]) == (2 if name == BEST else 1)
+
+
+@pytest.mark.parametrize("command, words", [
+    (["predict", "none.png"], ["no file none.png"]),
+    (["predict", "{folder}/notes.txt"], ["notes.txt cannot be read as an image"]),
+    (["predict", "{folder}/empty"], ["empty: no image inside; expected files that end in .png"]),
+    (["predict", "{folder}/*.gif"], ["no file has such a name"]),
+    (["predict", "{folder}/cells", "--model", "resnet"], ["no network resnet", BEST]),
+    (["predict", "{folder}/cells", "--model", "{folder}/cut.keras"], ["cut.keras: not a Keras"]),
+    (["predict", "{folder}/cells", "--model", "{folder}/three.keras"],
+     ["three.keras gives 3 classes; expected 8"]),
+    (["predict", "{folder}/cells", "--grad-cam", "{folder}/notes.txt"], ["not a folder"]),
+    (["predict", "{folder}/cells", "--grad-cam", "{folder}/notes.txt/x"], ["cannot be written"]),
+    (["evaluate", BEST, "--data", "{folder}/none"], ["no such file or folder"]),
+    (["evaluate", BEST, "--data", "{folder}/empty"], ["no images"]),
+    (["evaluate", BEST, "--data", "synthetic:n=40", "--classes", "NEU=neutrophil"],
+     ["no class NEU"]),
+    (["evaluate", BEST, "--data", "synthetic:n=40", "--classes", "NEU"], ["expected NAME=CLASS"]),
+    (["evaluate", BEST, "--data", "synthetic:n=40", "--classes", "basophil=baso"],
+     ["class basophil is none of the network's (mapped to baso)"]),
+    (["evaluate", "{folder}/three.keras", "--data", "synthetic:n=40"], ["gives 3 classes"]),
+    (["evaluate", BEST, "--data", "synthetic:n=40", "--out", "{folder}/notes.txt"],
+     ["not a folder"]),
+    (["evaluate", BEST, "--data", "synthetic:n=40", "--out", "{folder}/notes.txt/x"],
+     ["notes.txt/x"]),
+    (["publish", "{folder}/empty", "--data", "synthetic"], ["one finished training or ensemble"]),
+    (["card", "resnet"], ["no network resnet"]),
+    (["export", BEST, "--to", "litert", "--out", "{folder}/x.onnx"], ["ends in .tflite"]),
+    (["export", BEST, "--to", "onnx", "--int8", "--out", "{folder}/x.onnx"], ["leave --int8 out"]),
+    (["export", BEST, "--to", "litert", "--out", "{folder}/no/x.tflite"], ["make it first"]),
+    (["demo", "--port", "70000"], ["a port is 0 to 65535"]),
+])
+def test_bad_input_costs_one_line(folder, capsys, command, words):
+    before = sorted(folder.rglob("*"))
+    one_line_error(capsys, [part.format(folder=folder) for part in command], *words)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_every_published_network_has_a_card():
+    assert BEST in published() and len(published()) >= 3
+    for place in published().values():
+        assert (place / "README.md").read_text(encoding="utf-8").startswith("---\nlicense: ")
