@@ -79,7 +79,7 @@ def page_cells(cell):
 def write_sources(folder):
     "Write what Sphinx reads; give the place of each exported name."
     places = {f"{RUNS}/index.html": (f"{RUNS}/index", "")}
-    for path in sorted((ROOT / "nbs").rglob("[!.]*.ipynb")):
+    for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "reference").glob("*.ipynb")]:
         name = path.relative_to(ROOT / "nbs")
         notebook = json.loads(path.read_text(encoding="utf-8"))
         notebook["cells"] = [page for cell in notebook["cells"] for page in page_cells(cell)]
@@ -101,9 +101,9 @@ def copy(source, target):
 
 
 def copy_runs(app, error):
-    "The page of all runs, and its figures."
+    "The page of all runs, with the figures and notebooks that it shows."
     runs = ROOT / RUNS
-    for path in [runs / "index.html", *runs.rglob("figures/*.png")]:
+    for path in [runs / "index.html", *runs.rglob("figures/*.png"), *runs.glob("*/notebook.ipynb")]:
         copy(path, app.outdir / path.relative_to(ROOT))
 
 
