@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: setup report test test-notebooks test-pytest test-all lab notebooks readme lock clean
+.PHONY: setup report test test-notebooks test-pytest test-all lab docs notebooks readme lock clean
 
 setup: .venv/.installed  ## make .venv with the locked versions, the package and its kernel
 
@@ -39,6 +39,17 @@ test-all: test  ## also every recipe, at smoke size; pretrained networks without
 lab: setup  ## JupyterLab on the notebooks
 	jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
+docs: .venv/docs/.installed  ## the notebooks, as they were run, as a website: _docs/index.html
+	rm -rf _proc _docs && mkdir -p _proc/source
+	.venv/docs/bin/sphinx-build -q -W --keep-going -c docs _proc/source _proc/site
+	mv _proc/site _docs
+
+# apart from the locked versions, since it imports nothing of the package
+.venv/docs/.installed: settings.ini
+	$(PYTHON) -m venv .venv/docs
+	$(PYTHON) -c "import configparser as c; s = c.ConfigParser(); s.read('settings.ini', 'utf-8'); print(s['DEFAULT']['docs_requirements'])" | .venv/docs/bin/python -m pip install --disable-pip-version-check --quiet -r /dev/stdin
+	touch $@
+
 notebooks: setup  ## run every notebook in place, as committed
 	for notebook in nbs/reference/*.ipynb nbs/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
 	nbdev_clean
@@ -50,4 +61,4 @@ lock: setup  ## requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable > requirements.lock
 
 clean:
-	rm -rf .venv bloodcell_nb.egg-info
+	rm -rf .venv _proc _docs bloodcell_nb.egg-info

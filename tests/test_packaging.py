@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import bloodcell_nb
-from bloodcell_nb import records
+from bloodcell_nb import _modidx, records
 from bloodcell_nb.custom_cnn import custom_cnn
 from bloodcell_nb.page import results_table
 from bloodcell_nb.policies import Policy
@@ -146,6 +146,27 @@ def test_a_baseline_is_a_step_too():
             assert found[recipe.baseline].step and recipe.step and recipe.baseline not in seen, seen
             recipe = found[recipe.baseline]
             seen.append(recipe.recipe)
+
+
+def test_a_chapter_says_how_to_install_the_package(capsys):
+    "Its first cell: silent here; where the package is missing, lines with settings.ini's values."
+    chapters = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    first = {next("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]
+                  if cell["cell_type"] == "code") for path in chapters}
+    assert len(chapters) == 8 and len(first) == 1
+    code = first.pop()
+    exec(code, {})
+    assert capsys.readouterr() == ("", "")
+    # -I and -S: no packages but Python's own
+    said = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True,
+                          text=True).stderr
+    lines = [line for line in said.splitlines() if line.startswith(("!", "%"))]
+    git_url = _modidx.d["settings"]["git_url"]
+    assert lines[0] == f"!git clone --depth 1 --branch {settings()['branch']} {git_url}"
+    assert lines[1] == f"%cd {settings()['repo']}"
+    wanted = pins(settings()["requirements"].split())
+    assert "ModuleNotFoundError: No module named 'bloodcell_nb'" in said
+    assert pins(re.findall(r"\S+==\S+", lines[2])).items() <= wanted.items() and "==" in lines[2]
 
 
 @functools.lru_cache

@@ -1,0 +1,128 @@
+"Sphinx's settings: the notebooks, as executed, become pages; see `make docs`."
+import json
+import re
+import shutil
+from configparser import ConfigParser
+from importlib.resources import files
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = ConfigParser()
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
+RUNS = "reports/pbc96"
+
+project = html_title = SETTINGS["DEFAULT"]["title"]
+author, release = SETTINGS["DEFAULT"]["author"], SETTINGS["DEFAULT"]["version"]
+project_copyright = SETTINGS["DEFAULT"]["copyright"]
+extensions = ["myst_nb"]
+exclude_patterns = ["reports"]
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_render_markdown_format = "myst"
+nb_code_prompt_show = "The parameters"
+nb_code_prompt_hide = "The parameters"
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2
+highlight_language = "none"  # of a block that names none
+html_theme = "furo"
+html_css_files = ["site.css"]
+mathjax_path = "tex-svg-full.js"  # one file, without fonts to fetch
+html_static_path = ["site.css"]
+html_show_sourcelink = html_copy_source = False
+html_show_search_summary = False  # a page opened as a file may not read another
+
+CONTENTS = """
+```{toctree}
+:hidden:
+:caption: Chapters
+:numbered: 1
+:glob:
+
+[0-9]*
+```
+```{toctree}
+:hidden:
+:caption: Reference
+:glob:
+
+reference/*
+Functions <genindex>
+benchmarks/RESULTS
+```
+"""
+INDEX = "```{{index}} {0}\n:name: {0}\n```"
+DIRECTIVE = re.compile(r"^#\| ?(\w+).*\n?", re.M)
+PUBLIC = re.compile(r"^(?:def|class) ([A-Za-z]\w*)", re.M)
+CALL = re.compile(r'(?<!<span class="o">\.</span>)<span class="n">(\w+)</span>'
+                  r'(?=<span class="p">\()|<span class="pre">([\w/.]+?)(?:\(\))?</span>')
+
+
+def markdown(name, source):
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}
+
+
+def page_cells(cell):
+    "The cells of a page that show a notebook's cell: none for hidden ones, no directives."
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return [cell | {"source": re.sub(r"\]\(\.\./(reports|benchmarks)/", r"](\1/", source)}]
+    said = DIRECTIVE.findall(source)
+    if {"hide", "default_exp"} & {*said}:
+        return []
+    tags = cell["metadata"].get("tags", [])
+    tags = ["hide-input"] if "parameters" in tags else ["remove-input"] if "echo" in said else []
+    names = [INDEX.format(name) for name in PUBLIC.findall(source) if "export" in said]
+    marks = [markdown(cell["id"] + "-names", "\n".join(names))] if names else []
+    return [*marks, cell | {"source": DIRECTIVE.sub("", source), "metadata": {"tags": tags}}]
+
+
+def write_sources(folder):
+    "Write what Sphinx reads; give the place of each exported name."
+    places = {f"{RUNS}/index.html": (f"{RUNS}/index", "")}
+    for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "reference").glob("*.ipynb")]:
+        name = path.relative_to(ROOT / "nbs")
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook["cells"] = [page for cell in notebook["cells"] for page in page_cells(cell)]
+        if name.stem == "index":
+            notebook["cells"].append(markdown("contents", CONTENTS))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(notebook), encoding="utf-8")
+        for found in re.findall(r":name: (\w+)", json.dumps(notebook["cells"])):
+            places[found] = (name.with_suffix("").as_posix(), "#" + found.lower().replace("_", "-"))
+    for name in ("benchmarks/RESULTS.md", f"{RUNS}/figures/ladder.png"):
+        copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "nbs" / "images", folder / "images", dirs_exist_ok=True)
+    return places
+
+
+def copy(source, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+
+
+def copy_runs(app, error):
+    "The page of all runs, with the figures and notebooks that it shows."
+    runs = ROOT / RUNS
+    for path in [runs / "index.html", *runs.rglob("figures/*.png"), *runs.glob("*/notebook.ipynb")]:
+        copy(path, app.outdir / path.relative_to(ROOT))
+
+
+def link_names(app, page, template, context, doctree):
+    "Link calls of the package's functions, in code and in text, to the cell that defines them."
+    def link(match):
+        place = app.places.get(match[1] or match[2])
+        if place is None:
+            return match[0]
+        address = app.builder.get_relative_uri(page, place[0]) + place[1]
+        return f'<a class="name" href="{address}">{match[0]}</a>'
+
+    if "body" in context:
+        context["body"] = CALL.sub(link, context["body"])
+
+
+def setup(app):
+    app.places = write_sources(Path(app.srcdir))
+    mathjax = files("sphinx-mathjax-offline") / "static" / "mathjax" / mathjax_path
+    app.config.html_static_path.append(str(mathjax))
+    app.connect("html-page-context", link_names)
+    app.connect("build-finished", copy_runs)

@@ -1,0 +1,55 @@
+"What `make docs` hands to Sphinx; Sphinx itself refuses links that lead nowhere."
+import json
+import re
+import runpy
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from bloodcell_nb import _modidx
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    return folder, runpy.run_path(str(ROOT / "docs" / "conf.py"))["write_sources"](folder)
+
+
+def test_pages_show_what_a_reader_needs(site):
+    "Every notebook is a page, without directives, hidden cells or links out of the site."
+    folder, _ = site
+    names = {path.relative_to(ROOT / "nbs") for path in (ROOT / "nbs").rglob("*.ipynb")
+             if ".ipynb_checkpoints" not in path.parts}
+    assert {path.relative_to(folder) for path in folder.rglob("*.ipynb")} == names
+    for name in names:
+        before = json.loads((ROOT / "nbs" / name).read_text(encoding="utf-8"))["cells"]
+        hidden = {cell["id"] for cell in before if "".join(cell["source"]).startswith("#| hide")}
+        cells = json.loads((folder / name).read_text(encoding="utf-8"))["cells"]
+        assert not hidden & {cell["id"] for cell in cells}
+        for cell in cells:
+            text = "".join(cell["source"])
+            assert "#|" not in text, (name, text[:60])
+            for link in re.findall(r"\]\(([^):#]+)\)", text) if cell["cell_type"] != "code" else ():
+                assert ((folder / name).parent / link).exists(), (name, link)
+
+
+def test_each_exported_function_has_its_place(site):
+    "As nbdev's own index has it: the notebook that defines a public function or class."
+    folder, places = site
+    for symbols in _modidx.d["syms"].values():
+        for symbol in symbols:
+            _, module, name = symbol.split(".", 2)
+            if not name.startswith("_") and "." not in name:
+                page = places[name][0]
+                assert re.fullmatch(rf"(reference/|\d\d_){module}", page), (symbol, page)
+                assert f":name: {name}" in (folder / f"{page}.ipynb").read_text(encoding="utf-8")
+
+
+def test_the_builder_is_pinned():
+    config = ConfigParser()
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    lines = config["DEFAULT"]["docs_requirements"].split()
+    assert lines and all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
