@@ -164,18 +164,20 @@ def plot_class_scores(
     scores: dict,  # of `score`
     ax,  # matplotlib axes
 ):  # the axes
-    "F1 of each class with its 95 % interval, precision and recall as marks."
+    "F1 of each class that occurs with its 95 % interval, precision and recall as marks."
     classes = scores["per_class"]
-    f1 = np.array([values["f1"] for values in classes.values()])
-    low, high = np.array([values["f1_interval_95"] for values in classes.values()]).T
+
+    def of_each(key):
+        return np.array([values[key] if values["n"] else np.nan * np.array(values[key])
+                         for values in classes.values()])
+
+    f1, (low, high) = of_each("f1"), of_each("f1_interval_95").T
     x = np.arange(len(classes))
     ax.bar(x, f1, color=[CLASS_COLOURS[k % 8] for k in x], alpha=0.6)
     ax.errorbar(x, f1, yerr=[np.maximum(f1 - low, 0), np.maximum(high - f1, 0)], fmt="none",
                 color="black", capsize=3, label="F1, 95 % interval")
-    ax.plot(x - 0.2, [values["precision"] for values in classes.values()], "k^", markersize=4,
-            label="precision")
-    ax.plot(x + 0.2, [values["recall"] for values in classes.values()], "kv", markersize=4,
-            label="recall")
+    ax.plot(x - 0.2, of_each("precision"), "k^", markersize=4, label="precision")
+    ax.plot(x + 0.2, of_each("recall"), "kv", markersize=4, label="recall")
     ax.set_xticks(x, [name.replace(" ", "\n") for name in classes], fontsize=8, rotation=30)
     ax.set(ylabel="F1", ylim=(0, 1.05))
     ax.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
