@@ -22,6 +22,7 @@ import numpy as np
 
 from .data import DataError, source_path
 from .engine import PAGE_SECONDS, locked, quiet_stderr, run_all
+from .events import check_events_folder
 from bloodcell_nb.recipes import (
     PROFILES,
     RecipeError,
@@ -144,6 +145,7 @@ def run_recipes(
     study_name: str = None,  # a study instead of names
     jobs: int = None,  # runs at a time; None: 1, or what the study says
     budget_minutes: float = None,  # for all of it, the page included
+    tensorboard: str = None,  # folder of TensorBoard's event files
 ) -> int:  # exit code
     "Run recipes, or a study, and write the page; 1 if a run failed. Raises RecipeError, DataError."
     from bloodcell_nb.sources import fingerprint
@@ -155,12 +157,13 @@ def run_recipes(
                           f"{PAGE_SECONDS / 60:.2g} minutes; "
                           f"the last {PAGE_SECONDS} seconds are for the page")
     fingerprint(source)  # a wrong source is refused before anything starts
+    events = check_events_folder(tensorboard) if tensorboard else None
     root = Path(out or f"reports/{data_name(source)}")
     if root.exists() and not root.is_dir():
         raise RecipeError(f"{root}: not a folder; name a folder for the runs")
     deadline = budget_minutes and start + 60 * budget_minutes
     timeout = timeout_minutes and 60 * timeout_minutes
-    states, left = run_all(chosen, root, profile, jobs, deadline, timeout)
+    states, left = run_all(chosen, root, profile, jobs, deadline, timeout, events)
     for name in left:
         print(f"{name}: left, {'begun' if (root / f'{name}.partial').exists() else 'not begun'}")
     if len(chosen) > 1:
@@ -244,6 +247,8 @@ def _add_run(commands, source_help):
                          "there")
     go.add_argument("--timeout", type=float, metavar="MINUTES",
                     help="that a single cell of a notebook may take")
+    go.add_argument("--tensorboard", metavar="DIR",
+                    help="also write scalars, figures and hyperparameters there, for TensorBoard")
 
 # %% ../nbs/reference/cli.ipynb #88b9169d
 _EXAMPLES = 100  # images that show the range of values, for eight bits
@@ -419,7 +424,7 @@ def _obey(options):
     elif options.command == "run":
         return run_recipes(options.recipes, options.data, options.profile, options.out, options.set,
                            options.timeout, options.study,
-                           options.jobs, options.budget)
+                           options.jobs, options.budget, options.tensorboard)
     else:
         _write_page(Path(options.folder))
     return 0

@@ -22,6 +22,7 @@ from pathlib import Path
 from filelock import FileLock, ReadWriteLock, Timeout
 
 from .data import KEYWORDS, DataError, is_synthetic, source_path
+from .events import EVENTS
 from .recipes import RecipeError, check_recipe, project_root, runs_read
 from .records import run_key, write_json
 
@@ -263,7 +264,7 @@ _SHARED = ".shared.partial"  # folder of what all runs need; no recipe can have 
 PAGE_SECONDS = 20  # seconds before the end of the budget in which runs end and the page is written
 
 
-def _environment(root, runs, jobs):
+def _environment(root, runs, jobs, events=None):
     "Environment variables of the kernels; what the user has set stays."
     found = {"JAX_COMPILATION_CACHE_DIR": str(
         Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloodcell_nb" / "jax")}
@@ -274,7 +275,7 @@ def _environment(root, runs, jobs):
         found |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}",
                   "TF_FORCE_GPU_ALLOW_GROWTH": "true",
                   "TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
-    return found | dict(os.environ)
+    return found | dict(os.environ) | ({EVENTS: str(events)} if events else {})
 
 
 def _run_given():
@@ -333,12 +334,13 @@ def run_all(
     jobs: int = 1,  # runs at a time
     deadline: float = None,  # time.monotonic() at which all of it has to be over; None: any
     timeout: float = None,  # seconds that a single cell of a notebook may take; None: any
+    events: Path = None,  # folder of TensorBoard's event files, absolute; None: none are written
 ) -> tuple[list, list]:  # states of the runs that ended, and names of those that a deadline left
     "Run recipes in processes of their own, and print how each ended."
     root = Path(root).resolve()
     users = ReadWriteLock(_lock_file(root, "shared.db"), is_singleton=False)
     with users.read_lock():
-        states, left = _run_in_order(chosen, root, profile, jobs, deadline, timeout)
+        states, left = _run_in_order(chosen, root, profile, jobs, deadline, timeout, events)
     if not left:
         # no other command uses it: such a one removes it itself
         with suppress(Timeout), users.write_lock(timeout=0):
@@ -346,9 +348,9 @@ def run_all(
     return states, left
 
 # %% ../nbs/reference/engine.ipynb #9a2857e7
-def _run_in_order(chosen, root, profile, jobs, deadline, timeout):
+def _run_in_order(chosen, root, profile, jobs, deadline, timeout, events):
     waiting, running, states = list(chosen), {}, []
-    environment = _environment(root, len(chosen), min(jobs, len(chosen)))
+    environment = _environment(root, len(chosen), min(jobs, len(chosen)), events)
 
     def ready(recipe):
         awaited = {name.partition("/")[0] for name in runs_read(recipe)}

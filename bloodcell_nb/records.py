@@ -31,6 +31,7 @@ from filelock import FileLock
 
 import bloodcell_nb
 from .data import KEYWORDS, Cells, DataError, is_synthetic, source_path
+from .events import log_figure
 from bloodcell_nb.recipes import (
     ReaderRecipe,
     Recipe,
@@ -173,8 +174,8 @@ def shared(
         return dict(file)
 
 # %% ../nbs/reference/records.ipynb #f68d537f
-_LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "torch", "keras-cv", "numpy", "scipy",
-              "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
+_LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "keras-cv", "numpy",
+              "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
               "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil",
               "pooch", "tqdm", "papermill", "nbclient",
               "ipython", "ipykernel", "fastcore")
@@ -294,7 +295,7 @@ def figure(
     # whether it rests on synthetic cells, and says so; None: if the run's source is
     synthetic: bool = None,
 ) -> Path:
-    "Save a figure, show it, close it."
+    "Save a figure, show it, close it; TensorBoard gets it too, where it is asked for."
     import matplotlib.pyplot as plt
     from IPython.display import display
 
@@ -307,6 +308,7 @@ def figure(
     path = self.folder / ("cells" if shows_cells else "figures") / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     fig.savefig(path, dpi=110)
+    log_figure(self, path)
     display(fig, metadata={"cells": shows_cells})
     plt.close(fig)
     return path

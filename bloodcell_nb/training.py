@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from .analysis import balance_classes, duplicate_groups, perceptual_hashes
 from .data import Cells, fold_indices, split_indices
+from .events import event_callbacks
 from .metrics import plot_learning_curves, score
 from .optimizers import cycle_ends, make_optimizer
 from .policies import Policy, augmented, with_noise
@@ -350,10 +351,10 @@ def fit(
         targets = keras.utils.to_categorical(val.labels, len(val.class_names))
         snapshots = [Snapshots(folder, recipe.epochs)] if recipe.snapshots else []
         trained.fit(batches, epochs=recipe.epochs, initial_epoch=progress.epoch, shuffle=False,
-                    verbose=0,
+                    verbose=0, validation_batch_size=256,
                     validation_data=({"images": watched.images, "labels": targets}, targets),
-                    validation_batch_size=256,
-                    callbacks=[*remembered, *snapshots, times, progress, *callbacks])
+                    callbacks=[*remembered, *snapshots, times, progress,
+                               *event_callbacks(run, name), *callbacks])
     kept = []
     for path in sorted(folder.glob("snapshot_*.weights.h5")):
         model.load_weights(path)

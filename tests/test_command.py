@@ -10,6 +10,8 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.util.tensor_util import make_ndarray
 
 from bloodcell_nb.cli import main
 from bloodcell_nb.policies import POLICIES
@@ -78,6 +80,8 @@ def test_bad_input_costs_one_line(tmp_path, capsys):
         (["run", "analysis", "--data", tmp_path / "none.zip", "--out", out], "no such file"),
         (["run", "analysis", "--data", "medmnist:5", "--out", out], "28, 64, 128, 224"),
         (["run", "analysis", "--data", SOURCE, "--out", file], "not a folder"),
+        (["run", "analysis", "--data", SOURCE, "--out", out, "--tensorboard", file],
+         f"--tensorboard {file}: File exists; name a folder that can be written"),
         (["report", tmp_path / "none"], "no such folder"),
     ]:
         one_line_error(capsys, arguments, *words)
@@ -112,11 +116,11 @@ def test_convert_leaves_nothing_half_written(tmp_path):
 RESUMED = {"plain": {"epochs": 60, "patience": 60}, "heavy": {"epochs": 5, **HEAVY}}
 
 
-def run_both(folder, out, **options):
+def run_both(folder, out, *more, **options):
     "Start the command on both recipes, in a session of its own."
     paths = [str(recipe(folder, name, **values)) for name, values in RESUMED.items()]
     return subprocess.Popen(["bloodcell", "run", *paths, "--data", "synthetic:n=300", "--profile",
-                             "full", "--jobs", "2", "--out", str(out)],
+                             "full", "--jobs", "2", "--out", str(out), *more],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             start_new_session=True, **options)
 
@@ -142,13 +146,30 @@ def assert_same_results(one, other):
         np.testing.assert_allclose(other[part]["nll"], one[part]["nll"], atol=1e-5)
 
 
+def assert_events(events, run):
+    "TensorBoard finds a run's epochs, figures and hyperparameters, all in one folder."
+    key = json.loads((run / "status.json").read_text())["key"]
+    assert [path.name for path in events.iterdir()] == [key]
+    found = EventMultiplexer(size_guidance={"tensors": 0})  # keep all
+    found.AddRunsFromDirectory(str(events / key))
+    found.Reload()
+    figures = {path.stem for path in run.glob("*/*.png")}  # in figures/ and cells/
+    assert set(found.Runs()["."]["tensors"]) == figures | {"_hparams_/session_start_info"}
+    history = json.loads((run / "metrics.json").read_text())["results"]["training"]["history"]
+    losses = {event.step: make_ndarray(event.tensor_proto)  # the last of an epoch trained twice
+              for event in found.Tensors("training/validation", "epoch_loss")}
+    np.testing.assert_allclose([losses[epoch] for epoch in sorted(losses)], history["val_loss"],
+                               atol=1e-6)
+
+
 def test_killed_runs_go_on(whole, tmp_path):
     """kill -9 in the middle, without and with the heavy policy.
 
-    The same command then gives what an uninterrupted one gave in other processes; given once more,
-    it has nothing to do.
+    The same command then gives what an uninterrupted one gave in other processes and without
+    TensorBoard's event files, which know every epoch; given once more, it has nothing to do.
     """
-    process = run_both(tmp_path, tmp_path / "cut")
+    events = "--tensorboard", str(tmp_path / "events")
+    process = run_both(tmp_path, tmp_path / "cut", *events)
     works = {name: tmp_path / "cut" / f"{name}.partial" for name in RESUMED}
     states = {name: work / "state" / "training" / "state.json" for name, work in works.items()}
 
@@ -165,10 +186,11 @@ def test_killed_runs_go_on(whole, tmp_path):
     for name, values in RESUMED.items():
         assert json.loads((works[name] / "status.json").read_text())["state"] == "running"
         assert epoch(name) < values["epochs"], "killed too late to test anything"
-    assert "2 runs: 2 done" in run_both(tmp_path, tmp_path / "cut").communicate()[0]
+    assert "2 runs: 2 done" in run_both(tmp_path, tmp_path / "cut", *events).communicate()[0]
     for name in RESUMED:
         assert_same_results(whole / name, tmp_path / "cut" / name)
         assert not works[name].exists() and not (tmp_path / "cut" / name / "state").exists()
+        assert_events(tmp_path / "events" / name, tmp_path / "cut" / name)
     assert "2 runs: 2 skipped" in run_both(tmp_path, tmp_path / "cut").communicate()[0]
 
 

@@ -162,8 +162,9 @@ def test_a_chapter_says_how_to_install_the_package(capsys):
                           text=True).stderr
     lines = [line for line in said.splitlines() if line.startswith(("!", "%"))]
     git_url = _modidx.d["settings"]["git_url"]
-    assert lines[0] == f"!git clone --depth 1 --branch {settings()['branch']} {git_url}"
-    assert lines[1] == f"%cd {settings()['repo']}"
+    # a folder of the package's name would be taken for the package, where one does not stand in it
+    assert lines[0] == f"!git clone --depth 1 --branch {settings()['branch']} {git_url} course"
+    assert lines[1] == "%cd course"
     wanted = pins(settings()["requirements"].split())
     assert "ModuleNotFoundError: No module named 'bloodcell_nb'" in said
     assert pins(re.findall(r"\S+==\S+", lines[2])).items() <= wanted.items() and "==" in lines[2]
