@@ -177,6 +177,7 @@ _LIBRARIES = ("keras", "tensorflow", "jax", "jaxlib", "torch", "keras-cv", "nump
               "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
               "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil",
               "pooch", "tqdm", "papermill", "nbclient",
+              "nbconvert", "nbformat", "bleach",
               "ipython", "ipykernel", "fastcore")
 
 
