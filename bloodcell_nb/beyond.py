@@ -204,11 +204,11 @@ def failures(
     agree = sum(_hardest(run, "stand_in")[0] == weakest for run in found)
     finding = (f"On the stand-in the best run, `{first.name}`, is weakest on {hardest}; on the "
                f"clean cells on {_hardest(first, 'test')[1]}.")
-    text = [f"For {agree} of {len(found)} runs the weakest on the stand-in is "
+    text = [f"For {agree} of {len(found)} runs the weakest class on the stand-in is "
             f"{weakest[0]}."] if len(found) > 1 and len(weakest) == 1 else []
     if wrong.any():
-        text.append(f"Of its {wrong.sum():,} wrong answers there {wrong[:, sink].sum():,} say "
-                    f"{names[sink]}; the most frequent confusion is {names[true]} taken for "
+        text.append(f"Of the best run's {wrong.sum():,} wrong answers there "
+                    f"{wrong[:, sink].sum():,} say {names[sink]}; the most frequent confusion is {names[true]} taken for "
                     f"{names[taken]}, {wrong[true, taken]} cells.")
     title = f"Weakest on the stand-in: {' and '.join(weakest[:2])}{' ...' * (len(weakest) > 2)}"
     return Section("failures", "Where networks fail", finding, text,

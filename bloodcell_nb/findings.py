@@ -298,8 +298,8 @@ def ensemble(
                                                         for split in SPLITS)) for run in found]
     above = [gain.run for gain in over if gain.stand_in["interval_95"][0] > 0]
     first, results = found[0], results_of(found[0])
-    relations = [relation(results["gain"][split], "its best member there, "
-                          f"`{results['gain'][split]['best_member']}`") for split in SPLITS]
+    relations = [relation(gain, f"`{gain['best_member']}` (its best member there)")
+                 for gain in map(results["gain"].get, SPLITS)]
     finding = (f"On the stand-in `{first.name}` is {relations[1]}; on the clean cells it is "
                f"{relations[0]}.")
     text = ["Above their best member on the stand-in by more than chance: "
@@ -315,7 +315,8 @@ def ensemble(
         f"On the stand-in {len(above)} of {len(over)} ensembles gain more than chance", fontsize=11)
     header = ["ensemble", "cells", "best member on them", "the ensemble's gain",
               "only ensemble right : only member right", "McNemar p"]
-    rows = [[run.name, split.replace("_", "-"), gain["best_member"], difference(gain),
+    names = {"test": "clean", "stand_in": "stand-in"}
+    rows = [[run.name, names.get(split, split), gain["best_member"], difference(gain),
              f"{gain['only_first']} : {gain['only_second']}", f"{gain['mcnemar_p']:.2g}"]
             for run in found for split, gain in results_of(run)["gain"].items()]
     return Section("ensemble", "An ensemble", finding, text, fig, [("All gains", header, rows)])
