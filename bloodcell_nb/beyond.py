@@ -208,8 +208,8 @@ def failures(
             f"{weakest[0]}."] if len(found) > 1 and len(weakest) == 1 else []
     if wrong.any():
         text.append(f"Of the best run's {wrong.sum():,} wrong answers there "
-                    f"{wrong[:, sink].sum():,} say {names[sink]}; the most frequent confusion is {names[true]} taken for "
-                    f"{names[taken]}, {wrong[true, taken]} cells.")
+                    f"{wrong[:, sink].sum():,} say {names[sink]}; the most frequent confusion is "
+                    f"{names[true]} taken for {names[taken]}, {wrong[true, taken]} cells.")
     title = f"Weakest on the stand-in: {' and '.join(weakest[:2])}{' ...' * (len(weakest) > 2)}"
     return Section("failures", "Where networks fail", finding, text,
                    _plot_failures(found[:PANELS], first, title))
