@@ -30,6 +30,14 @@ class _Intervals(_Part):
     balanced_accuracy: _Interval
     macro_f1: _Interval
     ece: _Interval
+    auc: _Interval = None  # records of older form have none
+
+
+class _ClassScores(_Part):
+    recall: float
+    f1: float
+    f1_interval_95: _Interval
+    n: int
 
 
 class _Scores(_Part):
@@ -38,7 +46,10 @@ class _Scores(_Part):
     balanced_accuracy: _Finite
     macro_f1: _Finite
     ece: _Finite
+    auc: _Finite | None = None  # null where the labels have one class
     interval_95: _Intervals
+    per_class: dict[str, _ClassScores] = {}
+    confusion_matrix: list[list[int]] = []  # rows: true class
 
 
 class _Training(_Part):
@@ -46,6 +57,7 @@ class _Training(_Part):
     best_epoch: int
     epochs: int
     images_per_second: float
+    history: dict[str, list[float]] = {}  # values after each epoch, by metric
 
 
 class _Folds(_Part):
@@ -63,6 +75,7 @@ class _Results(_Part):  # what a kind of run does not have is left out, not null
 
 # %% ../nbs/reference/record_schema.ipynb #55817407
 class _Settings(_Part):
+    notebook: str = ""
     seed: int
     weights: str | None = None
 
@@ -105,8 +118,20 @@ class _Pair(_Part):
     of: int
 
 
+class _Balancing(_Part):
+    n: int
+    balanced_accuracy: dict[str, float]
+    interval_95: dict[str, _Interval]
+    differences: dict[str, Annotated[tuple[float, float, float], Field(strict=False)]]
+
+
 class _Analysis(_Part):
     images: int
+    class_names: list[str] = []
+    kept_counts: list[int] = []  # of each class
+    likeness: list[list[float]] = []  # similarity of the classes
+    split: dict[str, int] = {}
+    balancing: _Balancing = None
     imbalance_ratio: float
     duplicate_groups: int
     conflicting_groups: int
@@ -130,6 +155,8 @@ class _Ensemble(_Part):
     weights: list[float]
     views: int
     temperature: float
+    # accuracy of each split, by the number of views
+    test_time_augmentation: dict[str, dict[str, float]] = {}
     gain: dict[str, _Gain]
 
     @model_validator(mode="after")
@@ -153,6 +180,7 @@ class _InAlexNets(_Part):
 
 
 class _UnderShift(_Part):
+    corruption_errors: dict[str, list[float]] = {}  # balanced error at each severity
     clean_balanced_error: float
     in_alexnets: _InAlexNets
     clean: _Clean

@@ -10,27 +10,30 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .data import DataError
-from .page import SPLITS
+from .ladder import SPLITS, StepGain
 from .records import Finished
 
 # %% ../nbs/08_report.ipynb #3cf33e32
 def plot_gains(
-    gains: list,  # of `step_gains`
+    gains: list[StepGain],
     ax,  # matplotlib axes
 ):  # the axes
     "Draw what each step added to its baseline's accuracy, with 95 % intervals (a forest plot)."
-    for column, (colour, offset, label) in zip((3, 4), SPLITS.values(), strict=True):
-        for y, gain in enumerate(gains):
-            ax.plot(gain[column]["interval_95"], [y + offset] * 2, color=colour, linewidth=2)
-            ax.plot(gain[column]["difference"], y + offset, "os"[column - 3], color=colour,
+    for y, gain in enumerate(gains):
+        for (colour, offset, label), marker, comparison in zip(
+                SPLITS.values(), "os", (gain.clean, gain.stand_in), strict=True):
+            ax.plot(comparison["interval_95"], [y + offset] * 2, color=colour, linewidth=2)
+            ax.plot(comparison["difference"], y + offset, marker, color=colour,
                     markeredgecolor="black", label=label)
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_yticks(range(len(gains)), [f"{name}\nminus {base}" for name, base, *_ in gains],
-                  fontsize=8)
+    ax.set_yticks(range(len(gains)), [f"{gain.run}\nminus {gain.baseline}" for gain in gains],
+                  fontsize=9)
     ax.set(ylim=(len(gains) - 0.4, -0.6), xlabel="difference in accuracy (line: 95 % interval)")
     ax.grid(axis="x", alpha=0.3)
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(handles.values(), handles.keys(), fontsize=8, loc="best")
+    if handles and not ax.figure.legends:  # one for all axes
+        ax.figure.legend(handles.values(), handles.keys(), fontsize=9, ncols=2,
+                         loc="outside lower center")
     return ax
 
 # %% ../nbs/08_report.ipynb #57a77923
@@ -43,7 +46,7 @@ def label_points(
     "Write each point's name right of the axes, in the order of y, with a line to the point."
     for place, k in zip(np.linspace(0.02, 0.98, len(names)), np.argsort(y), strict=True):
         ax.annotate(names[k], (x[k], y[k]), (1.03, place), textcoords="axes fraction",
-                    va="center", fontsize=8, annotation_clip=False,
+                    va="center", fontsize=9, annotation_clip=False,
                     arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6,
                                 "relpos": (0, 0.5)})
     return ax

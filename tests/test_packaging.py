@@ -20,7 +20,7 @@ import yaml
 import bloodcell_nb
 from bloodcell_nb import _modidx, records
 from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.page import results_table
+from bloodcell_nb.ladder import results_table
 from bloodcell_nb.policies import Policy
 from bloodcell_nb.recipes import SCHEMAS, check_recipe, read_recipe, recipes
 from bloodcell_nb.records import code_fingerprint, environment, read_runs

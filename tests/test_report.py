@@ -1,6 +1,7 @@
 """The page of all runs: odd records cost nothing, what a record says stays text, the template is
 shipped.
 """
+import csv
 import json
 import os
 import re
@@ -16,13 +17,8 @@ import papermill
 import pytest
 from test_command import bloodcell
 
-from bloodcell_nb.page import (
-    build_report,
-    gains_table,
-    ladder_table,
-    ladders,
-    results_table,
-)
+from bloodcell_nb.ladder import gains_table, ladder_table, ladders, results_table
+from bloodcell_nb.page import build_report
 from bloodcell_nb.records import read_runs
 from bloodcell_nb.report import cost_table
 
@@ -31,6 +27,7 @@ RECORDS = ROOT / "reports" / "pbc96"
 MADE = RECORDS / "efficientnet_lite0_heavy"  # two copies of it are the runs of these tests
 # the page compares the second with the first
 GOOD, ODD = "efficientnet_lite0_all", "efficientnet_lite0_translation_mixup"
+WORTH = "What each augmentation and each step was worth"
 
 
 @pytest.fixture
@@ -90,15 +87,15 @@ WAYS = {  # how one of two runs is spoiled, and what the page says of it
 def test_an_odd_run_is_named_and_costs_nothing_else(folder, way, capsys):
     spoil, reason = WAYS[way]
     whole = unescape(build_report(folder).read_text())
-    assert "What each step was worth" in whole and "Left out of the tables" not in whole
+    assert WORTH in whole and "Left out of the tables" not in whole
     spoil(folder / ODD)
     page = unescape(build_report(folder).read_text())
     named = page[page.index("Left out of the tables"):]
     assert ODD in named and reason in named, named
     assert ODD in capsys.readouterr().out
-    row = re.compile(rf'<tr><td><a href="#{GOOD}-.+?</tr>', re.S)
+    row = re.compile(rf'<td class="word"[^>]*><a href="#{GOOD}-.+?</tr>', re.S)
     assert (folder / "figures" / "ladder.png").is_file() and 'src="figures/ladder.png"' in whole
-    assert row.search(page).group() == row.search(whole).group() and f'<h3 id="{GOOD}-' in page
+    assert row.search(page).group() == row.search(whole).group() and f' id="{GOOD}-' in page
     shown = f"| {GOOD} |"
     assert shown in results_table(folder) and len(gains_table(folder).splitlines()) == 2
     runs = read_runs(folder)
@@ -118,7 +115,7 @@ def test_a_record_of_a_notebook_that_is_gone_is_shown(folder):
     assert (GOOD in [run.name for run in read_runs(folder) if run.test]
             and f"| {GOOD} |" in results_table(folder))
     page = build_report(folder).read_text()
-    assert f'<h3 id="{GOOD}-' in page and "Left out of the tables" not in page
+    assert f' id="{GOOD}-' in page and "Left out of the tables" not in page
 
 
 def test_runs_on_drawn_cells_are_compared_with_each_other_alone(folder):
@@ -127,8 +124,9 @@ def test_runs_on_drawn_cells_are_compared_with_each_other_alone(folder):
         change("metrics.json", lambda whole: whole["data"].update(source="drawn", synthetic=True))(
             folder / name)
     page = build_report(folder).read_text()
-    assert "What each step was worth" in page and f"<td>{ODD}</td><td>{GOOD}</td>" in page
-    assert "hidden" not in page and not (folder / "figures").exists()
+    assert WORTH in page and f"<td>{ODD}</td><td>{GOOD}</td>" in page
+    assert "hidden" not in page.partition("<script>")[0]
+    assert "What differs from the original report" not in page
 
 
 def test_no_row_of_the_page_is_without_a_run(folder):
@@ -198,23 +196,123 @@ def test_what_a_record_says_stays_text(tmp_path):
     (place / "figures").mkdir()
     (place / "figures" / f"{LESS}script a&b.png").touch()
     page = build_report(tmp_path).read_text()
-    assert "<script" not in page and "</script" not in page and "\"'" not in page
+    assert page.count("<script") == page.count("</script") == 1 and "\"'" not in page
     assert len(re.findall("&lt;script&gt;alert", page)) > 40, "all of it is shown, as text"
     for words in ("in AlexNet's errors", "most similar", "Members (weights)", "cross-validation",
                   "Left out of the tables", "Did not finish"):
         assert words in unescape(page), words
 
 
+def links_and_anchors(page):
+    "What a page links to or shows, and the anchors that it has."
+    links = [unescape(link) for link in re.findall(r'(?:href|src)="([^"]*)"', page)]
+    return links, [unescape(anchor) for anchor in re.findall(r'\bid="([^"]*)"', page)]
+
+
 def test_links_are_relative_quoted_and_lead_to_files(folder):
     shutil.copytree(MADE / "figures", folder / ODD / "figures")
     (folder / ODD).rename(folder / "a b#c&'")
-    page = build_report(folder).read_text()
-    links = [unescape(link) for link in re.findall(r'(?:href|src)="([^"]*)"', page)]
+    links, anchors = links_and_anchors(build_report(folder).read_text())
     places = [link for link in links if not link.startswith("#")]
     assert (len(places) > 3 and all((folder / unquote(link)).is_file()
                                     and not re.search(r"[ #&']", link) for link in places))
-    anchors = {unescape(anchor) for anchor in re.findall(r'id="([^"]*)"', page)}
-    assert anchors == {unquote(link[1:]) for link in links if link.startswith("#")}
+    assert len(anchors) == len(set(anchors))
+    assert {unquote(link[1:]) for link in links if link.startswith("#")} <= set(anchors)
+
+
+def test_the_committed_page_is_whole_and_needs_no_network():
+    "Also where the runs' notebooks are shown: nothing is loaded from elsewhere, no link is dead."
+    page = (RECORDS / "index.html").read_text(encoding="utf-8")
+    links, anchors = links_and_anchors(page)
+    files = [RECORDS / unquote(link) for link in links if not link.startswith("#")]
+    assert [path for path in files if not path.is_file()] == []
+    assert {unquote(link[1:]) for link in links if link.startswith("#")} <= set(anchors)
+    contents = re.search(r"<nav.*?</nav>", page, re.S).group()
+    assert {"problem", "data", "custom_cnn", "efficientnet", "convnext", "ensemble", "ladder",
+            "worth", "failures", "robustness", "differences", "all-runs"} <= {
+        link[1:] for link in links_and_anchors(contents)[0]}
+    assert "http" not in page
+    notebooks = [path for path in files if path.name == "notebook.html"]
+    assert len(notebooks) == len(list(RECORDS.glob("*/notebook.ipynb")))
+    for path in notebooks:
+        text = path.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:img|script|link|iframe)\b[^>]*?(?:src|href)="([^"]{0,40})', text)
+        assert loaded and all(link.startswith("data:image/") for link in loaded), path
+        assert "<script" not in text and "@import" not in text and "url(" not in text
+        assert all(link.startswith(("https://", "http://", "#")) or (path.parent / link).is_file()
+                   for link in re.findall(r'<a\b[^>]*href="([^"]*)"', text)), path
+
+
+def test_the_committed_page_and_csv_say_what_the_records_say(tmp_path):
+    shutil.copytree(RECORDS, tmp_path / "pbc96", ignore=shutil.ignore_patterns("*.keras"))
+    for name in ("index.html", "results.csv"):
+        (tmp_path / "pbc96" / name).unlink()
+    build_report(tmp_path / "pbc96")
+    for name in ("index.html", "results.csv"):
+        assert ((tmp_path / "pbc96" / name).read_text() == (RECORDS / name).read_text()
+                ), f"run `bloodcell report reports/pbc96` and commit {name}"
+    rows = {row["run"]: row for row in csv.DictReader((RECORDS / "results.csv").open())}
+    records = {path.parent.name: json.loads(path.read_text())["results"]
+               for path in RECORDS.glob("*/metrics.json")}
+    assert rows.keys() == {name for name, results in records.items() if "test" in results}
+    for name, row in rows.items():
+        for column, split in (("clean", "test"), ("corrupted", "corrupted"),
+                              ("stand_in", "stand_in")):
+            for key in ("accuracy", "ece"):
+                scores = records[name][split]
+                low, high = scores["interval_95"][key]
+                assert [float(row[f"{column}_{key}{end}"]) for end in ("", "_low", "_high")
+                        ] == [scores[key], low, high]
+
+
+def test_a_record_with_the_area_under_the_curve_shows_it(folder):
+    def add(whole):
+        for split in ("test", "corrupted", "stand_in"):
+            whole["results"][split]["auc"] = 0.87654
+            whole["results"][split]["interval_95"]["auc"] = [0.86, 0.89]
+
+    assert "AUC" not in build_report(folder).read_text()
+    change("metrics.json", add)(folder / GOOD)
+    page = build_report(folder).read_text()
+    assert ">AUC, stand-in</th>" in page and ">0.877<small>0.860 to 0.890</small>" in page
+    rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
+    assert [rows[name]["clean_auc"] for name in (GOOD, ODD)] == ["0.87654", ""]
+    change("metrics.json", lambda whole: whole["results"]["test"].update(auc="high"))(folder / GOOD)
+    assert "results.test.auc is &#39;high&#39;" in build_report(folder).read_text()
+
+
+def test_sentences_follow_the_records(folder):
+    "Of two runs with the same answers none is above the other; then one is, and the page says so."
+    page = unescape(build_report(folder).read_text())
+    assert f"not told apart from <code>{GOOD}</code>: +0.000" in page
+    assert f"above <code>{GOOD}</code>" not in page
+    for path in (folder / GOOD).glob("predictions*.npz"):
+        arrays = dict(np.load(path))
+        arrays["probabilities"] = np.roll(arrays["probabilities"], 1, axis=1)
+        np.savez(path, **arrays)
+    page = unescape(build_report(folder).read_text())
+    assert f"above <code>{GOOD}</code> by +0." in page and "not told apart" not in page
+
+
+def test_two_data_sets_have_their_own_parts_and_figures(folder):
+    change("metrics.json", lambda whole: whole["data"].update(source="drawn", synthetic=True))(
+        folder / ODD)
+    page = build_report(folder).read_text()
+    links, anchors = links_and_anchors(page)
+    assert "Real cells: pbc96.zip" in page and "Synthetic cells: drawn" in page
+    assert {"problem", "problem-2"} <= set(anchors) and len(anchors) == len(set(anchors))
+    assert {"figures/problem.png", "figures_2/problem.png"} <= set(links)
+    assert ">data</th>" in page
+
+
+def test_the_folder_of_one_run_keeps_its_own_figures(folder):
+    "The page beside a run's record: its figures are none of the run's."
+    shutil.copytree(MADE / "figures", folder / GOOD / "figures")
+    before = sorted((folder / GOOD / "figures").iterdir())
+    for _ in range(2):
+        page = build_report(folder / GOOD).read_text()
+    assert sorted((folder / GOOD / "figures").iterdir()) == before
+    assert f"<code>{GOOD}</code> is right on 0.755" in page
 
 
 def test_the_template_is_shipped(tmp_path):
@@ -224,4 +322,5 @@ def test_the_template_is_shipped(tmp_path):
     done = subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"],
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "built" / "bloodcell_nb" / "page.html.j2").is_file()
+    for name in ("page.html.j2", "notebook.html.j2"):
+        assert (tmp_path / "built" / "bloodcell_nb" / name).is_file()
