@@ -46,7 +46,7 @@ def _from_confusion(confusion):
             "balanced_accuracy": np.nanmean(recall, axis=-1),
             "macro_f1": f1.mean(-1, where=true > 0), "f1": f1}
 
-
+# %% ../nbs/reference/metrics.ipynb #3d6620da
 def _auc(place, positive):
     "Area under the ROC curve of scores with these ranks, ties counted half (Mann, Whitney 1947)."
     hits = np.bincount(place, positive)

@@ -160,7 +160,7 @@ def _evaluations(runs, sums):
         for part, word in _PARTS.items():
             if part in results:
                 scores = results[part]
-                text = {key: "{:.3f} [{:.3f}, {:.3f}]".format(
+                text = {key: "{:.4f} [{:.4f}, {:.4f}]".format(
                     scores[key], *scores["interval_95"][key]) if scores[key] is not None else ""
                     for key in _SCORES}
                 parts.append({"data": name, "title": f"{name}, {word}", "scores": scores,
@@ -203,8 +203,9 @@ def model_card(
     classifier, sums = load_classifier([folder]), network_sums(load_classifier([folder]))
     settings = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
     runs = read_runs(reports or project_root() / "reports")
-    real = {run.name: run for run in runs if run.test and not run.synthetic}
-    members, parts = settings["members"], _evaluations(real.values(), sums)
+    runs = [run for run in runs if run.test and not run.synthetic]
+    real, members, parts = {run.name: run for run in runs}, settings["members"], _evaluations(
+        runs, sums)
     names = list(dict.fromkeys([*members, name]))
     if missing := [member for member in names if member not in real]:
         raise DataError(f"{name}: reports/ holds no record of {missing[0]}; run it")

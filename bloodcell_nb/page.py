@@ -208,7 +208,7 @@ def _parts(runs, synthetic, figures, suffix, folder):
     return parts, left_out
 
 # %% ../nbs/reference/page.ipynb #eb13bdfd
-_LEAD = ("worth", "ensemble", "failures")  # parts whose finding the page begins with
+_LEAD = ("worth", "ensemble", "failures", "evaluation")  # parts whose finding the page begins with
 
 
 def _group(
