@@ -158,9 +158,7 @@ def run_recipes(
                           f"the last {PAGE_SECONDS} seconds are for the page")
     fingerprint(source)  # a wrong source is refused before anything starts
     events = check_events_folder(tensorboard) if tensorboard else None
-    root = Path(out or f"reports/{data_name(source)}")
-    if root.exists() and not root.is_dir():
-        raise RecipeError(f"{root}: not a folder; name a folder for the runs")
+    root = _runs_root(out, source)
     deadline = budget_minutes and start + 60 * budget_minutes
     timeout = timeout_minutes and 60 * timeout_minutes
     states, left = run_all(chosen, root, profile, jobs, deadline, timeout, events)
@@ -174,6 +172,14 @@ def run_recipes(
     if states:
         _write_page(root)
     return int("failed" in states)
+
+
+def _runs_root(out, source):
+    "Folder of the runs; raises RecipeError for what is no folder."
+    root = Path(out or f"reports/{data_name(source)}")
+    if root.exists() and not root.is_dir():
+        raise RecipeError(f"{root}: not a folder; name a folder for the runs")
+    return root
 
 
 def _write_page(root):
@@ -219,9 +225,7 @@ def evaluate_network(
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower()), "views": views,
         "networks": network_sums(classifier), "classes": _pairs(classes), "shift": shift})
     evaluation_cells(recipe, classifier.class_names, size)
-    root = Path(out or f"reports/{data_name(source)}")
-    if root.exists() and not root.is_dir():
-        raise RecipeError(f"{root}: not a folder; name a folder for the run")
+    root = _runs_root(out, source)
     states, _ = run_all([recipe], root, "full", 1, None, None)
     _write_page(root)
     return int("failed" in states)

@@ -139,7 +139,11 @@ def quiet_stderr(path):
 def _lock_file(root, name):
     "A place beside the runs that no commit, page or recipe name takes."
     path = root / ".locks.partial" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"{root}: cannot be written ({error.strerror}); name a folder for the "
+                          "runs that can") from None
     return path
 
 

@@ -327,7 +327,9 @@ def load(
 ) -> Cells:
     "Load cells; which form the source has is seen from its name and content."
     path = source_path(source)
-    images = path and path.exists() and path.suffix.lower() != ".npz"
+    if path and not path.exists():
+        raise DataError(f"{source}: no such file or folder; expected {_FORMS}")
+    images = path and path.suffix.lower() != ".npz"
     if size is not None and not (size >= 8 and images):
         raise DataError(f"{source}: size is {size}; expected 8 or more, and a folder or .zip whose "
                         "images can be resized")
@@ -335,15 +337,12 @@ def load(
         return draw_cells(**parse_synthetic(str(source)))
     if path is None:
         cells = _read_npz(download_medmnist(_medmnist_size(str(source))))
+    elif path.is_dir() or path.suffix.lower() == ".zip":
+        cells = _read_tree(path, size)
+    elif path.suffix.lower() == ".npz":
+        cells = _read_npz(path)
     else:
-        if not path.exists():
-            raise DataError(f"{source}: no such file or folder; expected {_FORMS}")
-        if path.is_dir() or path.suffix.lower() == ".zip":
-            cells = _read_tree(path, size)
-        elif path.suffix.lower() == ".npz":
-            cells = _read_npz(path)
-        else:
-            raise DataError(f"{source}: unknown format; expected {_FORMS}")
+        raise DataError(f"{source}: unknown format; expected {_FORMS}")
     if not len(cells):
         raise DataError(f"{source}: holds no image")
     if every_class and (cells.counts == 0).any():
