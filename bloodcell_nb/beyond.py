@@ -14,7 +14,6 @@ from bloodcell_nb.findings import (
     PANELS,
     Section,
     accuracy_of,
-    is_evaluation,
     listed,
     relation,
     results_of,
@@ -304,7 +303,7 @@ def evaluation(
     runs: list[Finished],  # of one data set
 ) -> Section | None:
     "Tell what finished networks are worth on these cells, and how far they can be trusted."
-    found = sorted((run for run in runs if is_evaluation(run) and "test" in results_of(run)),
+    found = sorted((run for run in runs if run.is_evaluation and run.test),
                    key=lambda run: -accuracy_of(run, "test"))
     if not found:
         return None

@@ -430,7 +430,9 @@ def _obey(options):
                            options.timeout, options.study,
                            options.jobs, options.budget, options.tensorboard)
     else:
-        _write_page(Path(options.folder))
+        from bloodcell_nb.page import build_report
+
+        print(f"report: {build_report(Path(options.folder))}")
     return 0
 
 

@@ -383,6 +383,11 @@ class Finished:
         return self.metrics.get("data", {}).get("synthetic", False)
 
     @property
+    def is_evaluation(self):
+        "True where a finished network was evaluated (09_evaluation): nothing trained or chosen."
+        return "trust" in self.metrics.get("results", {})
+
+    @property
     def test(self):
         "Scores on the test split; empty for a run that trains nothing."
         return self.metrics.get("results", {}).get("test", {})
