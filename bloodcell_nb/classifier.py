@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from .data import CLASS_NAMES, DataError
 from bloodcell_nb.ensemble import (
@@ -72,38 +73,6 @@ class Classifier:
         members = np.stack([predict_views(model, images, self.views, batch_size).mean(axis=0)
                             for model in self.models])
         return with_temperature(weighted_mean(members, np.array(self.weights)), self.temperature)
-
-    @cached_property
-    def _features(self):
-        "The first network up to its features, and those of training cells, of length 1 each."
-        from bloodcell_nb.explain import feature_network
-
-        path = self.files[0].with_name("features.npz")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                known = file["features"].astype(np.float32)
-            network = feature_network(self.models[0])
-            if known.shape[1:] != network.output_shape[1:]:
-                raise ValueError(f"{known.shape[1]} features, not {network.output_shape[1]}")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path.parent.name}/{path.name} cannot be used ({error}); publish the "
-                            "network again") from None
-        return network, known
-
-    def similarity(
-        self,
-        images: np.ndarray,  # uint8 (n, h, w, 3)
-        batch_size: int = 256,
-    ) -> np.ndarray:  # -1 to 1, (n,)
-        """Compare images with the training cells: cosine similarity to the nearest of them among
-        the first network's features (Sun et al. 2022).
-
-        Raises DataError where the features of training cells are missing or cannot be read.
-        """
-        network, known = self._features
-        found = network.predict(images, batch_size=batch_size, verbose=0)
-        found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
-        return (found @ known.T).max(axis=1)
 
 
 def _name(file):
@@ -161,6 +130,42 @@ def _class_names(files):
                             f"({', '.join(names[first])} and {', '.join(names[file])}); expected "
                             "the same")
     return next(iter(names.values()), CLASS_NAMES)
+
+# %% ../nbs/reference/classifier.ipynb #da0bfb98
+def _known_cells(classifier):
+    "The first network up to its features, and those of training cells, of length 1 each."
+    from bloodcell_nb.explain import feature_network
+
+    path = classifier.files[0].with_name("features.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            known = file["features"].astype(np.float32)
+        network = feature_network(classifier.models[0])
+        if known.shape[1:] != network.output_shape[1:]:
+            raise ValueError(f"{known.shape[1]} features, not {network.output_shape[1]}")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path.parent.name}/{path.name} cannot be used ({error}); publish the "
+                        "network again") from None
+    return network, known
+
+
+@patch
+def similarity(
+    self: Classifier,
+    images: np.ndarray,  # uint8 (n, h, w, 3)
+    batch_size: int = 256,
+) -> np.ndarray:  # -1 to 1, (n,)
+    """Compare images with the training cells: cosine similarity to the nearest of them among the
+    first network's features (Sun et al. 2022).
+
+    Raises DataError where the features of training cells are missing or cannot be read.
+    """
+    if "_known" not in vars(self):  # once, as cached_property does
+        vars(self)["_known"] = _known_cells(self)
+    network, known = vars(self)["_known"]
+    found = network.predict(images, batch_size=batch_size, verbose=0)
+    found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    return (found @ known.T).max(axis=1)
 
 # %% ../nbs/reference/classifier.ipynb #44cadd65
 def read_image_file(

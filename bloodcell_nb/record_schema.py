@@ -165,7 +165,7 @@ class _Ensemble(_Part):
             raise ValueError(f"{len(self.members)} members, {len(self.weights)} weights")
         return self
 
-
+# %% ../nbs/reference/record_schema.ipynb #73633f18
 class _Calibration(_Part):
     ece: float
 

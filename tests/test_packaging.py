@@ -153,7 +153,7 @@ def test_a_chapter_says_how_to_install_the_package(capsys):
     chapters = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
     first = {next("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]
                   if cell["cell_type"] == "code") for path in chapters}
-    assert len(chapters) == 8 and len(first) == 1
+    assert len(chapters) == 9 and len(first) == 1
     code = first.pop()
     exec(code, {})
     assert capsys.readouterr() == ("", "")
