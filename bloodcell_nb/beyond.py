@@ -290,7 +290,7 @@ def _plot_answered(found, title):
     ax.axhline(0.99, color="0.6", linewidth=1, zorder=0)
     low, high = ax.get_ylim()
     ax.set(xlabel="share of the cells that are answered", ylabel="right among them",
-           xlim=(0, 1.05), ylim=(low, high + 0.12 * (high - low)))
+           xlim=(0, 1.05), ylim=(low - 0.02, min(1.04, high + 0.12 * (high - low))))
     ax.legend(fontsize=9, title="grey line: 0.99, the promise", title_fontsize=9)
     ax.set_title(title, fontsize=11)
     return fig

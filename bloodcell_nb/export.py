@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'TOLERANCE', 'single_network', 'check_destination', 'open_
 
 # %% ../nbs/reference/export.ipynb #e0246142
 import importlib.util
+import logging
 import os
 import tempfile
 import time
@@ -61,13 +62,41 @@ def check_destination(
     return path
 
 # %% ../nbs/reference/export.ipynb #a5a78bcb
+def _mend_onnx(path):
+    """Mend what tf2onnx leaves: a GELU's erfc(x), which ONNX lacks, becomes 1 - erf(x), and inputs
+    whose constants it folded go.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model, nodes = onnx.load(path), []
+    for node in model.graph.node:
+        if node.op_type == "Erfc":
+            erf = f"{node.output[0]}_erf"
+            nodes += [helper.make_node("Erf", node.input, [erf]),
+                      helper.make_node("Sub", ["erfc_one", erf], node.output)]
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "erfc_one"))
+    used = {name for node in nodes for name in node.input}
+    inputs = [given for given in model.graph.input if given.name in used]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    onnx.save(model, path)
+
+
 def _write(network, form, path, examples=None):
     "Write a network; with examples, images (n, h, w, 3), in eight bits."
     if form != "litert":
+        logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # of what is mended below
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tf2onnx's, of NumPy
             network.export(path, format={"onnx": "onnx", "saved_model": "tf_saved_model"}[form],
                            verbose=False)
+        if form == "onnx":
+            _mend_onnx(path)
         return
     import tensorflow as tf
 
