@@ -265,7 +265,7 @@ def robustness(
 # %% ../nbs/reference/beyond.ipynb #77be7ed6
 _ANSWERED = {"all": (None, "accuracy"), "sure": ("sure", "right_where_sure"),
              "sure and familiar": ("sure_and_familiar", "right_where_sure_and_familiar")}
-_MARKS = "o^sDvP"
+_MARKS = {"all": "o", "sure": "^", "sure and familiar": "s"}
 
 
 def _answered(run):
@@ -277,21 +277,22 @@ def _answered(run):
 
 
 def _plot_answered(found, title):
-    "Right answers over answered cells, a line a network."
-    fig = Figure(figsize=(8.2, 3.4), layout="constrained")
+    "Right answers over answered cells: a line a network, a mark a rule."
+    fig = Figure(figsize=(8.2, 3.6), layout="constrained")
     ax = fig.subplots()
     for k, run in enumerate(found):
-        shares, right = zip(*_answered(run).values(), strict=True)
-        ax.plot(shares, right, marker=_MARKS[k % len(_MARKS)], markeredgecolor="black",
-                label=run.metrics["recipe"]["model"], linestyle=("-", "--", ":", "-.")[k % 4])
-    for rule, (share, right) in _answered(found[0]).items():
-        ax.annotate(rule, (share, right), (0, 9), textcoords="offset points", fontsize=9,
-                    ha="center")
-    ax.axhline(0.99, color="0.6", linewidth=1, zorder=0)
-    low, high = ax.get_ylim()
+        answered = _answered(run)
+        line, = ax.plot(*zip(*answered.values(), strict=True), linestyle=("-", "--", ":")[k % 3],
+                        label=run.metrics["recipe"]["model"], zorder=1)
+        for rule, point in answered.items():
+            ax.scatter(*point, marker=_MARKS[rule], color=line.get_color(), edgecolor="black",
+                       s=45, zorder=2)
+    for rule, mark in _MARKS.items():
+        ax.scatter([], [], marker=mark, color="white", edgecolor="black", label=rule)
+    ax.axhline(0.99, color="0.6", linewidth=1, zorder=0, label="0.99, the promise")
     ax.set(xlabel="share of the cells that are answered", ylabel="right among them",
-           xlim=(0, 1.05), ylim=(low - 0.02, min(1.04, high + 0.12 * (high - low))))
-    ax.legend(fontsize=9, title="grey line: 0.99, the promise", title_fontsize=9)
+           xlim=(0, 1.05))
+    ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     ax.set_title(title, fontsize=11)
     return fig
 

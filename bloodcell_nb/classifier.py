@@ -233,6 +233,7 @@ def write_submission(
     places: list[Path],  # .keras files and run folders, or one ensemble's
     out: Path,  # new .zip file
     runs: Path = None,  # folder of an ensemble's members; None: where the ensemble lies
+    views: int = None,  # of each image that are averaged; None: as the ensemble has it, else 1
 ) -> Path:
     """Write a Codabench submission.
 
@@ -249,7 +250,8 @@ def write_submission(
     classifier = load_classifier(places, runs)
     _ = classifier.models  # what cannot be loaded is refused before anything is written
     names = [f"model_{k}.keras" for k in range(1, len(classifier.files) + 1)]
-    settings = {"files": names, "weights": list(classifier.weights), "views": classifier.views,
+    settings = {"files": names, "weights": list(classifier.weights),
+                "views": views or classifier.views,
                 "class_names": list(classifier.class_names)}
     texts = {"model.py": _MODEL.format(dihedral=inspect.getsource(dihedral)),
              "ensemble.json": json.dumps(settings, indent=1)}

@@ -356,6 +356,8 @@ def _add_networks(commands, source_help):
                                   help="write a Codabench submission: model.py and networks")
     hand_in.add_argument("runs", nargs="+", metavar="MODEL|RUN",
                          help=f"{network}; several make their mean")
+    hand_in.add_argument("--tta", action="store_true",
+                         help="the mean over eight views of each image")
     hand_in.add_argument("--out", default="submission.zip", metavar="FILE", help="new .zip file")
 
 # %% ../nbs/reference/cli.ipynb #a976f56b
@@ -411,7 +413,9 @@ def _obey_networks(options):
         elif options.command == "export":
             export_file(options.model, options.to, options.out, options.int8, options.data)
         else:
-            print(f"wrote {write_submission(list(map(find_model, options.runs)), options.out)}")
+            places = list(map(find_model, options.runs))
+            path = write_submission(places, options.out, views=8 if options.tta else None)
+            print(f"wrote {path}")
     return 0
 
 # %% ../nbs/reference/cli.ipynb #607fa276

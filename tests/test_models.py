@@ -114,10 +114,11 @@ def test_evaluate_the_courses_file(tmp_path, capsys):
 def test_published_networks_are_handed_in(tmp_path, capsys):
     "The ensemble and its best single network as Codabench zips, from what is published alone."
     for name in (BEST, "efficientnet_lite0_heavy"):
-        assert "wrote" in printed(capsys, "submission", name, "--out", tmp_path / f"{name}.zip")
+        assert "wrote" in printed(capsys, "submission", name, "--tta", "--out",
+                                  tmp_path / f"{name}.zip")
         with zipfile.ZipFile(tmp_path / f"{name}.zip") as archive:
             settings = json.loads(archive.read("ensemble.json"))
-        assert len(settings["files"]) == (2 if name == BEST else 1)
+        assert len(settings["files"]) == (2 if name == BEST else 1) and settings["views"] == 8
 
 
 @pytest.mark.parametrize("command, words", [
