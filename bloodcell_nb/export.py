@@ -107,7 +107,7 @@ def _write(network, form, path, examples=None):
         warnings.simplefilter("ignore")  # TensorFlow's own, of its interpreter's coming name
         network.export(path, format="litert", verbose=False, **quantised)
 
-
+# %% ../nbs/reference/export.ipynb #beece445
 def open_exported(
     path: Path,  # of `export_network`
     threads: int = None,  # of a LiteRT file; None: one a core

@@ -178,7 +178,7 @@ _LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "k
               "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
               "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil",
               "pooch", "tqdm", "papermill", "nbclient",
-              "nbconvert", "nbformat", "bleach", "onnxruntime",
+              "nbconvert", "nbformat", "bleach", "onnx", "onnxruntime",
               "ipython", "ipykernel", "fastcore")
 
 
