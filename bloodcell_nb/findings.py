@@ -238,7 +238,8 @@ def _plot_learning(found, title):
     "A panel a run, the best first: accuracy on the training and the validation split."
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
-    fig = Figure(figsize=(1 + 2.4 * columns, 0.9 + 1.9 * rows), layout="constrained")
+    # one panel alone is as wide as two, for its title
+    fig = Figure(figsize=(1 + 2.4 * max(2, columns), 0.9 + 1.9 * rows), layout="constrained")
     panels = fig.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for ax, run in zip(panels, found, strict=False):
         history = results_of(run)["training"]["history"]
