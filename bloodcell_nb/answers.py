@@ -160,8 +160,9 @@ def predict_files(
                       disable=progress is None or len(paths) <= _PORTION):
         portion = slice(start, start + _PORTION)
         answers += answer(classifier, images[portion], paths[portion])
-        labels = np.array([classifier.class_names.index(one.label) for one in answers[portion]])
         if drawings:
+            labels = np.array([classifier.class_names.index(one.label)
+                               for one in answers[portion]])
             _draw(evidence(classifier, images[portion], labels), drawings[portion])
     write_answers(answers, form)
     if drawings and form == "text":

@@ -25,7 +25,6 @@ from .data import KEYWORDS, DataError, is_synthetic, source_path
 from .events import EVENTS
 from .recipes import RecipeError, check_recipe, project_root, runs_read
 from .records import run_key, write_json
-from .rendered import render
 
 # %% ../nbs/reference/engine.ipynb #a6e9b248
 def _renamed(value, names):
@@ -253,6 +252,8 @@ def _publish_notebook(work, names, synthetic):
         (work / "cells").mkdir(exist_ok=True)
         shutil.copyfile(path, work / "cells" / "notebook.ipynb")
     write_json(path, publishable(notebook, names, keep_cells=synthetic))
+    from bloodcell_nb.rendered import render  # with Matplotlib, which no other command needs
+
     with suppress(DataError):  # the page names what cannot be rendered
         render(path)
 

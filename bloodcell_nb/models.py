@@ -200,7 +200,8 @@ def model_card(
     training or of an evaluation.
     """
     folder = find_model(name)
-    classifier, sums = load_classifier([folder]), network_sums(load_classifier([folder]))
+    classifier = load_classifier([folder])
+    sums = network_sums(classifier)
     settings = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
     runs = read_runs(reports or project_root() / "reports")
     runs = [run for run in runs if run.test and not run.synthetic]
