@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'MIXERS', 'POLICIES', 'LIBRARIES', 'KERAS_CV', 'named_policy', 'check_policy', 'keras_cv_layer',
-           'Policy', 'with_noise', 'augmented']
+           'Policy', 'weakened', 'with_noise', 'augmented']
 
 # %% ../nbs/reference/policies.ipynb #34131068
 import logging
 import warnings
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 
@@ -224,7 +225,7 @@ class Policy:
         self.seed, self.library, self.layers = seed, library, []
         self.generator = keras.random.SeedGenerator(seed)
         checked = check_policy(policy)
-        self.changes = [_operation(self, *entry) for entry in checked if entry[0] not in MIXERS]
+        self.changes = _operations(self, [entry for entry in checked if entry[0] not in MIXERS])
         self.mixers = [_operation(self, *entry) for entry in checked if entry[0] in MIXERS]
 
     def __call__(
@@ -260,20 +261,59 @@ def _unpacked(pair):
     return pair["images"], pair["labels"]
 
 
+def _warp(entries):
+    "One warp for geometric operations, whose fill mode is the same."
+    from bloodcell_nb.layers import GEOMETRIC, geometric
+
+    steps = [(GEOMETRIC[name], {key: value for key, value in parameters.items()
+                                if key != "fill_mode"}) for name, parameters in entries]
+    return partial(geometric, steps=steps, fill_mode=entries[0][1].get("fill_mode", "reflect"))
+
+
+def _operations(policy, entries):
+    "Functions of images and a Draw; geometric operations that follow one another are one."
+    from bloodcell_nb.layers import GEOMETRIC
+
+    def fill_mode(entry):
+        return (entry[1].get("fill_mode", "reflect")
+                if entry[0] in GEOMETRIC and policy.library == "native" else None)
+
+    return [change for mode, group in groupby(entries, fill_mode) for change in (
+        [_warp(list(group))] if mode else [_operation(policy, *entry) for entry in group])]
+
+
 def _operation(policy, name, parameters):
     "A function of images and a Draw; of images, labels and a Draw for a mixer."
-    from bloodcell_nb.layers import MIXERS, OPERATIONS, apply_some
+    from bloodcell_nb.layers import GEOMETRIC, MIXERS, OPERATIONS, apply_some
 
     if name == "RandomApply":
         return partial(apply_some, k=parameters["k"],
                        operations=[_operation(policy, *entry) for entry in parameters["of"]])
     if policy.library == "native" or name not in KERAS_CV:
-        return partial({**OPERATIONS, **MIXERS}[name], **parameters)
+        return (_warp([(name, parameters)]) if name in GEOMETRIC
+                else partial({**OPERATIONS, **MIXERS}[name], **parameters))
     layer = keras_cv_layer(name, parameters, 1000 * policy.seed + len(policy.layers))
     policy.layers.append(layer)
     if name in MIXERS:
         return lambda images, labels, draw: _unpacked(layer({"images": images, "labels": labels}))
     return lambda images, draw: layer(images, training=True)
+
+# %% ../nbs/reference/policies.ipynb #f89b1096
+def weakened(
+    policy: list | str,  # as in a recipe
+    strength: float,  # share of each operation's range, from 0 to 1
+) -> list:  # as in a recipe
+    "The same operations, milder."
+    def milder(key, value):
+        if key == "threshold_factor":  # of solarization: milder where it is higher
+            return 1 - strength * (1 - value)
+        return strength * value if isinstance(value, float) and key != "probability" else value
+
+    return [{name: parameters | {"of": weakened([{inner: given} for inner, given in
+                                                 parameters["of"]], strength)}
+             if name == "RandomApply"
+             else {key: milder(key, value) for key, value in parameters.items()}}
+            for name, parameters in check_policy(policy)]
 
 # %% ../nbs/reference/policies.ipynb #a6129e75
 def with_noise(
@@ -291,7 +331,7 @@ def _callable(policy, batch_size):
     from keras import ops
 
     step = policy
-    if policy and policy.library == "keras_cv":
+    if policy.library == "keras_cv":
         import tensorflow as tf
 
         # its RandAugment branches on tensors, which Keras does not translate
@@ -339,6 +379,15 @@ def _batch(inputs, kept):
     return images, labels, number >= count
 
 
+def _resized(images, shape):
+    "Images of a network's input shape, bilinear."
+    from keras import ops
+
+    if images.shape[1:] == shape[1:]:
+        return images
+    return ops.image.resize(ops.cast(images, "float32"), shape[1:3])
+
+
 def _run_steps(step, kept, given):
     "One training step; under JAX as many as there are rows of numbers, in one call."
     import keras
@@ -354,7 +403,7 @@ def _run_steps(step, kept, given):
 # %% ../nbs/reference/policies.ipynb #8bd4dbf9
 def augmented(
     model,  # keras model: images to probabilities; it is what is trained, and what is saved
-    policy: Policy = None,  # None: images as they are
+    policy: Policy | list = None,  # None: images as they are; several: one at a time, `use`d
     class_weight: dict = None,  # weight of each class in the training's loss
     cells: Cells = None,  # kept where the model computes, and asked for by their numbers
     batch_size: int = None,  # of every batch; a policy needs it
@@ -362,20 +411,29 @@ def augmented(
     "Wrap a classifier so that its training step augments."
     import keras
 
-    apply = _callable(policy, batch_size)
+    policies = policy if isinstance(policy, list) else [policy]
 
     class Augmented(keras.Model):
         def __init__(self):
             super().__init__(name="augmented")
-            self.network, self.state = model, _state(policy)
+            self.network, self.state = model, [part for one in policies for part in _state(one)]
+            self.use(model, policies[0])
             self.kept = [] if cells is None else _kept(self, cells)
             self.built = True  # the network comes built, the operations hold no weights
 
+        def use(self, seen, policy):
+            "Train on images as large as `seen` takes them, a network of the same layers."
+            self.seen, self.apply = (seen,), _callable(policy, batch_size) if policy else None
+            self.train_function = None  # built anew
+
         def call(self, inputs, training=False):
             images, labels, mixed = _batch(inputs, self.kept)
-            if policy and training:
-                images, labels = apply(images, labels, mixed)
-            return {"probabilities": self.network(images, training=training), "labels": labels}
+            if not training:
+                return {"probabilities": self.network(images, training=False), "labels": labels}
+            images = _resized(images, self.seen[0].input_shape)
+            if self.apply:
+                images, labels = self.apply(images, labels, mixed)
+            return {"probabilities": self.seen[0](images, training=True), "labels": labels}
 
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
             labels, found = y_pred["labels"], y_pred["probabilities"]

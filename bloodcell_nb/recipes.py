@@ -90,6 +90,9 @@ class TrainingRecipe(Recipe):
     # MixUp and CutMix change all images, a second copy, or a share of them
     mixing: Literal["replace", "double", "part"] = "replace"
     mixing_share: Share = 0.25  # of the training split, for part
+    # pixels a side of the images in equal shares of the epochs, the policy growing in strength with
+    # them (Tan and Le 2021); empty: as they are
+    image_sizes: list[Annotated[int, Field(ge=32, le=1024)]] = []
     # of the source, or drawn anew with val_share
     validation_split: Literal["source", "stratified", "random"] = "source"
     # standard deviation of noise on the validation split, grey levels
@@ -130,6 +133,7 @@ class Phase(BaseModel):
     trainable: str = Field(pattern=r"^(head|all|last [1-9]\d*|layers [\w*, ]*[\w*][\w*, ]*)$")
     epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0, le=1)
+    augment: bool = True  # whether the recipe's policy applies
 
 
 class TransferRecipe(TrainingRecipe):
@@ -238,6 +242,10 @@ def check_recipe(
     if getattr(recipe, "snapshots", False) and recipe.schedule != "cosine_restarts":
         raise RecipeError(f"{where}: snapshots is true with schedule {recipe.schedule!r}; a "
                           "network is kept at the end of each cycle of cosine_restarts")
+    if getattr(recipe, "image_sizes", None) and getattr(recipe, "resize", None):
+        raise RecipeError(f"{where}: image_sizes is {recipe.image_sizes} with resize "
+                          f"{recipe.resize}; one thing can set the size that the network sees: "
+                          "leave one out")
     if getattr(recipe, "augmentation", None):
         check_policy(recipe.augmentation, f"{where}: augmentation")
     if getattr(recipe, "folds", 0) == 1:
