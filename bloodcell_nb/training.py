@@ -24,6 +24,7 @@ from IPython.display import HTML, DisplayHandle
 from matplotlib.figure import Figure
 
 from .analysis import balance_classes, duplicate_groups, perceptual_hashes
+from .batch_norm import fuse_batch_norm
 from .data import Cells, fold_indices, split_indices
 from .events import event_callbacks
 from .metrics import plot_learning_curves, score
@@ -342,6 +343,7 @@ def _compiled(model, train, recipe, policies):
                       recipe.steps_per_execution if backend == "jax" else 1,
                       recipe.mixing if policy and policy.mixers else None, recipe.mixing_share)
     weights = class_weight_dict(train.labels, recipe.class_weights, len(train.class_names))
+    fuse_batch_norm(model)
     trained = augmented(model, policies, weights, train if recipe.on_device else None,
                         batches.batch_size)
     trained.compile(
