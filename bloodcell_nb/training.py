@@ -336,6 +336,14 @@ def _policies(recipe):
             for k in range(count)]
 
 
+def _metrics(classes):
+    "Accuracy and macro F1, whose variables are there: a step that makes some is traced twice."
+    f1 = keras.metrics.F1Score(average="macro", name="macro_f1")
+    f1(np.eye(classes, dtype="float32"), np.eye(classes, dtype="float32"))
+    f1.reset_state()
+    return [keras.metrics.CategoricalAccuracy(name="accuracy"), f1]
+
+
 def _compiled(model, train, recipe, policies):
     "The model with augmentation, compiled as the recipe says, and its batches."
     backend, policy = keras.backend.backend(), policies[-1]
@@ -349,8 +357,7 @@ def _compiled(model, train, recipe, policies):
     trained.compile(
         make_optimizer(recipe, len(batches) * batches.steps),
         keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"),
-                 keras.metrics.F1Score(average="macro", name="macro_f1")],
+        metrics=_metrics(len(train.class_names)),
         steps_per_execution=recipe.steps_per_execution if backend == "tensorflow" else 1,
         jit_compile=_compiles(bool(policy)), run_eagerly=recipe.eager and backend == "tensorflow")
     trained.optimizer.build(trained.trainable_variables)
