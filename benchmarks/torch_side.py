@@ -139,6 +139,91 @@ def throughput(task, images, labels):
         print(json.dumps({"speed": speed}), flush=True)
 
 
+def imagenet(model, arrays):
+    "Give timm's EfficientNet-Lite0 the weights of a Keras file, whose order is the same."
+    state, order = model.state_dict(), {4: (3, 2, 0, 1), 1: (0,)}
+    own = [name for name in state if not name.startswith("classifier") and "num_" not in name]
+    for name, array in zip(own, arrays, strict=True):
+        array = array.astype(np.float32)
+        if array.ndim == 4 and array.shape[-1] == 1:  # depthwise: (h, w, channels, 1)
+            array = array.transpose(0, 1, 3, 2)
+        value = torch.from_numpy(np.ascontiguousarray(array.transpose(order[array.ndim])))
+        if state[name].shape != value.shape:
+            raise SystemExit(f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}")
+        state[name] = value
+    model.load_state_dict(state)
+
+
+def pixels(images):
+    "As EfficientNet-Lite was trained: uint8 (n, 3, h, w) to about [-1, 1], channels_last."
+    return ((images.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
+
+
+def lite0(task):
+    "The pretrained network, with a new classifier."
+    model = timm.create_model(NETWORKS["EfficientNetLite0"], num_classes=8)
+    with np.load(task["weights"]) as file:
+        imagenet(model, [file[name] for name in file.files])
+    return model.to(DEVICE, memory_format=torch.channels_last)
+
+
+def features(task, images, **_):
+    "Pooled features of some images, for a comparison."
+    model = lite0(task).eval()
+    with torch.inference_mode():
+        x = pixels(torch.from_numpy(images[: task["batch"]]).permute(0, 3, 1, 2).to(DEVICE))
+        found = model.global_pool(model.forward_features(x))
+    print(json.dumps({"features": found.cpu().numpy().tolist()}), flush=True)
+
+
+def flipped(x):
+    "Each image mirrored left and right, up and down, or not."
+    for axis in (2, 3):
+        coin = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+        x = torch.where(coin, x.flip(axis), x)
+    return x
+
+
+def right_answers(model, images, labels):
+    "How many of the validation images the network knows."
+    model.eval()
+    with torch.inference_mode():
+        return sum(int((model(pixels(x)).argmax(1) == y).sum())
+                   for x, y in zip(images.split(256), labels.split(256), strict=True))
+
+
+def accuracy(task, images, labels, val_images, val_labels):
+    "Fine-tune all layers; validation accuracy after each epoch, and seconds since the first step."
+    torch.manual_seed(task["seed"])
+    images, val_images = (torch.from_numpy(some).permute(0, 3, 1, 2).contiguous().to(DEVICE)
+                          for some in (images, val_images))
+    labels, val_labels = (torch.from_numpy(some).to(DEVICE) for some in (labels, val_labels))
+    model, size = lite0(task), task["batch"]
+    run = torch.compile(model) if DEVICE == "cuda" else model
+    optimizer = torch.optim.AdamW(model.parameters(), task["learning_rate"], fused=True,
+                                  weight_decay=task["weight_decay"])
+    steps = len(images) // size * task["epochs"]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, task["learning_rate"], steps, pct_start=task["warmup"]
+    ) if task["warmup"] else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    loss_of, curve = nn.CrossEntropyLoss(label_smoothing=task["label_smoothing"]), []
+    start = time.perf_counter()
+    for _ in range(task["epochs"]):
+        model.train()
+        order = torch.randperm(len(images), device=DEVICE)
+        for picked in order[: len(order) // size * size].split(size):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=task["bfloat16"]):
+                loss = loss_of(run(pixels(flipped(images[picked]))), labels[picked])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        right = right_answers(model, val_images, val_labels)
+        curve.append((time.perf_counter() - start, right / len(val_labels)))
+        print(curve[-1], file=sys.stderr, flush=True)
+    print(json.dumps({"curve": curve}), flush=True)
+
+
 def main():
     task = json.loads(sys.argv[1])
     torch.set_flush_denormal(True)
@@ -146,7 +231,8 @@ def main():
     torch.backends.cudnn.benchmark = True
     with np.load(task["cells"]) as file:
         arrays = {name: file[name] for name in file.files}
-    {"throughput": throughput}[task["what"]](task, **arrays)
+    tasks = {"throughput": throughput, "features": features, "accuracy": accuracy}
+    tasks[task["what"]](task, **arrays)
 
 
 if __name__ == "__main__":
