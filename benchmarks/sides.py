@@ -71,6 +71,7 @@ def in_turn(
         order = (first, second) if k % 2 == 0 else (second, first)
         found = [side.round() for side in order]
         pairs.append(tuple(found if k % 2 == 0 else found[::-1]))
+        print(f"round {k + 1}: {pairs[-1]}", file=sys.stderr, flush=True)
     return pairs
 
 
