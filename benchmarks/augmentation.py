@@ -3,7 +3,7 @@
 Ours beside keras-cv.
 
     python benchmarks/augmentation.py [--batch 64] [--seconds 2]
-    python benchmarks/augmentation.py --step EfficientNetB0    # its training step
+    python benchmarks/augmentation.py --step EfficientNetLite0 ConvNeXtAtto    # training steps
 
 Prints a Markdown table. keras-cv needs the TensorFlow backend.
 """
@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-from bloodcell_nb.policies import KERAS_CV, LIBRARIES, OPERATIONS, Policy, augmented
+from bloodcell_nb.policies import KERAS_CV, LIBRARIES, OPERATIONS, Policy
 from bloodcell_nb.recipes import read_recipe, recipes
 from bloodcell_nb.records import device_name, environment
 from bloodcell_nb.synthetic import draw_cells
@@ -34,53 +34,53 @@ def images_per_second(policy, images, labels, seconds):
     return calls * len(images) / (time.perf_counter() - start)
 
 
-def steps(backbone, batch, seconds):
-    """Print the speed of a training step, all layers moving, without augmentation and with the
-    report's policies.
+def steps(networks, batch, rounds):
+    """Print what share of a training step the heavy policy takes: epochs of 16 batches with it and
+    without it, in turn; medians.
     """
     import numpy as np
 
+    from bloodcell_nb.recipes import check_recipe
+    from bloodcell_nb.training import _compiled, _policies
     from bloodcell_nb.transfer import set_trainable, transfer_model
 
-    base = read_recipe(recipes()["efficientnet_b2_all"]).model_copy(
-        update={"backbone": backbone, "weights": "none"})
-    cells = draw_cells(max(batch, 16))[:batch]
-    labels = keras.utils.to_categorical(cells.labels, 8)
-    print("| policy | network images/s | share of the speed without augmentation |\n|---|---|---|")
-    plain = None
-    for name in (None, "efficientnet_b2_all", "efficientnet_b2_translation_mixup",
-                 "efficientnet_b2_mixup_part", "efficientnet_b2_extras", "custom_cnn_heavy"):
-        model = transfer_model(base, (96, 96))
-        set_trainable(model, "all")
-        inputs = cells.images
-        if name:
-            recipe = read_recipe(recipes()[name])
-            policy = Policy(recipe.augmentation, library=recipe.augmentation_library)
-            model = augmented(model, policy, batch_size=batch)
-            inputs = {"images": cells.images, "labels": labels}
-        model.compile("adam", "categorical_crossentropy", jit_compile=False)
-        for _ in range(3):
-            model.train_on_batch(inputs, labels)
-        times = []
-        while sum(times) < seconds:
-            start = time.perf_counter()
-            model.train_on_batch(inputs, labels)
-            times.append(time.perf_counter() - start)
-        speed = batch / np.median(times)
-        plain = plain or speed
-        print(f"| {name or 'none'} | {speed:.1f} | {speed / plain:.2f} |", flush=True)
+    cells = draw_cells(batch * 16)
+    print("| network | images/s, no policy | heavy policy | share of the step |\n|---|---|---|---|")
+    for network in networks:
+        sides = {}
+        for policy in ([], "heavy"):
+            recipe = check_recipe({
+                "notebook": "05_convnext" if "ConvNeXt" in network else "04_efficientnet",
+                "recipe": "steps", "backbone": network, "weights": "none", "source": "synthetic",
+                "optimizer": "adamw", "batch_size": batch, "augmentation": policy, "mixing": "part",
+                "mixing_share": 0.5, "train_batch_norm": True,
+                "phases": [{"trainable": "all", "epochs": 1, "learning_rate": 1e-3}]})
+            model = transfer_model(recipe, (96, 96))
+            set_trainable(model, "all", True)
+            now = recipe.model_copy(update={"learning_rate": 1e-3})
+            sides[str(policy)] = (*_compiled(model, cells, now, _policies(now)), [])
+        for k in range(rounds + 1):
+            for trained, batches, seconds in sides.values():
+                start = time.perf_counter()
+                trained.fit(batches, epochs=1, verbose=0, shuffle=False)
+                if k:  # the first builds the graph
+                    seconds.append(time.perf_counter() - start)
+        plain, heavy = (np.median(seconds) for _, _, seconds in sides.values())
+        print(f"| {network} | {len(cells) / plain:.0f} | {len(cells) / heavy:.0f} | "
+              f"{1 - plain / heavy:.1%} |", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--seconds", type=float, default=2, help="that each measurement lasts")
-    parser.add_argument("--step", metavar="BACKBONE",
-                        help="measure this network's training step instead")
+    parser.add_argument("--step", metavar="BACKBONE", nargs="+",
+                        help="measure the training steps of these networks instead")
+    parser.add_argument("--rounds", type=int, default=7, help="of --step, one epoch a side each")
     options = parser.parse_args()
     if options.step:
-        print(f"{device_name()}, {options.step}, batch {options.batch}, 96x96, median step\n")
-        return steps(options.step, options.batch, options.seconds)
+        print(f"{device_name()}, batch {options.batch}, 96x96, {options.rounds} rounds\n")
+        return steps(options.step, options.batch, options.rounds)
     cells = draw_cells(max(options.batch, 16))[: options.batch]
     images = keras.ops.convert_to_tensor(cells.images)
     labels = keras.ops.convert_to_tensor(keras.utils.to_categorical(cells.labels, 8))
