@@ -263,7 +263,8 @@ def bad_and_good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad_and_good")
     # two weights for eight classes: seen when the data are there
     bad = recipe(folder, "bad", class_weights=[1.0, 2.0])
-    good = recipe(folder, "good", epochs=1, augmentation="simple")
+    given = {"dropout": 0.0, "head_dropout": 0.2, "learning_rate": 2e-3, "schedule": "cosine"}
+    good = recipe(folder, "good", epochs=1, augmentation="simple", **given)
     return bloodcell("run", bad, good, "--data", SOURCE, "--profile", "full", "--out",
                      folder / "out"), folder
 
@@ -335,6 +336,7 @@ def test_papermill_alone(bad_and_good, tmp_path):
     assert alone["recipe"]["filters"] == [4, 4]
     # the operations, not the policy's name
     assert alone["recipe"]["augmentation"] == POLICIES["simple"]
+    assert alone["recipe"] == copied["recipe"]
     for record in (alone, copied):
         for key in ("seconds", "images_per_second"):
             del record["results"]["training"][key]
