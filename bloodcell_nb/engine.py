@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, ReadWriteLock, Timeout
@@ -286,22 +287,30 @@ def _environment(root, runs, jobs, events=None):
     return found | dict(os.environ) | ({EVENTS: str(events)} if events else {})
 
 
-def _run_given():
-    """Execute the run that stdin describes, and say on stdout how it ended.
-
-    Stdin stays open: it closes when the process that asked is gone.
-    """
+def _obey_terminate():
+    "End at SIGTERM alone: Ctrl-C reaches all processes of a terminal; one that asked passes it on."
     def interrupt(*_):
         raise KeyboardInterrupt
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _run_given(given=None):
+    """Execute the run that is given, or that stdin describes, and say on stdout how it ended.
+
+    Stdin stays open: it closes when the process that asked is gone.
+    """
     def watch():
         sys.stdin.read()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    # Ctrl-C reaches all processes of a terminal; the one that asked passes it on
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, interrupt)
-    given = json.loads(sys.stdin.readline())
+    _obey_terminate()
+    if given:  # a copy of _fork_given's process
+        from bloodcell_nb.forks import ForkedKernel
+
+        ForkedKernel.prepare()
+    given = given or json.loads(sys.stdin.readline())
     threading.Thread(target=watch, daemon=True).start()
     try:
         status = execute(check_recipe(given.pop("recipe")), **given)
@@ -314,14 +323,14 @@ def _run_given():
     os._exit(0)  # the thread still reads
 
 # %% ../nbs/reference/engine.ipynb #bae76197
-def _start(environment, recipe, **given):
+def _start(environment, given):
     "A process that executes a run."
     process = subprocess.Popen([sys.executable, "-c",
                                 "from bloodcell_nb.engine import _run_given; _run_given()"],
                                env=environment,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with suppress(BrokenPipeError):  # it died at once, as _end will say
-        process.stdin.write(json.dumps({"recipe": recipe.model_dump(), **given}) + "\n")
+        process.stdin.write(json.dumps(given) + "\n")
         process.stdin.flush()
     return process
 
@@ -330,7 +339,8 @@ def _end(process):
     "How a run ended."
     lines = process.stdout.read().splitlines()
     process.wait()
-    process.stdin.close()
+    for stream in filter(None, (process.stdin, process.stdout)):
+        stream.close()
     return (json.loads(lines[-1]) if process.returncode == 0
             else {"state": "failed", "error": f"its process died ({process.returncode})"})
 
@@ -347,18 +357,29 @@ def run_all(
     "Run recipes in processes of their own, and print how each ended."
     root = Path(root).resolve()
     users = ReadWriteLock(_lock_file(root, "shared.db"), is_singleton=False)
+    jobs, states = min(jobs, len(chosen)), {}
+    environment = _environment(root, len(chosen), jobs, events)
+    options = {"root": str(root), "profile": profile, "timeout": timeout, "alone": jobs == 1}
     with users.read_lock():
-        states, left = _run_in_order(chosen, root, profile, jobs, deadline, timeout, events)
+        for run in (_run_forked, _run_in_order)[len(chosen) == 1 or sys.platform != "linux":]:
+            waiting = [recipe for recipe in chosen if recipe.recipe not in states]
+            with closing(run(waiting, jobs, deadline, options, environment)) as ended:
+                for name, status in ended:
+                    states[name] = status["state"]
+                    more = {"done": f" in {status.get('seconds', 0):.0f} s",
+                            "failed": f": {status.get('error')} (see {name}.partial)"}
+                    print(f"{name}: {status['state']}{more.get(status['state'], '')}", flush=True)
+    left = [recipe.recipe for recipe in chosen if recipe.recipe not in states]
     if not left:
         # no other command uses it: such a one removes it itself
         with suppress(Timeout), users.write_lock(timeout=0):
             shutil.rmtree(root / _SHARED, ignore_errors=True)
-    return states, left
+    return [*states.values()], left
 
 # %% ../nbs/reference/engine.ipynb #9a2857e7
-def _run_in_order(chosen, root, profile, jobs, deadline, timeout, events):
-    waiting, running, states = list(chosen), {}, []
-    environment = _environment(root, len(chosen), min(jobs, len(chosen)), events)
+def _run_in_order(chosen, jobs, deadline, options, environment=None, start=_start):
+    "Run recipes; yields name and status of each as it ends."
+    waiting, running = list(chosen), {}
 
     def ready(recipe):
         awaited = {name.partition("/")[0] for name in runs_read(recipe)}
@@ -371,18 +392,60 @@ def _run_in_order(chosen, root, profile, jobs, deadline, timeout, events):
             while waiting and len(running) < jobs and (
                 recipe := next(filter(ready, waiting), None if running else waiting[0])):
                 waiting.remove(recipe)
-                running[recipe.recipe] = _start(environment, recipe, root=str(root),
-                                                profile=profile, timeout=timeout, alone=jobs == 1)
+                running[recipe.recipe] = start(environment, {"recipe": recipe.model_dump()}
+                                               | options)
             time.sleep(0.1)
             for name in [name for name, process in running.items() if process.poll() is not None]:
-                status = _end(running.pop(name))
-                states.append(status["state"])
-                more = {"done": f" in {status.get('seconds', 0):.0f} s",
-                        "failed": f": {status.get('error')} (see {name}.partial)"}
-                print(f"{name}: {status['state']}{more.get(status['state'], '')}", flush=True)
+                yield name, _end(running.pop(name))
     finally:
         for process in running.values():
             process.terminate()
         for process in running.values():
             _end(process)
-    return states, [*running, *(recipe.recipe for recipe in waiting)]
+
+# %% ../nbs/reference/engine.ipynb #769b7920
+# modules that an engine and a kernel import
+_OF_ENGINE = ("papermill", "ipykernel.kernelapp", "nbconvert", "bleach", "bloodcell_nb.rendered")
+
+
+def _run_forked(chosen, jobs, deadline, options, environment):
+    "As _run_in_order, by one process that has imported what the runs use."
+    process = subprocess.Popen([sys.executable, "-c",
+                                "from bloodcell_nb.engine import _fork_given; _fork_given()"],
+                               env=environment,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        with suppress(BrokenPipeError):  # it died at once
+            process.stdin.write(json.dumps([[recipe.model_dump() for recipe in chosen],
+                                            jobs, deadline, options]) + "\n")
+            process.stdin.flush()
+        yield from map(json.loads, process.stdout)
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def _fork_given():
+    "Execute the runs that stdin describes in copies of this process, and say how each ended."
+    _obey_terminate()
+    from bloodcell_nb.forks import Fork, imported, preload
+
+    chosen, jobs, deadline, options = json.loads(sys.stdin.readline())
+    chosen, root = [check_recipe(recipe) for recipe in chosen], Path(options["root"])
+
+    def start(_, given):
+        recipe = check_recipe(given["recipe"])
+        target, work = root / recipe.recipe, root / f"{recipe.recipe}.partial"
+        if not _finished(target, run_key(recipe.model_copy(update={"out": str(work)}))):
+            with quiet_stderr(os.devnull):  # a kernel would say the same
+                for name in {recipe.notebook for recipe in chosen}:
+                    preload(imported(project_root() / "nbs" / f"{name}.ipynb"))
+                preload(_OF_ENGINE)
+        return Fork(partial(_run_given, given), out=True)
+
+    with suppress(KeyboardInterrupt, BrokenPipeError), closing(
+        _run_in_order(chosen, jobs, deadline, options, start=start)) as ended:
+        for name, status in ended:
+            os.write(1, (json.dumps([name, status]) + "\n").encode())

@@ -113,8 +113,6 @@ def render(
     path: Path,  # an executed notebook.ipynb
 ) -> Path:  # notebook.html beside it
     "Write a notebook as HTML; raises DataError where it cannot be read."
-    import nbformat
-
     path, place = Path(path), Path(path).with_suffix(".html")
     try:
         given = path.read_bytes()
@@ -122,6 +120,8 @@ def render(
         made_from = hashlib.sha256(given + Path(template.filename).read_bytes()).hexdigest()[:16]
         if place.is_file() and f'content="{made_from}"'.encode() in place.read_bytes()[:600]:
             return place
+        import nbformat  # takes most of a second
+
         notebook = _reduced(nbformat.reads(given.decode("utf-8"), as_version=4))
         body, style = _body(notebook)
     # whatever is odd about a notebook, it is named by the caller
