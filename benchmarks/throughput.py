@@ -285,8 +285,8 @@ def main():
               "seconds": options.seconds, "steps": options.steps, "bfloat16": options.bfloat16,
               "uncounted": 2, "epochs": False} for name in options.networks or some]
     torch = not (options.keras or options.depthwise or options.batches)
-    print(heading(*[torch_versions(options.torch_python), f"{options.workers} workers"] * torch,
-                  f"96x96, {options.images:,} images, {options.rounds} rounds of "
+    about = [torch_versions(options.torch_python), f"{options.workers} workers"] if torch else []
+    print(heading(*about, f"96x96, {options.images:,} images, {options.rounds} rounds of "
                   f"{'an epoch' if options.keras else f'{options.seconds:g} s'}, {options.steps} "
                   f"steps a call, {'bfloat16' if options.bfloat16 else 'float32'}\n"))
     measure = (beside_keras if options.keras else depthwise if options.depthwise

@@ -167,7 +167,8 @@ def print_table(lines, goal):
         times = [reached(line, goal) or float("inf") for line in group]
         met = [seconds for seconds in times if seconds < float("inf")]
         words = ", ".join(f"{key} {value}" for key, value in json.loads(settings).items())
-        print(f"| {name} | {words} | {len(met)} of {len(group)} | {median(times):.0f} | "
+        print(f"| {name} | {words} | {len(met)} of {len(group)} | "
+              f"{f'{median(times):.0f}' if median(times) < float('inf') else 'not reached'} | "
               f"{f'{min(met):.0f} to {max(met):.0f}' if met else ''} | "
               f"{median(line['curve'][-1][1] for line in group):.4f} | "
               f"{median(line['curve'][-1][0] for line in group):.0f} |")
