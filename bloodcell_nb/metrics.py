@@ -68,10 +68,12 @@ def _intervals(labels, probabilities, given, confusion, resamples, seed):
     "Each headline's 95 % interval over bootstrap draws of the cells, and the AUC itself."
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(labels), confusion.ravel() / confusion.sum(), size=resamples)
-    picks = rng.integers(len(labels), size=(resamples, len(labels)))
+    picks = np.empty((resamples, len(labels)), np.int32)
+    for pick in picks:  # one at a time, for less memory
+        pick[:] = rng.integers(len(labels), size=len(labels))
     losses = -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-15, 1))
     spread = _from_confusion(draws.reshape(-1, *confusion.shape))
-    spread["nll"] = losses[picks].mean(axis=1)
+    spread["nll"] = np.array([losses[pick].mean() for pick in picks])
     spread["ece"] = np.array([expected_calibration_error(labels[pick], probabilities[pick])
                               for pick in picks])
     auc = None
