@@ -307,9 +307,9 @@ def _run_given(given=None):
 
     _obey_terminate()
     if given:  # a copy of _fork_given's process
-        from bloodcell_nb.forks import ForkedKernel
+        from bloodcell_nb.forks import fork_kernel
 
-        ForkedKernel.prepare()
+        fork_kernel()
     given = given or json.loads(sys.stdin.readline())
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -423,7 +423,8 @@ def _run_forked(chosen, jobs, deadline, options, environment):
     finally:
         process.terminate()
         process.wait()
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # it died before it had read the runs
+            process.stdin.close()
         process.stdout.close()
 
 
