@@ -40,8 +40,9 @@ def steps(networks, batch, rounds):
     """
     import numpy as np
 
+    from bloodcell_nb.growing import policies_of
     from bloodcell_nb.recipes import check_recipe
-    from bloodcell_nb.training import _compiled, _policies
+    from bloodcell_nb.training import _compiled
     from bloodcell_nb.transfer import set_trainable, transfer_model
 
     cells = draw_cells(batch * 16)
@@ -58,7 +59,7 @@ def steps(networks, batch, rounds):
             model = transfer_model(recipe, (96, 96))
             set_trainable(model, "all", True)
             now = recipe.model_copy(update={"learning_rate": 1e-3})
-            sides[str(policy)] = (*_compiled(model, cells, now, _policies(now)), [])
+            sides[str(policy)] = (*_compiled(model, cells, now, policies_of(now)), [])
         for k in range(rounds + 1):
             for trained, batches, seconds in sides.values():
                 start = time.perf_counter()

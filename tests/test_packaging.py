@@ -1,6 +1,7 @@
 "Dependencies, notebooks and recipes agree with each other."
 import ast
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ import bloodcell_nb
 from bloodcell_nb import _modidx, records
 from bloodcell_nb.custom_cnn import custom_cnn
 from bloodcell_nb.ladder import results_table
+from bloodcell_nb.layers import GEOMETRIC
 from bloodcell_nb.policies import Policy
 from bloodcell_nb.recipes import SCHEMAS, check_recipe, read_recipe, recipes
 from bloodcell_nb.records import code_fingerprint, environment, read_runs
@@ -224,7 +226,11 @@ def test_recipe(name):
                    count in zip(recipe.phases, moving, strict=True))
     if getattr(recipe, "augmentation", None):
         policy = Policy(recipe.augmentation, library=recipe.augmentation_library)
-        assert len(policy.changes) + len(policy.mixers) == len(recipe.augmentation)
+        names = [entry if isinstance(entry, str) else next(iter(entry))
+                 for entry in recipe.augmentation]
+        native = recipe.augmentation_library == "native"  # whose neighbours of GEOMETRIC are one
+        fused = sum(a in GEOMETRIC and b in GEOMETRIC for a, b in itertools.pairwise(names))
+        assert len(policy.changes) + len(policy.mixers) == len(names) - native * fused
 
 
 def imported(notebook, folder):
