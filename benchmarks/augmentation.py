@@ -39,9 +39,9 @@ def steps(networks, batch, rounds):
     without it, in turn; medians.
     """
     import numpy as np
+    from throughput import recipe_of
 
     from bloodcell_nb.growing import policies_of
-    from bloodcell_nb.recipes import check_recipe
     from bloodcell_nb.training import _compiled
     from bloodcell_nb.transfer import set_trainable, transfer_model
 
@@ -49,26 +49,22 @@ def steps(networks, batch, rounds):
     print("| network | images/s, no policy | heavy policy | share of the step |\n|---|---|---|---|")
     for network in networks:
         sides = {}
-        for policy in ([], "heavy"):
-            recipe = check_recipe({
-                "notebook": "05_convnext" if "ConvNeXt" in network else "04_efficientnet",
-                "recipe": "steps", "backbone": network, "weights": "none", "source": "synthetic",
-                "optimizer": "adamw", "batch_size": batch, "augmentation": policy, "mixing": "part",
-                "mixing_share": 0.5, "train_batch_norm": True,
-                "phases": [{"trainable": "all", "epochs": 1, "learning_rate": 1e-3}]})
+        for heavy in (False, True):
+            recipe = recipe_of({"network": network, "batch": batch, "heavy": heavy, "steps": 1,
+                                "bfloat16": False})
             model = transfer_model(recipe, (96, 96))
             set_trainable(model, "all", True)
             now = recipe.model_copy(update={"learning_rate": 1e-3})
-            sides[str(policy)] = (*_compiled(model, cells, now, policies_of(now)), [])
+            sides[heavy] = (*_compiled(model, cells, now, policies_of(now)), [])
         for k in range(rounds + 1):
             for trained, batches, seconds in sides.values():
                 start = time.perf_counter()
                 trained.fit(batches, epochs=1, verbose=0, shuffle=False)
                 if k:  # the first builds the graph
                     seconds.append(time.perf_counter() - start)
-        plain, heavy = (np.median(seconds) for _, _, seconds in sides.values())
-        print(f"| {network} | {len(cells) / plain:.0f} | {len(cells) / heavy:.0f} | "
-              f"{1 - plain / heavy:.1%} |", flush=True)
+        plain, augmented = (np.median(seconds) for _, _, seconds in sides.values())
+        print(f"| {network} | {len(cells) / plain:.0f} | {len(cells) / augmented:.0f} | "
+              f"{1 - plain / augmented:.1%} |", flush=True)
 
 
 def main():

@@ -435,14 +435,15 @@ def _fork_given():
 
     chosen, jobs, deadline, options = json.loads(sys.stdin.readline())
     chosen, root = [check_recipe(recipe) for recipe in chosen], Path(options["root"])
+    wanted = {recipe.notebook for recipe in chosen}  # notebooks whose imports are still to be made
 
     def start(_, given):
         recipe = check_recipe(given["recipe"])
         target, work = root / recipe.recipe, root / f"{recipe.recipe}.partial"
-        if not _finished(target, run_key(recipe.model_copy(update={"out": str(work)}))):
+        if wanted and not _finished(target, run_key(recipe.model_copy(update={"out": str(work)}))):
             with quiet_stderr(os.devnull):  # a kernel would say the same
-                for name in {recipe.notebook for recipe in chosen}:
-                    preload(imported(project_root() / "nbs" / f"{name}.ipynb"))
+                while wanted:
+                    preload(imported(project_root() / "nbs" / f"{wanted.pop()}.ipynb"))
                 preload(_OF_ENGINE)
         return Fork(partial(_run_given, given), out=True)
 

@@ -8,7 +8,7 @@ __all__ = ['at_size', 'GrowingImages', 'policies_of']
 # %% ../nbs/reference/growing.ipynb #cb6d83c5
 import keras
 
-from .policies import Policy, weakened
+from .policies import Policy
 from .recipes import TrainingRecipe
 
 # %% ../nbs/reference/growing.ipynb #c33a4b1c
@@ -44,7 +44,7 @@ class GrowingImages(keras.callbacks.Callback):
         stage = min(epoch * len(self.stages) // self.epochs, len(self.stages) - 1)
         if stage != self.stage:
             self.model.use(*self.stages[stage])
-            self.model.make_train_function()
+            self.model.make_train_function(force=True)
             self.stage = stage
 
 # %% ../nbs/reference/growing.ipynb #0aa7824c
@@ -53,6 +53,6 @@ def policies_of(
 ) -> list:  # of Policy, weakest first; of None where the recipe names no policy
     "The policy of each image size; one where there are no sizes."
     count = len(recipe.image_sizes) or 1
-    return [Policy(weakened(recipe.augmentation, (k + 1) / count), recipe.seed + k,
-                   recipe.augmentation_library) if recipe.augmentation else None
+    return [Policy(recipe.augmentation, recipe.seed + k, recipe.augmentation_library,
+                   strength=(k + 1) / count) if recipe.augmentation else None
             for k in range(count)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'MIXERS', 'POLICIES', 'LIBRARIES', 'KERAS_CV', 'named_policy', 'check_policy', 'keras_cv_layer',
-           'Policy', 'weakened', 'with_noise', 'augmented']
+           'weakened', 'Policy', 'with_noise', 'augmented']
 
 # %% ../nbs/reference/policies.ipynb #34131068
 import logging
@@ -207,6 +207,22 @@ def keras_cv_layer(
         theirs = theirs | {"value_range": _RANGE}
     return getattr(keras_cv.layers, name)(**theirs)
 
+# %% ../nbs/reference/policies.ipynb #f89b1096
+def weakened(
+    checked: list,  # of `check_policy`
+    strength: float,  # share of each operation's range, from 0 to 1
+) -> list[tuple[str, dict]]:  # likewise
+    "The same operations, milder."
+    def milder(key, value):
+        if key == "of":  # the operations of RandomApply
+            return weakened(value, strength)
+        if key == "threshold_factor":  # of solarization: milder where it is higher
+            return value + (1 - strength) * (1 - value)
+        return strength * value if isinstance(value, float) and key != "probability" else value
+
+    return [(name, {key: milder(key, value) for key, value in parameters.items()})
+            for name, parameters in checked]
+
 # %% ../nbs/reference/policies.ipynb #a508f2a3
 class Policy:
     "Augments batches; made once, called inside the compiled training step."
@@ -216,6 +232,7 @@ class Policy:
         policy: list | str,  # as in a recipe
         seed: int = 0,  # of every draw
         library: str = "native",  # or keras_cv
+        strength: float = 1.0,  # share of the operations' ranges, as `weakened` has it
     ):
         import keras
 
@@ -224,7 +241,7 @@ class Policy:
                             f"{' or '.join(LIBRARIES)}")
         self.seed, self.library, self.layers = seed, library, []
         self.generator = keras.random.SeedGenerator(seed)
-        checked = check_policy(policy)
+        checked = weakened(check_policy(policy), strength)
         self.changes = _operations(self, [entry for entry in checked if entry[0] not in MIXERS])
         self.mixers = [_operation(self, *entry) for entry in checked if entry[0] in MIXERS]
 
@@ -284,36 +301,18 @@ def _operations(policy, entries):
 
 def _operation(policy, name, parameters):
     "A function of images and a Draw; of images, labels and a Draw for a mixer."
-    from bloodcell_nb.layers import GEOMETRIC, MIXERS, OPERATIONS, apply_some
+    from bloodcell_nb.layers import MIXERS, OPERATIONS, apply_some
 
     if name == "RandomApply":
         return partial(apply_some, k=parameters["k"],
-                       operations=[_operation(policy, *entry) for entry in parameters["of"]])
+                       operations=[_operations(policy, [entry])[0] for entry in parameters["of"]])
     if policy.library == "native" or name not in KERAS_CV:
-        return (_warp([(name, parameters)]) if name in GEOMETRIC
-                else partial({**OPERATIONS, **MIXERS}[name], **parameters))
+        return partial({**OPERATIONS, **MIXERS}[name], **parameters)
     layer = keras_cv_layer(name, parameters, 1000 * policy.seed + len(policy.layers))
     policy.layers.append(layer)
     if name in MIXERS:
         return lambda images, labels, draw: _unpacked(layer({"images": images, "labels": labels}))
     return lambda images, draw: layer(images, training=True)
-
-# %% ../nbs/reference/policies.ipynb #f89b1096
-def weakened(
-    policy: list | str,  # as in a recipe
-    strength: float,  # share of each operation's range, from 0 to 1
-) -> list:  # as in a recipe
-    "The same operations, milder."
-    def milder(key, value):
-        if key == "threshold_factor":  # of solarization: milder where it is higher
-            return 1 - strength * (1 - value)
-        return strength * value if isinstance(value, float) and key != "probability" else value
-
-    return [{name: parameters | {"of": weakened([{inner: given} for inner, given in
-                                                 parameters["of"]], strength)}
-             if name == "RandomApply"
-             else {key: milder(key, value) for key, value in parameters.items()}}
-            for name, parameters in check_policy(policy)]
 
 # %% ../nbs/reference/policies.ipynb #a6129e75
 def with_noise(
@@ -423,17 +422,16 @@ def augmented(
 
         def use(self, seen, policy):
             "Train on images as large as `seen` takes them, a network of the same layers."
-            self.seen, self.apply = (seen,), _callable(policy, batch_size) if policy else None
-            self.train_function = None  # built anew
+            self.seen, self.apply = seen, _callable(policy, batch_size) if policy else None
 
         def call(self, inputs, training=False):
             images, labels, mixed = _batch(inputs, self.kept)
             if not training:
                 return {"probabilities": self.network(images, training=False), "labels": labels}
-            images = _resized(images, self.seen[0].input_shape)
+            images = _resized(images, self.seen.input_shape)
             if self.apply:
                 images, labels = self.apply(images, labels, mixed)
-            return {"probabilities": self.seen[0](images, training=True), "labels": labels}
+            return {"probabilities": self.seen(images, training=True), "labels": labels}
 
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
             labels, found = y_pred["labels"], y_pred["probabilities"]
