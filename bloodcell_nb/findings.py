@@ -23,6 +23,7 @@ from bloodcell_nb.ladder import (
     weights_of,
     with_interval,
 )
+from .metrics import whole_epochs
 from .records import Finished
 from .report import label_points, plot_gains
 
@@ -248,7 +249,7 @@ def _plot_learning(found, title):
             ax.plot(range(1, len(values) + 1), values, style, color=colour,
                     label="validation" if key[0] == "v" else "training", marker=".")
         ax.set_title(f"{run.name}\nstand-in {accuracy_of(run):.3f}", fontsize=9)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        whole_epochs(ax)
         ax.grid(alpha=0.3)
     for ax in panels[len(found):]:
         ax.axis("off")
