@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -201,6 +202,18 @@ def _finished(folder, key):
     status = _status_of(folder)
     return status.get("key") == key and status.get("state") == "done"
 
+# %% ../nbs/reference/engine.ipynb #202e3085
+@contextmanager
+def _channels():
+    "Jupyter's settings for a kernel that listens on Unix sockets, where there are any."
+    if os.name != "posix":
+        yield None
+        return
+    from traitlets.config import Config
+
+    with tempfile.TemporaryDirectory(prefix="bloodcell_") as folder:
+        yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+
 # %% ../nbs/reference/engine.ipynb #4085db41
 def _run_notebook(recipe, work, status, timeout, stream, alone):
     "Run a recipe's notebook in its work folder; gives the status, which lies there too."
@@ -218,11 +231,11 @@ def _run_notebook(recipe, work, status, timeout, stream, alone):
                | {"state": "running", "started": datetime.now(UTC).isoformat(timespec="seconds")})
     try:
         with quiet_stderr(work / "kernel.log") as terminal, _ProgressLine(
-            recipe.recipe, work, stream or terminal, alone):
+            recipe.recipe, work, stream or terminal, alone), _channels() as config:
             papermill.execute_notebook(project_root() / "nbs" / f"{recipe.notebook}.ipynb",
                                        work / "notebook.ipynb", parameters, cwd=work,
                                        kernel_name="python3", progress_bar=False,
-                                       execution_timeout=timeout,
+                                       execution_timeout=timeout, config=config,
                                        extra_arguments=["--log-level=ERROR",
                                                         "--IPKernelApp.capture_fd_output=False"])
         if not (work / "metrics.json").exists():

@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
+from jupyter_client import LocalPortCache
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -205,7 +207,8 @@ def test_six_commands_at_once_on_three_recipes(tmp_path):
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   text=True) for command in commands]
     said = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 6, said
+    failed = [lines for process, lines in zip(processes, said, strict=True) if process.returncode]
+    assert not failed, "\n".join(map("".join, failed))
     assert not [errors for _, errors in said if "Traceback" in errors]
     output = "".join(lines for lines, _ in said)
     assert ([output.count(f"{name}: {state}") for name in names
@@ -255,6 +258,17 @@ def test_a_failing_run_says_why(faulty, code, timeout, expected):
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
     assert nbformat.read(folder / "notebook.ipynb", 4).cells
     assert not (folder.parent / "faulty").exists()
+
+
+def test_ports_that_others_take(faulty, monkeypatch):
+    "A kernel starts where each port that Jupyter finds free is taken before the kernel binds it."
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(LocalPortCache, "find_available_port",
+                            lambda *_: taken.getsockname()[1])
+        status, _ = faulty("open('metrics.json', 'w').write('{}')")
+    assert status["state"] == "done", status
 
 
 @pytest.fixture(scope="module")
