@@ -143,8 +143,13 @@ def geometric(
     fill_mode: str = "reflect",  # beyond the rim
 ):  # (n, h, w, c)
     "Apply geometric operations as one warp."
-    return warp(images, reduce(ops.matmul, [matrix(images.shape, draw, **parameters)
-                                            for matrix, parameters in steps]), fill_mode)
+    return warp(images, _product(images.shape, draw, steps), fill_mode)
+
+
+def _product(shape, draw, steps):
+    "One matrix for each image, of the steps one after another."
+    return reduce(ops.matmul, [matrix(shape, draw, **parameters) for matrix, parameters in steps],
+                  affine(shape))
 
 # %% ../nbs/reference/layers.ipynb #87409f17
 def blend(images, other, factor):
@@ -263,8 +268,17 @@ def random_gaussian_blur(images, draw: Draw, kernel_size: int, factor: float):
 
 
 def gaussian_noise(images, draw: Draw, stddev: float):
-    "Add white noise of a standard deviation in grey levels."
-    return images + stddev * draw.normal(images.shape[1:])
+    """Add white noise of a standard deviation in grey levels.
+
+    Normal numbers are dear, so no more than four images' are drawn: each image takes a stretch of
+    them, from a pixel at random.
+    """
+    n, height, width, channels = images.shape
+    pixels, few = height * width, min(n, 4)
+    drawn = ops.reshape(draw.of(few).normal((pixels, channels)), (few * pixels, channels))
+    first = draw.whole(0, (few - 1) * pixels + 1)[:, None]
+    noise = ops.take(drawn, first + ops.arange(pixels, dtype=first.dtype), axis=0)
+    return images + stddev * ops.reshape(noise, images.shape)
 
 # %% ../nbs/reference/layers.ipynb #77cf66fa
 # optical densities in red, green, blue of haematoxylin, eosin, DAB (Ruifrok and Johnston 2001)
@@ -382,18 +396,28 @@ def apply_some(
     draw: Draw,
     k: int,  # operations for each image
     operations: list,  # functions of images and a Draw, with the same shape as result
+    steps: list = (),  # geometric ones to choose from too, as for `geometric`; they come first
+    always: list = (),  # geometric ones before those, for each image
+    fill_mode: str = "reflect",  # of the one warp that does all geometric ones
 ):  # 0..255, (n, h, w, c)
     "Apply k of the operations to each image, drawn anew for each image and call."
-    n, count = images.shape[0], len(operations)
+    n, count = images.shape[0], len(steps) + len(operations)
     tables = _tables(n, k, count)
     table = ops.take(ops.convert_to_tensor(tables), draw.of(1).whole(0, len(tables))[0], axis=0)
     table = ops.take(table, draw.of(count).order(), axis=0)
     order = ops.concatenate([draw.order(), ops.convert_to_tensor([n], "int32")])
     index = ops.take(order, table, axis=0)
+    index, some = [index[j] for j in range(count)], draw.of(index.shape[1])
     # number n: an image too many, for the free places
     images = ops.concatenate([images, images[:1]])
-    some = draw.of(index.shape[1])
-    for operation, chosen in zip(operations, (index[j] for j in range(count)), strict=True):
+    if steps or always:
+        matrix = _product(images.shape, draw.of(n + 1), always)
+        for step, chosen in zip(steps, index, strict=False):
+            own = _product((some.n, *images.shape[1:]), some, [step])
+            own = ops.matmul(ops.take(matrix, chosen, axis=0), own)
+            matrix = ops.scatter_update(matrix, chosen[:, None], own)
+        images = warp(images, matrix, fill_mode)
+    for operation, chosen in zip(operations, index[len(steps):], strict=True):
         changed = ops.clip(operation(ops.take(images, chosen, axis=0), some), 0, 255)
         images = ops.scatter_update(images, chosen[:, None], changed)
     return images[:n]

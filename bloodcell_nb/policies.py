@@ -11,7 +11,6 @@ import logging
 import warnings
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 
 import numpy as np
 
@@ -278,34 +277,58 @@ def _unpacked(pair):
     return pair["images"], pair["labels"]
 
 
-def _warp(entries):
-    "One warp for geometric operations, whose fill mode is the same."
-    from bloodcell_nb.layers import GEOMETRIC, geometric
+def _fill_mode(policy, name, parameters):
+    "What a geometric operation of ours does beyond the rim; None for any other."
+    from bloodcell_nb.layers import GEOMETRIC
 
-    steps = [(GEOMETRIC[name], {key: value for key, value in parameters.items()
-                                if key != "fill_mode"}) for name, parameters in entries]
-    return partial(geometric, steps=steps, fill_mode=entries[0][1].get("fill_mode", "reflect"))
+    ours = name in GEOMETRIC and policy.library == "native"
+    return parameters.get("fill_mode", "reflect") if ours else None
+
+
+def _steps(entries):
+    "Geometric operations as `geometric` takes them."
+    from bloodcell_nb.layers import GEOMETRIC
+
+    return [(GEOMETRIC[name], {key: value for key, value in parameters.items()
+                               if key != "fill_mode"}) for name, parameters in entries]
 
 
 def _operations(policy, entries):
-    "Functions of images and a Draw; geometric operations that follow one another are one."
-    from bloodcell_nb.layers import GEOMETRIC
+    """Functions of images and a Draw; geometric operations that follow one another are one warp,
+    and so are those of a RandomApply after them, where the fill mode is the same.
+    """
+    from bloodcell_nb.layers import geometric
 
-    def fill_mode(entry):
-        return (entry[1].get("fill_mode", "reflect")
-                if entry[0] in GEOMETRIC and policy.library == "native" else None)
+    changes, waiting, mode = [], [], None  # waiting: for their warp, of this fill mode
+    for name, parameters in [*entries, (None, {})]:
+        now = _fill_mode(policy, name, parameters)
+        if waiting and now != mode and name != "RandomApply":
+            changes.append(partial(geometric, steps=_steps(waiting), fill_mode=mode))
+            waiting = []
+        if name == "RandomApply":
+            changes.append(_random_apply(policy, parameters, waiting, mode))
+            waiting = []
+        elif now:
+            waiting, mode = [*waiting, (name, parameters)], now
+        elif name:
+            changes.append(_operation(policy, name, parameters))
+    return changes
 
-    return [change for mode, group in groupby(entries, fill_mode) for change in (
-        [_warp(list(group))] if mode else [_operation(policy, *entry) for entry in group])]
+
+def _random_apply(policy, parameters, before, mode):
+    "RandomApply; `before` are geometric operations of that fill mode that each image gets first."
+    from bloodcell_nb.layers import apply_some
+
+    first = [entry for entry in parameters["of"] if before and _fill_mode(policy, *entry) == mode]
+    rest = [_operations(policy, [entry])[0] for entry in parameters["of"] if entry not in first]
+    return partial(apply_some, k=parameters["k"], operations=rest, steps=_steps(first),
+                   always=_steps(before), fill_mode=mode or "reflect")
 
 
 def _operation(policy, name, parameters):
     "A function of images and a Draw; of images, labels and a Draw for a mixer."
-    from bloodcell_nb.layers import MIXERS, OPERATIONS, apply_some
+    from bloodcell_nb.layers import MIXERS, OPERATIONS
 
-    if name == "RandomApply":
-        return partial(apply_some, k=parameters["k"],
-                       operations=[_operations(policy, [entry])[0] for entry in parameters["of"]])
     if policy.library == "native" or name not in KERAS_CV:
         return partial({**OPERATIONS, **MIXERS}[name], **parameters)
     layer = keras_cv_layer(name, parameters, 1000 * policy.seed + len(policy.layers))

@@ -28,6 +28,7 @@ from .batch_norm import fuse_batch_norm
 from .data import Cells, fold_indices, split_indices
 from .events import event_callbacks
 from .growing import GrowingImages, policies_of
+from .memory import keep_freed_memory
 from .metrics import plot_learning_curves, score
 from bloodcell_nb.optimizers import (
     compiles_with_xla,
@@ -296,6 +297,7 @@ def _compiled(model, train, recipe, policies):
                       recipe.mixing if policy and policy.mixers else None, recipe.mixing_share)
     weights = class_weight_dict(train.labels, recipe.class_weights, len(train.class_names))
     fuse_batch_norm(model)
+    keep_freed_memory()
     trained = augmented(model, policies, weights, train if recipe.on_device else None,
                         batches.batch_size)
     trained.compile(
