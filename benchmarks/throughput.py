@@ -123,14 +123,20 @@ def ours(task):
 
 
 def bare(task):
-    "Keras' own fit of the same network on the same arrays."
+    """Keras' own fit of the same network on the same arrays, batch normalisation and memory as
+    ours: what is left is the loop.
+    """
     import keras
 
+    from bloodcell_nb.batch_norm import fuse_batch_norm
+    from bloodcell_nb.memory import keep_freed_memory
     from bloodcell_nb.transfer import set_trainable, transfer_model
 
     recipe, train, val = recipe_of(task), cells_of(task["images"]), cells_of(256)
     model = transfer_model(recipe, (96, 96))
     set_trainable(model, "all", True)
+    fuse_batch_norm(model)
+    keep_freed_memory()
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False,
                   loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.05),
                   metrics=[keras.metrics.CategoricalAccuracy(name="accuracy"),
@@ -146,8 +152,10 @@ def backbone(task):
     import keras
 
     from bloodcell_nb.convnext import convnext_backbone
+    from bloodcell_nb.memory import keep_freed_memory
 
     options = {"include_top": False, "weights": None, "input_shape": (96, 96, 3), "pooling": "avg"}
+    keep_freed_memory()
     features = (convnext_backbone(task["network"]) if task["ours"]
                 else getattr(keras.applications, task["network"])(**options))
     model = keras.Sequential([features, keras.layers.Dense(8, "softmax")])
