@@ -4,10 +4,10 @@
 
 EfficientNet-Lite0, the weights that come with the package, the same cells and splits on both
 sides. The clock starts where the training does: imports, loading and making the network are not
-counted, building the graph and the validation after each epoch are. Each seed's curve is appended to the file as a line of
-JSON; a seed that stands there is not run again. The sides take turns, seed by seed. Prints a
-Markdown table of what the file holds. PyTorch's side needs torch and timm, in this interpreter or
-in that of `--torch-python`.
+counted, building the graph and the validation after each epoch are. Each seed's curve is appended
+to the file as a line of JSON; a seed that stands there is not run again. The sides take turns, seed
+by seed. Prints a Markdown table of what the file holds. PyTorch's side needs torch and timm, in
+this interpreter or in that of `--torch-python`.
 """
 import argparse
 import json

@@ -268,14 +268,10 @@ def random_gaussian_blur(images, draw: Draw, kernel_size: int, factor: float):
 
 
 def gaussian_noise(images, draw: Draw, stddev: float):
-    """Add white noise of a standard deviation in grey levels.
-
-    Normal numbers are dear, so no more than four images' are drawn: each image takes a stretch of
-    them, from a pixel at random.
-    """
-    n, height, width, channels = images.shape
-    pixels, few = height * width, min(n, 4)
-    drawn = ops.reshape(draw.of(few).normal((pixels, channels)), (few * pixels, channels))
+    "Add white noise of a standard deviation in grey levels."
+    # dear: drawn for four images, a stretch of it from a pixel at random for each
+    pixels, few = images.shape[1] * images.shape[2], min(draw.n, 4)
+    drawn = ops.reshape(draw.of(few).normal((pixels, 3)), (-1, 3))
     first = draw.whole(0, (few - 1) * pixels + 1)[:, None]
     noise = ops.take(drawn, first + ops.arange(pixels, dtype=first.dtype), axis=0)
     return images + stddev * ops.reshape(noise, images.shape)
@@ -411,10 +407,9 @@ def apply_some(
     # number n: an image too many, for the free places
     images = ops.concatenate([images, images[:1]])
     if steps or always:
-        matrix = _product(images.shape, draw.of(n + 1), always)
+        matrix, shape = _product(images.shape, draw.of(n + 1), always), (some.n, *images.shape[1:])
         for step, chosen in zip(steps, index, strict=False):
-            own = _product((some.n, *images.shape[1:]), some, [step])
-            own = ops.matmul(ops.take(matrix, chosen, axis=0), own)
+            own = ops.matmul(ops.take(matrix, chosen, axis=0), _product(shape, some, [step]))
             matrix = ops.scatter_update(matrix, chosen[:, None], own)
         images = warp(images, matrix, fill_mode)
     for operation, chosen in zip(operations, index[len(steps):], strict=True):

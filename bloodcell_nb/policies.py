@@ -292,7 +292,7 @@ def _steps(entries):
     return [(GEOMETRIC[name], {key: value for key, value in parameters.items()
                                if key != "fill_mode"}) for name, parameters in entries]
 
-
+# %% ../nbs/reference/policies.ipynb #b20fbdb9
 def _operations(policy, entries):
     """Functions of images and a Draw; geometric operations that follow one another are one warp,
     and so are those of a RandomApply after them, where the fill mode is the same.
@@ -324,7 +324,7 @@ def _random_apply(policy, parameters, before, mode):
     return partial(apply_some, k=parameters["k"], operations=rest, steps=_steps(first),
                    always=_steps(before), fill_mode=mode or "reflect")
 
-
+# %% ../nbs/reference/policies.ipynb #b9914c7a
 def _operation(policy, name, parameters):
     "A function of images and a Draw; of images, labels and a Draw for a mixer."
     from bloodcell_nb.layers import MIXERS, OPERATIONS

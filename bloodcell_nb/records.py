@@ -177,7 +177,7 @@ def shared(
 _LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "keras-cv", "numpy",
               "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
               "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil",
-              "pooch", "tqdm", "papermill", "nbclient",
+              "pooch", "tqdm", "traitlets", "papermill", "nbclient",
               "nbconvert", "nbformat", "bleach", "onnx", "onnxruntime",
               "ipython", "ipykernel", "fastcore")
 
