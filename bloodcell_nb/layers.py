@@ -271,7 +271,7 @@ def gaussian_noise(images, draw: Draw, stddev: float):
     "Add white noise of a standard deviation in grey levels."
     # dear: drawn for four images, a stretch of it from a pixel at random for each
     pixels, few = images.shape[1] * images.shape[2], min(draw.n, 4)
-    drawn = ops.reshape(draw.of(few).normal((pixels, 3)), (-1, 3))
+    drawn = ops.reshape(draw.of(few).normal((pixels, images.shape[-1])), (-1, images.shape[-1]))
     first = draw.whole(0, (few - 1) * pixels + 1)[:, None]
     noise = ops.take(drawn, first + ops.arange(pixels, dtype=first.dtype), axis=0)
     return images + stddev * ops.reshape(noise, images.shape)
