@@ -160,9 +160,14 @@ def backbone(task):
                 else getattr(keras.applications, task["network"])(**options))
     model = keras.Sequential([features, keras.layers.Dense(8, "softmax")])
     model.compile(keras.optimizers.AdamW(1e-3), "sparse_categorical_crossentropy")
-    cells = cells_of(task["images"])
-    model.fit(cells.images, cells.labels, batch_size=task["batch"], epochs=10**6, verbose=0,
-              callbacks=[rounds(task)])
+    cells, size = cells_of(task["images"]), task["batch"]
+
+    def batches():  # without an end: a bare epoch begins with a wait that is neither side's
+        while True:
+            for start in range(0, len(cells) - size + 1, size):
+                yield cells.images[start : start + size], cells.labels[start : start + size]
+
+    model.fit(batches(), steps_per_epoch=10**6, verbose=0, callbacks=[rounds(task)])
 
 
 def side(what, task):

@@ -70,7 +70,7 @@ def perceptual_hashes(
     digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     _, first, which = np.unique(digests, return_index=True, return_inverse=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(bits, images[first]))
+        hashes = list(pool.map(lambda k: bits(images[k]), first))
     return np.array(hashes, bool).reshape(len(first), hash_size**2)[which]
 
 # %% ../nbs/01_analysis.ipynb #631c3f45

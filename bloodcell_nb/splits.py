@@ -95,7 +95,8 @@ def _parted(recipe):
     groups = duplicate_groups(perceptual_hashes(cells.images, recipe.hash_size),
                               recipe.max_distance)
     kept = clean(cells, groups, recipe.max_copies) == ""
-    cells = replace(cells[kept], parts=assign_splits(cells[kept], groups[kept], recipe))
+    cells = cells[kept]
+    cells = replace(cells, parts=assign_splits(cells, groups[kept], recipe))
     return limit_cells(cells, recipe.limit, recipe.split_seed)
 
 # %% ../nbs/reference/splits.ipynb #c67f0d51
