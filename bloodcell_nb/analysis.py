@@ -64,13 +64,13 @@ def perceptual_hashes(
     "Hash images by their low frequencies: similar images differ in few bits."
     import imagehash
 
-    def bits(image):
-        return imagehash.phash(Image.fromarray(image), hash_size=hash_size).hash.ravel()
+    def bits(k):
+        return imagehash.phash(Image.fromarray(images[k]), hash_size=hash_size).hash.ravel()
 
     digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     _, first, which = np.unique(digests, return_index=True, return_inverse=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(lambda k: bits(images[k]), first))
+        hashes = list(pool.map(bits, first))
     return np.array(hashes, bool).reshape(len(first), hash_size**2)[which]
 
 # %% ../nbs/01_analysis.ipynb #631c3f45
