@@ -123,19 +123,19 @@ def ours(task):
 
 
 def bare(task):
-    """Keras' own fit of the same network on the same arrays, batch normalisation and memory as
-    ours: what is left is the loop.
+    """Keras' own fit of the same network on the same arrays, gradients and memory as ours:
+    what is left is the loop.
     """
     import keras
 
-    from bloodcell_nb.batch_norm import fuse_batch_norm
+    from bloodcell_nb.gradients import speed_up_training
     from bloodcell_nb.memory import keep_freed_memory
     from bloodcell_nb.transfer import set_trainable, transfer_model
 
     recipe, train, val = recipe_of(task), cells_of(task["images"]), cells_of(256)
     model = transfer_model(recipe, (96, 96))
     set_trainable(model, "all", True)
-    fuse_batch_norm(model)
+    speed_up_training(model)
     keep_freed_memory()
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False,
                   loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.05),

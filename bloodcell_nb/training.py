@@ -24,9 +24,9 @@ from IPython.display import HTML, DisplayHandle
 from matplotlib.figure import Figure
 
 from .analysis import balance_classes, duplicate_groups, perceptual_hashes
-from .batch_norm import fuse_batch_norm
 from .data import Cells, fold_indices, split_indices
 from .events import event_callbacks
+from .gradients import speed_up_training
 from .growing import GrowingImages, policies_of
 from .memory import keep_freed_memory
 from .metrics import plot_learning_curves, score
@@ -296,7 +296,7 @@ def _compiled(model, train, recipe, policies):
                       recipe.steps_per_execution if backend == "jax" else 1,
                       recipe.mixing if policy and policy.mixers else None, recipe.mixing_share)
     weights = class_weight_dict(train.labels, recipe.class_weights, len(train.class_names))
-    fuse_batch_norm(model)
+    speed_up_training(model)
     keep_freed_memory()
     trained = augmented(model, policies, weights, train if recipe.on_device else None,
                         batches.batch_size)
