@@ -256,14 +256,13 @@ def random_gaussian_blur(images, draw: Draw, kernel_size: int, factor: float):
     reach = kernel_size // 2
     taps = ops.arange(-reach, reach + 1, dtype="float32")[None]
     sigma = ops.maximum(draw.uniform(0, factor, (1,)), 1e-3)
-    weights = ops.exp(-(taps**2) / (2 * sigma**2))
-    weights = weights / ops.sum(weights, axis=1, keepdims=True)
-    for axis, size in ((1, images.shape[1]), (2, images.shape[2])):
-        padded = ops.pad(images, [(reach, reach) if k == axis else (0, 0) for k in range(4)],
-                         mode="reflect")
-        shifted = [padded[:, k : k + size] if axis == 1 else padded[:, :, k : k + size]
-                   for k in range(2 * reach + 1)]
-        images = sum(weights[:, k : k + 1, None, None] * part for k, part in enumerate(shifted))
+    weights = ops.softmax(-(taps**2) / (2 * sigma**2))
+    for size in images.shape[1:3]:  # rows, then columns, which are rows by then
+        read = np.pad(np.arange(size), reach, mode="reflect")
+        taken = np.eye(size, dtype="float32")[[read[k : k + size] for k in range(2 * reach + 1)]]
+        matrix = ops.tensordot(weights, ops.convert_to_tensor(taken), 1)  # (n, size, size)
+        flat = ops.reshape(images, (images.shape[0], size, -1))
+        images = ops.swapaxes(ops.reshape(ops.matmul(matrix, flat), images.shape), 1, 2)
     return images
 
 

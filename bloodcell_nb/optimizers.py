@@ -45,7 +45,7 @@ class CosineCycles(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self):
         return {"rate": self.rate, "ends": self.ends, "floor": self.floor}
 
-
+# %% ../nbs/reference/optimizers.ipynb #724c1a35
 def _adam_step(optimizer, gradient, variable, learning_rate):
     "Adam's update of a weight in one operation of TensorFlow; Keras takes twelve."
     import tensorflow as tf
