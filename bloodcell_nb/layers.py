@@ -184,7 +184,8 @@ def random_color_jitter(images, draw: Draw, brightness_factor: float, contrast_f
     hue, saturation, value = ops.split(ops.image.rgb_to_hsv(images / 255), 3, axis=-1)
     share = draw.uniform(0.5 - saturation_factor / 2, 0.5 + saturation_factor / 2)  # 0.5: unchanged
     saturation = ops.clip(saturation * share / (1 - share), 0, 1)
-    hue = ops.mod(hue + draw.uniform(-hue_factor / 2, hue_factor / 2), 1)
+    hue = hue + draw.uniform(-hue_factor / 2, hue_factor / 2)
+    hue = hue - ops.floor(hue)  # ops.mod, seven times as fast
     return 255 * ops.image.hsv_to_rgb(ops.concatenate([hue, saturation, value], axis=-1))
 
 
@@ -316,7 +317,7 @@ def random_cutout(images, draw: Draw, height_factor: float, width_factor: float)
     "Cover a box whose sides are up to these shares of the image's with black."
     half_height, half_width = (size / 2 * draw.uniform(0, factor) for size, factor in
                                zip(images.shape[1:3], (height_factor, width_factor), strict=True))
-    return ops.where(_box(images, draw, half_height, half_width), 0.0, images)
+    return images * ops.cast(~_box(images, draw, half_height, half_width), "float32")
 
 
 def grid_mask(images, draw: Draw, ratio_factor: float):
@@ -479,11 +480,11 @@ def mix_up(images, labels, draw: Draw, alpha: float):
 
 
 def cut_mix(images, labels, draw: Draw, alpha: float):
-    "Put a box of another image into each; labels by area."
+    "Put a box of another image into each; labels by area."  # by products: where is dearer
     side, order = ops.sqrt(1 - draw.beta(alpha)), draw.order()
-    box = _box(images, draw, *(size / 2 * side for size in images.shape[1:3]))
-    left = 1 - ops.mean(ops.cast(box, "float32"), axis=(1, 2))
-    return (ops.where(box, ops.take(images, order, axis=0), images),
+    box = ops.cast(_box(images, draw, *(size / 2 * side for size in images.shape[1:3])), "float32")
+    left = 1 - ops.mean(box, axis=(1, 2))
+    return (images * (1 - box) + ops.take(images, order, axis=0) * box,
             blend(labels, ops.take(labels, order, axis=0), left))
 
 # %% ../nbs/reference/layers.ipynb #7c0afb50
