@@ -253,7 +253,7 @@ def equalize(images):
 
 
 def random_gaussian_blur(images, draw: Draw, kernel_size: int, factor: float):
-    "Blur with a Gaussian whose standard deviation is up to `factor` pixels."
+    "Blur with a Gaussian of up to `factor` pixels' standard deviation: a matrix for each image."
     reach = kernel_size // 2
     taps = ops.arange(-reach, reach + 1, dtype="float32")[None]
     sigma = ops.maximum(draw.uniform(0, factor, (1,)), 1e-3)
@@ -480,11 +480,11 @@ def mix_up(images, labels, draw: Draw, alpha: float):
 
 
 def cut_mix(images, labels, draw: Draw, alpha: float):
-    "Put a box of another image into each; labels by area."  # by products: where is dearer
+    "Put a box of another image into each; labels by area."
     side, order = ops.sqrt(1 - draw.beta(alpha)), draw.order()
     box = ops.cast(_box(images, draw, *(size / 2 * side for size in images.shape[1:3])), "float32")
     left = 1 - ops.mean(box, axis=(1, 2))
-    return (images * (1 - box) + ops.take(images, order, axis=0) * box,
+    return (images * (1 - box) + ops.take(images, order, axis=0) * box,  # `where` takes longer
             blend(labels, ops.take(labels, order, axis=0), left))
 
 # %% ../nbs/reference/layers.ipynb #7c0afb50
