@@ -305,19 +305,19 @@ def amplitude_mix(images, draw: Draw, strength: float):
 
 # %% ../nbs/reference/layers.ipynb #17975bf7
 def _box(images, draw, half_height, half_width):
-    "True inside a box of each image, its centre anywhere, (n, h, w, 1)."
+    "1 inside a box of each image, its centre anywhere, 0 elsewhere, (n, h, w, 1)."
     height, width = images.shape[1:3]
     y, x = height * draw.uniform(), width * draw.uniform()
     rows, columns = (ops.arange(size, dtype="float32") + 0.5 for size in (height, width))
-    return ((ops.abs(rows[None, :, None, None] - y) < half_height)
-            & (ops.abs(columns[None, None, :, None] - x) < half_width))
+    return ops.cast((ops.abs(rows[None, :, None, None] - y) < half_height)
+                    & (ops.abs(columns[None, None, :, None] - x) < half_width), "float32")
 
 
 def random_cutout(images, draw: Draw, height_factor: float, width_factor: float):
     "Cover a box whose sides are up to these shares of the image's with black."
     half_height, half_width = (size / 2 * draw.uniform(0, factor) for size, factor in
                                zip(images.shape[1:3], (height_factor, width_factor), strict=True))
-    return images * ops.cast(~_box(images, draw, half_height, half_width), "float32")
+    return images * (1 - _box(images, draw, half_height, half_width))
 
 
 def grid_mask(images, draw: Draw, ratio_factor: float):
@@ -482,7 +482,7 @@ def mix_up(images, labels, draw: Draw, alpha: float):
 def cut_mix(images, labels, draw: Draw, alpha: float):
     "Put a box of another image into each; labels by area."
     side, order = ops.sqrt(1 - draw.beta(alpha)), draw.order()
-    box = ops.cast(_box(images, draw, *(size / 2 * side for size in images.shape[1:3])), "float32")
+    box = _box(images, draw, *(size / 2 * side for size in images.shape[1:3]))
     left = 1 - ops.mean(box, axis=(1, 2))
     return (images * (1 - box) + ops.take(images, order, axis=0) * box,  # `where` takes longer
             blend(labels, ops.take(labels, order, axis=0), left))
