@@ -23,7 +23,9 @@ class Side:
         python: str = sys.executable,  # interpreter
     ):
         self.log = tempfile.TemporaryFile("w+")
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3",
+        places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(places),
+                                    "TF_CPP_MIN_LOG_LEVEL": "3",
                                     "TQDM_DISABLE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
         self.process = subprocess.Popen(
             [python, str(script), json.dumps(task)], env=environment, text=True,

@@ -7,7 +7,7 @@
     python benchmarks/throughput.py --overhead              # what a run costs beside its work
 
 Two sides are two processes that train in turn, so a ratio is that of one minute; median of the
-rounds and what they span. On a GPU: `KERAS_BACKEND=jax`, `--bfloat16 --steps 16`. PyTorch's side
+rounds and what they span. On a GPU: `KERAS_BACKEND=jax`. PyTorch's side
 needs torch, timm and albumentations, in this interpreter or in that of `--torch-python`.
 Prints Markdown. How the cost of everything else grows is measured by `growth.py`.
 """
