@@ -1,6 +1,6 @@
 """Takes the dependencies and the command from settings.ini, so that they are written once.
 
-A built package holds the project's recipes and networks too; an editable one reads them in the clone.
+A built package holds the project's recipes and networks too; an editable one reads the clone's.
 """
 import json
 import shutil
