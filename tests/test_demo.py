@@ -57,12 +57,10 @@ def reply(connection):
 
 def test_one_who_says_nothing_keeps_nobody_waiting(server):
     half = request("/answer", CELL)[:-10]
-    idle = [connect(server), connect(server, b"GET"), connect(server, half)]
-    assert reply(connect(server, request("/model"))) == (200, b'{"name": "cnn"}')
-    status, body = reply(connect(server, request("/answer", CELL)))
-    assert status == 200 and json.loads(body)["probabilities"]
-    for connection in idle:
-        connection.close()
+    with connect(server), connect(server, b"GET"), connect(server, half):
+        assert reply(connect(server, request("/model"))) == (200, b'{"name": "cnn"}')
+        status, body = reply(connect(server, request("/answer", CELL)))
+        assert status == 200 and json.loads(body)["probabilities"]
 
 
 def test_a_silent_connection_is_closed(server, monkeypatch, capsys):
