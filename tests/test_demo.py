@@ -64,6 +64,7 @@ def test_one_who_says_nothing_keeps_nobody_waiting(server):
 
 
 def test_a_silent_connection_is_closed(server, monkeypatch, capsys):
+    assert 0 < demo._Handler.timeout <= 60
     monkeypatch.setattr(demo._Handler, "timeout", 0.05)
     for sent in (b"", b"GET / HTTP/1.0\r\n", request("/answer", CELL)[:-10]):
         assert reply(connect(server, sent)) is None

@@ -25,7 +25,7 @@ def opens_text(call):
         return True
     of_module = getattr(getattr(call.func, "value", None), "id", "")
     if name == "fdopen" or name == "open" and isinstance(call.func, ast.Name):
-        mode = [*(getattr(one, "value", None) for one in call.args[1:2]), given.get("mode"), "r"][0]
+        mode = getattr([*call.args, None, None][1], "value", given.get("mode", "r"))
     elif name == "open" and of_module != "os" and call.args:
         mode = getattr(call.args[0], "value", None)  # as of a Path
     else:
