@@ -61,8 +61,9 @@ def run(wheel, tmp_path_factory):
 
 
 def test_a_wheel_holds_what_the_commands_read(wheel):
-    "Every recipe, study, network, notebook and record, and no output of a notebook."
+    "The package whole; every recipe, study, network, notebook and record; no notebook's output."
     with zipfile.ZipFile(wheel) as archive:
+        assert set(tracked("bloodcell_nb")) <= set(archive.namelist())
         held = {name.partition("/_project/")[2]: name for name in archive.namelist()
                 if "/_project/" in name}
         records = [name for name in tracked("reports") if name.endswith(("metrics.json",
