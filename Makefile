@@ -36,8 +36,10 @@ test-pytest:
 test-all: test  ## also every recipe, at smoke size; pretrained networks without their weights
 	bloodcell run $(sort $(basename $(notdir $(wildcard recipes/*.yaml)))) --data synthetic:n=400 --profile smoke --set weights=none --jobs 2 --out reports/synthetic/smoke
 
+# Jupyter asks for the option where root starts it, as in a container
+lab: ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 lab: setup  ## JupyterLab on the notebooks
-	jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
+	jupyter lab $(ROOT_USER) --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 docs: .venv/docs/.installed  ## the notebooks, as they were run, as a website: _docs/index.html
 	rm -rf _proc _docs && mkdir -p _proc/source

@@ -195,7 +195,7 @@ BATCH = 16  # images at once; memory is short
 
 class Model:
     def __init__(self):
-        with open(os.path.join(HERE, "ensemble.json")) as file:
+        with open(os.path.join(HERE, "ensemble.json"), encoding="utf-8") as file:
             self.settings = json.load(file)
         files = [os.path.join(HERE, name) for name in self.settings["files"]]
         self.models = [keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -277,7 +277,7 @@ from model import Model
 np.save("labels.npy", Model().predict(np.load("images.npy")))
 assert not [name for name in sys.modules if name.startswith("bloodcell")]
 try:
-    print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status")
+    print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status", encoding="ascii")
                if line.startswith("VmHWM")))
 except OSError:
     print(0)  # no Linux
@@ -296,7 +296,7 @@ def try_submission(
             archive.extractall(place)
         np.save(Path(place) / "images.npy", images)
         done = subprocess.run([sys.executable, "-c", _TRY], cwd=place, capture_output=True,
-                              text=True, env=environment)
+                              encoding="utf-8", errors="replace", env=environment)
         if done.returncode:
             reason = (done.stderr.strip() or "no message").splitlines()[-1]
             raise DataError(f"{Path(path).name} fails in a process of its own: {reason}")

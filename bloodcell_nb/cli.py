@@ -364,7 +364,11 @@ def _add_networks(commands, source_help):
 def _parser():
     parser = argparse.ArgumentParser(prog="bloodcell",
                                      description="Blood-cell images into eight classes: look at "
-                                                 "data, run recipes, write the report.")
+                                                 "data, run recipes, ask trained networks, write "
+                                                 "the page of results.",
+                                     epilog="Exit code: 0; 1 where a run failed or an image could "
+                                            "not be read; 2 for bad input; 130 after Ctrl-C; 141 "
+                                            "where a pipe was closed.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     source_help = ("synthetic[:n=..,seed=..,duplicates=..,spoiled=..], medmnist[:28|64|128|224], "
                    "an .npz file, or a folder or .zip of class folders")
@@ -440,9 +444,11 @@ def _obey(options):
     return 0
 
 
-# exit code: 0, 1 where a run failed, 2 for bad input, 130 after Ctrl-C, 141 where a pipe was closed
-def main(arguments: list = None) -> int:
+def main(arguments: list = None) -> int:  # exit code, as `bloodcell --help` lists them
     "The bloodcell command."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a terminal that is not UTF-8 lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))

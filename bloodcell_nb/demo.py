@@ -9,8 +9,11 @@ __all__ = ['describe', 'demo_server']
 import base64
 import io
 import json
+import re
+import sys
+import threading
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
@@ -44,11 +47,12 @@ def describe(
     return asdict(found) | {"picture": f"data:image/png;base64,{base64.b64encode(pair).decode()}"}
 
 # %% ../nbs/reference/demo.ipynb #d133f184
-_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+_LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.I)  # a port 80 goes unnamed
 
 
 class _Handler(BaseHTTPRequestHandler):
-    "Answers a browser on this machine; the server has the classifier, its name and a counter."
+    "Answers a browser on this machine; `_Server` has what the answers need."
+    timeout = 10  # seconds without a byte, after which a connection is closed
 
     def _reply(self, body, kind="application/json", status=200):
         if kind == "application/json":
@@ -60,7 +64,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _is_local(self):
-        return self.headers.get("Host", "").rpartition(":")[0] in _HOSTS
+        return _LOCAL.fullmatch(self.headers.get("Host", ""))
+
+    def _is_own(self):  # what sends neither header is no browser
+        own = f"http://{self.headers.get('Host')}"
+        return (self.headers.get("Origin", own) == own
+                and self.headers.get("Sec-Fetch-Site", "same-origin") == "same-origin")
 
     def do_GET(self):
         if not self._is_local():
@@ -78,15 +87,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         length = self.headers.get("Content-Length", "")
-        if not self._is_local() or self.path != "/answer":
+        if not (self._is_local() and self._is_own()):
+            self._reply({"error": "an image is taken from this machine's own page alone"},
+                        status=403)
+        elif self.path != "/answer":
             self._reply({"error": "an image is sent to /answer"}, status=404)
-        elif not length.isdecimal() or int(length) > MAX_FILE_BYTES:
+        elif not re.fullmatch("[0-9]{1,12}", length) or int(length) > MAX_FILE_BYTES:
             self._reply({"error": f"expected an image of at most {MAX_FILE_BYTES >> 20} MiB"},
                         status=413)
-            self.close_connection = True
         else:
+            image = self.rfile.read(int(length))
             try:
-                self._reply(describe(self.server.classifier, self.rfile.read(int(length))))
+                with self.server.one_at_a_time:
+                    found = describe(self.server.classifier, image)
+                self._reply(found)
             except DataError as error:
                 self._reply({"error": str(error)}, status=400)
 
@@ -94,17 +108,28 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 # %% ../nbs/reference/demo.ipynb #8f037a52
+class _Server(ThreadingHTTPServer):
+    "A thread per connection, which ends with the program; one image at a time is asked for."
+
+    def __init__(self, classifier, name, port):
+        self.classifier, self.name, self.drawn = classifier, name, count()
+        self.one_at_a_time = threading.Lock()
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # a reader who left is no fault
+            super().handle_error(request, client_address)
+
+
 def demo_server(
     classifier: Classifier,
     name: str,  # of the network
     port: int = 8000,  # 0: any that is free
-) -> HTTPServer:  # its serve_forever() answers
+) -> ThreadingHTTPServer:  # its serve_forever() answers
     "Open the demo's address; raises DataError for a port that cannot be used."
     try:
-        server = HTTPServer(("127.0.0.1", port), _Handler)
+        return _Server(classifier, name, port)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or "a port is 0 to 65535"
         raise DataError(f"port {port} cannot be used ({reason}); name another with "
                         "--port") from None
-    server.classifier, server.name, server.drawn = classifier, name, count()
-    return server

@@ -99,7 +99,7 @@ class _ProgressLine:
         start, last = time.monotonic(), None
         while not self._end.wait(self.every):
             try:
-                text = json.loads(self.path.read_text())["text"]
+                text = json.loads(self.path.read_text(encoding="utf-8"))["text"]
             except (OSError, ValueError, KeyError):
                 text = "starting"
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
@@ -128,7 +128,8 @@ def quiet_stderr(path):
     a file; gives the real stderr.
     """
     real = os.dup(2)
-    with open(path, "ab") as log, os.fdopen(os.dup(real), "w") as stream:
+    with open(path, "ab") as log, os.fdopen(os.dup(real), "w", encoding=sys.stderr.encoding,
+                                            errors="backslashreplace") as stream:
         os.dup2(log.fileno(), 2)
         try:
             yield stream
@@ -341,7 +342,7 @@ def _start(environment, given):
     process = subprocess.Popen([sys.executable, "-c",
                                 "from bloodcell_nb.engine import _run_given; _run_given()"],
                                env=environment,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     with suppress(BrokenPipeError):  # it died at once, as _end will say
         process.stdin.write(json.dumps(given) + "\n")
         process.stdin.flush()
@@ -426,7 +427,7 @@ def _run_forked(chosen, jobs, deadline, options, environment):
     process = subprocess.Popen([sys.executable, "-c",
                                 "from bloodcell_nb.engine import _fork_given; _fork_given()"],
                                env=environment,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     try:
         with suppress(BrokenPipeError):  # it died at once
             process.stdin.write(json.dumps([[recipe.model_dump() for recipe in chosen],

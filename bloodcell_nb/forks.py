@@ -70,7 +70,7 @@ class Fork:
             _call(function)
         if out:
             os.close(write)
-            self.stdout = os.fdopen(read)
+            self.stdout = os.fdopen(read, encoding="utf-8")
 
     def wait(self, options=0):
         if self.returncode is None:

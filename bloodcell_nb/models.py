@@ -27,7 +27,7 @@ from bloodcell_nb.ensemble import (
     risk_coverage,
     with_temperature,
 )
-from .recipes import check_recipe, project_root
+from .recipes import check_recipe, project_root, working_root
 from .records import model_file, read_runs, write_json, write_text
 from .sources import fingerprint
 
@@ -102,7 +102,7 @@ def _settings(classifier, val, members):
 def publish(
     run: Path,  # folder of a finished training or ensemble, on the machine that holds its network
     source: str,  # the cells that it was trained on
-    models: Path = None,  # where published networks lie; None: the project's models/
+    models: Path = None,  # where published networks lie; None: models/ of `working_root`
 ) -> Path:  # the new folder
     """Copy a run's network and choose its temperature and thresholds on the validation split.
 
@@ -110,7 +110,7 @@ def publish(
     """
     from bloodcell_nb.splits import prepare
 
-    models, record = Path(models or project_root() / "models"), _finished(run)
+    models, record = Path(models or working_root() / "models"), _finished(run)
     if fingerprint(source) != record.metrics["data"]["fingerprint"]:
         raise DataError(f"{source} is not the data of {record.name}, {record.data}; name those")
     # the record names recipes of this project's form
@@ -194,7 +194,7 @@ def _words(trainings):
 
 def model_card(
     name: str,  # of a published network
-    reports: Path = None,  # holds the records; None: the project's reports/
+    reports: Path = None,  # holds the records; None: reports/ of `working_root`
 ) -> str:  # Markdown, with metadata
     """Write a network's card from the records; raises DataError where there are none of its
     training or of an evaluation.
@@ -203,7 +203,7 @@ def model_card(
     classifier = load_classifier([folder])
     sums = network_sums(classifier)
     settings = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
-    runs = read_runs(reports or project_root() / "reports")
+    runs = read_runs(reports or working_root() / "reports")
     runs = [run for run in runs if run.test and not run.synthetic]
     real, members, parts = {run.name: run for run in runs}, settings["members"], _evaluations(
         runs, sums)
@@ -227,5 +227,11 @@ def model_card(
 def write_card(
     name: str,  # of a published network
 ) -> Path:
-    "Write a network's card beside it; raises DataError as `model_card` does."
-    return write_text(find_model(name) / "README.md", model_card(name))
+    """Write a network's card beside it; raises DataError as `model_card` does, and for a network
+    within the installed package.
+    """
+    folder = find_model(name)
+    if working_root() != project_root() and folder.is_relative_to(project_root()):
+        raise DataError(f"card {name}: this network came with the installed package, and its card "
+                        "too; a new one is written in a clone of the project, from its records")
+    return write_text(folder / "README.md", model_card(name))

@@ -6,8 +6,8 @@
 __all__ = ['Share', 'Rate', 'RunName', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Recipe', 'AnalysisRecipe', 'TrainingRecipe',
            'CustomCNNRecipe', 'Phase', 'TransferRecipe', 'EfficientNetRecipe', 'ConvNeXtRecipe', 'ReaderRecipe',
            'EnsembleRecipe', 'RobustnessRecipe', 'EvaluationRecipe', 'check_recipe', 'first_error', 'read_recipe',
-           'recipe_of', 'project_root', 'recipes', 'Study', 'studies', 'read_study', 'find_recipe', 'with_profile',
-           'runs_folder', 'runs_read']
+           'recipe_of', 'project_root', 'working_root', 'recipes', 'Study', 'studies', 'read_study', 'find_recipe',
+           'with_profile', 'runs_folder', 'runs_read']
 
 # %% ../nbs/reference/recipes.ipynb #3ebdaf11
 import difflib
@@ -311,9 +311,15 @@ def recipe_of(
                         namespace.get("recipe", "recipe"))
 
 
-def project_root() -> Path:  # the folder that holds nbs/ and recipes/
-    "Where the project lies; the package is installed from it in editable mode."
-    return Path(bloodcell_nb.__file__).resolve().parent.parent
+def project_root() -> Path:  # the folder that holds nbs/, recipes/, studies/ and models/
+    "Where the project lies: the clone, or the copy that setup.py puts into a built package."
+    package = Path(bloodcell_nb.__file__).resolve().parent
+    return copied if (copied := package / "_project").is_dir() else package.parent
+
+
+def working_root() -> Path:  # the folder that holds models/ and reports/ of one's own
+    "Where new networks and records go: the clone, or the working folder where there is none."
+    return Path() if project_root().name == "_project" else project_root()
 
 
 def recipes() -> dict[str, Path]:  # file of each recipe, by name

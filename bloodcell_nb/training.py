@@ -224,7 +224,7 @@ def write_state(progress: Progress):
 def restore_state(progress: Progress):
     "Read the state of an interrupted training of the same recipe, data and code, if there is one."
     try:
-        state = json.loads((progress.folder / "state.json").read_text())
+        state = json.loads((progress.folder / "state.json").read_text(encoding="utf-8"))
         if state["key"] != progress.run.key:
             return
         with np.load(progress.folder / f"state_{state['epoch']}.npz") as file:

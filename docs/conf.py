@@ -1,5 +1,6 @@
 "Sphinx's settings: the notebooks, as executed, become pages; see `make docs`."
 import json
+import os
 import re
 import shutil
 from configparser import ConfigParser
@@ -53,6 +54,7 @@ benchmarks/RESULTS
 INDEX = "```{{index}} {0}\n:name: {0}\n```"
 DIRECTIVE = re.compile(r"^#\| ?(\w+).*\n?", re.M)
 PUBLIC = re.compile(r"^(?:def|class) ([A-Za-z]\w*)", re.M)
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")  # to a file of the repository
 CALL = re.compile(r'(?<!<span class="o">\.</span>)<span class="n">(\w+)</span>'
                   r'(?=<span class="p">\()|<span class="pre">([\w/.]+?)(?:\(\))?</span>')
 
@@ -61,11 +63,25 @@ def markdown(name, source):
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}
 
 
-def page_cells(cell):
+def site_place(path):
+    "Where the site has a file of the repository: its root is that of nbs/."
+    return path.removeprefix("nbs/")
+
+
+def site_links(text, folder):
+    "Text of a page, whose file lies in a folder of the repository, with links that hold there."
+    def place(match):
+        path = os.path.normpath(os.path.join(folder, match[1]))
+        return "](" + os.path.relpath(site_place(path), site_place(f"{folder}/"))
+
+    return LINK.sub(place, text)
+
+
+def page_cells(cell, folder):
     "The cells of a page that show a notebook's cell: none for hidden ones, no directives."
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
-        return [cell | {"source": re.sub(r"\]\(\.\./(reports|benchmarks)/", r"](\1/", source)}]
+        return [cell | {"source": site_links(source, folder)}]
     said = DIRECTIVE.findall(source)
     if {"hide", "default_exp"} & {*said}:
         return []
@@ -82,15 +98,19 @@ def write_sources(folder):
     for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "reference").glob("*.ipynb")]:
         name = path.relative_to(ROOT / "nbs")
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        notebook["cells"] = [page for cell in notebook["cells"] for page in page_cells(cell)]
+        notebook["cells"] = [page for cell in notebook["cells"]
+                             for page in page_cells(cell, path.relative_to(ROOT).parent.as_posix())]
         if name.stem == "index":
             notebook["cells"].append(markdown("contents", CONTENTS))
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(notebook), encoding="utf-8")
         for found in re.findall(r":name: (\w+)", json.dumps(notebook["cells"])):
             places[found] = (name.with_suffix("").as_posix(), "#" + found.lower().replace("_", "-"))
-    for name in ("benchmarks/RESULTS.md", f"{RUNS}/figures/ladder.png"):
-        copy(ROOT / name, folder / name)
+    copy(ROOT / RUNS / "figures" / "ladder.png", folder / RUNS / "figures" / "ladder.png")
+    results = folder / "benchmarks" / "RESULTS.md"
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(site_links((ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8"),
+                                  "benchmarks"), encoding="utf-8")
     shutil.copytree(ROOT / "nbs" / "images", folder / "images", dirs_exist_ok=True)
     return places
 

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
@@ -313,14 +311,3 @@ def test_the_folder_of_one_run_keeps_its_own_figures(folder):
         page = build_report(folder / GOOD).read_text()
     assert sorted((folder / GOOD / "figures").iterdir()) == before
     assert f"<code>{GOOD}</code> is right on 0.755" in page
-
-
-def test_the_template_is_shipped(tmp_path):
-    for name in ("setup.py", "pyproject.toml", "settings.ini"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "bloodcell_nb", tmp_path / "bloodcell_nb")
-    done = subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"],
-                          cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for name in ("page.html.j2", "notebook.html.j2"):
-        assert (tmp_path / "built" / "bloodcell_nb" / name).is_file()

@@ -1,0 +1,105 @@
+"The package as `pip install` brings it, away from its repository, on a machine whose locale is C."
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import bloodcell_nb
+from bloodcell_nb.models import BEST
+from bloodcell_nb.recipes import project_root, recipes, working_root
+from bloodcell_nb.records import code_fingerprint
+from bloodcell_nb.synthetic import draw_cells
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tracked(*places):
+    "Files of the repository below these places, as they lie here."
+    names = subprocess.run(["git", "ls-files", "-z", *places], cwd=ROOT, capture_output=True,
+                           encoding="utf-8", check=True).stdout.split("\0")
+    return [name for name in names if (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    "What `python -m build` makes of the repository: a wheel, from the source archive."
+    source = tmp_path_factory.mktemp("build") / "source"
+    for name in tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir",
+                    source.parent / "dist", source], check=True, capture_output=True)
+    assert len(list((source.parent / "dist").glob("*.tar.gz"))) == 1
+    return next((source.parent / "dist").glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def run(wheel, tmp_path_factory):
+    "Runs a program in an empty folder with the installed package, which no clone is near."
+    place = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+                    "--disable-pip-version-check", "--target", place / "site", wheel], check=True)
+    (place / "work").mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LC_")}
+    environment |= {"PYTHONPATH": str(place / "site"), "PYTHONDONTWRITEBYTECODE": "1",
+                    "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def run(*arguments):
+        done = subprocess.run([*map(str, arguments)], cwd=place / "work", env=environment,
+                              capture_output=True, encoding="ascii")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run.place = place
+    return run
+
+
+def test_a_wheel_holds_what_the_commands_read(wheel):
+    "The package whole; every recipe, study, network, notebook and record; no notebook's output."
+    with zipfile.ZipFile(wheel) as archive:
+        assert set(tracked("bloodcell_nb")) <= set(archive.namelist())
+        held = {name.partition("/_project/")[2]: name for name in archive.namelist()
+                if "/_project/" in name}
+        records = [name for name in tracked("reports") if name.endswith(("metrics.json",
+                                                                        "status.json"))]
+        assert sorted(held) == sorted([*tracked("recipes", "studies", "models"), *records, *(
+            name for name in tracked("nbs") if name.endswith(".ipynb"))])
+        notebooks = [json.loads(archive.read(held[name])) for name in held
+                     if name.endswith(".ipynb")]
+    assert not [cell for book in notebooks for cell in book["cells"] if cell.get("outputs")]
+    assert wheel.stat().st_size < 100e6  # the index's limit of a file
+
+
+def test_an_installed_package_works_without_a_clone(run):
+    script, site = run.place / "site" / "bin" / "bloodcell", run.place / "site"
+    before = sorted(path for path in site.rglob("*"))
+    Image.fromarray(draw_cells(8).images[0]).save(run.place / "work" / "cell.png")
+    listed = run(sys.executable, script, "recipes")
+    assert [line.split()[0] for line in listed.splitlines()][:len(recipes())] == [*recipes()]
+    code = ("from bloodcell_nb.cli import main; from bloodcell_nb.records import code_fingerprint;"
+            "import bloodcell_nb; print(bloodcell_nb.__file__, code_fingerprint('01_analysis'));"
+            "print([main(['predict', 'cell.png']), main(['submission', 'convnext_atto_heavy']),"
+            f"main(['card', '{BEST}'])])")
+    lines = run(sys.executable, "-c", code).splitlines()
+    assert lines[0] == f"{site / 'bloodcell_nb' / '__init__.py'} {code_fingerprint('01_analysis')}"
+    assert lines[1].startswith("cell.png: ") and lines[2] == "wrote submission.zip"
+    assert lines[3] == "[0, 0, 2]"
+    run(sys.executable, script, "run", "analysis", "--data", "synthetic:n=120", "--profile",
+        "smoke")
+    folder = run.place / "work" / "reports" / "synthetic"
+    assert json.loads((folder / "analysis" / "status.json").read_text())["state"] == "done"
+    assert (folder / "index.html").is_file() and sorted(site.rglob("*")) == before
+
+
+def test_new_networks_go_to_the_clone_or_to_the_working_folder(tmp_path, monkeypatch):
+    assert project_root() == ROOT == working_root()
+    package = tmp_path / "bloodcell_nb"
+    (package / "_project").mkdir(parents=True)
+    monkeypatch.setattr(bloodcell_nb, "__file__", str(package / "__init__.py"))
+    assert project_root() == package / "_project" and working_root() == Path()
