@@ -173,9 +173,9 @@ def unlike_words(
 ) -> list[str]:  # sentences; none where all are alike
     "Say which of these runs are not like the others."
     short = dict.fromkeys(f"`{run.name}` ({shortened(run)})" for run in runs if shortened(run))
-    whole = sum(not shortened(run) for run in runs)
-    words = ["Shortened: " if whole or len(runs) < 2 else f"All {len(runs)} are shortened: "]
-    words = [words[0] + ", ".join([*short][:5]) + ", ..." * (len(short) > 5) + "."] * bool(short)
+    start = f"All {len(runs)} are shortened" if len(runs) > 1 and all(map(shortened, runs)) else (
+        "Shortened")
+    words = [f"{start}: {', '.join([*short][:5])}{', ...' * (len(short) > 5)}."] * bool(short)
     many = [run for run in runs if views_of(run) > 1]
     if len(set(map(views_of, runs))) > 1:
         words.append("Views of each image: " + ", ".join(
