@@ -45,7 +45,7 @@ from bloodcell_nb.ladder import (
 )
 from .records import Finished
 from .report import plot_gains
-from .robustness import plot_heat
+from .robustness import plot_heat, wilson_interval
 from .shift import CORRUPTIONS
 
 # %% ../nbs/reference/beyond.ipynb #13fff8fe
@@ -341,15 +341,25 @@ def _plot_answered(found, title):
 # %% ../nbs/reference/beyond.ipynb #promisec
 def _promise_words(right, n):
     "Say whether the promise holds for a share of right answers among n, None where n is none."
-    from scipy.stats import binomtest
-
     promise = "the promise of 99 %, made on its own validation cells,"
     if not n or right is None:
         return f"no cell is left. Whether {promise} holds here cannot be told."
-    low, high = binomtest(round(right * n), n).proportion_ci(method="wilson")
+    low, high = wilson_interval(round(right * n), n)
     told = (f"Whether {promise} holds here cannot be told" if low <= PROMISE <= high else
             f"T{promise[1:]} {'holds' if low > PROMISE else 'does not hold'} here")
     return f"{right:.1%} are right [{low:.3f}, {high:.3f}]. {told}."
+
+
+def _unseen_words(run):
+    "Say what the record knows of cells that the network was trained or chosen on."
+    results = results_of(run)
+    if results.get("own_test_split"):
+        return ["They are the test split of its own run."]
+    if "left_out_training_cells" not in results:
+        return []
+    count = results["left_out_training_cells"]
+    return ["Whether it was trained on some of them cannot be told." if count is None else
+            f"Cells that it was trained or chosen on, which are left out: {count:,}."]
 
 
 def _trust_words(run):
@@ -381,7 +391,7 @@ def evaluation(
                f"{with_interval(first.test, 'accuracy', 3)} of {first.test['n']:,} cells of "
                f"{classes} classes.")
     judged = [run for run in found if results_of(run)["trust"]]
-    text = [_trust_words(judged[0])] if judged else []
+    text = _unseen_words(first) + ([_trust_words(judged[0])] if judged else [])
     text += unlike_words(found) if len(found) > 1 else []
     rows = [[name, *(with_interval(run.test, key, 3) if run.test.get(key) is not None else ""
                      for key in _EVALUATED), views_of(run), made_by(run)]

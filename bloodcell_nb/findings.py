@@ -295,9 +295,9 @@ def chapter(
     began = {"random": "random weights", "ImageNet": "ImageNet's weights"}
     weights = began.get(weights_of(first), f"the weights of a {weights_of(first)}")
     text = [what, f"`{first.name}` began with {weights}, has "
-                  f"{training['parameters']:,} parameters; epochs: {epochs_words(first)}, at "
+                  f"{training['parameters']:,} parameters and trained at "
                   f"{training['images_per_second']:.0f} images a second on "
-                  f"{first.metrics['environment']['device']}."]
+                  f"{first.metrics['environment']['device']}; epochs: {epochs_words(first)}."]
     if earlier := [run for run in trained if _chapter_of(run) in before]:
         text.append(_compared(first, earlier[0]))
     text += unlike_words(ours) if len(ours) > 1 else []

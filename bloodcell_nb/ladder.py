@@ -155,11 +155,10 @@ def _best_step(steps, runs):
     "The figure's title: the step with the best accuracy on the stand-in."
     known = {run.name: run.metrics["results"]["stand_in"]["accuracy"] for run in runs
              if run.test and "stand_in" in run.metrics["results"]}
-    measured = [step for step in steps if step.recipe in known]
-    if not measured:
-        return "No step is measured on the stand-in"
-    best = max(measured, key=lambda step: known[step.recipe])
-    return f"Best on the stand-in: {best.step} ({known[best.recipe]:.3f})"
+    measured = [(known[step.recipe], words) for step, words
+                in zip(steps, step_labels(steps, runs), strict=True) if step.recipe in known]
+    return "Best on the stand-in: {1}, {0:.3f}".format(
+        *max(measured)) if measured else "No step is measured on the stand-in"
 
 
 def step_labels(
