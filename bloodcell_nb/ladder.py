@@ -4,13 +4,23 @@
 
 # %% auto #0
 __all__ = ['LADDER_HEADER', 'SPLITS', 'GAINS_HEADER', 'ladders', 'reported_steps', 'shown_steps', 'not_run_yet', 'with_interval',
-           'weights_of', 'ladder_table', 'plot_ladder', 'compare', 'changed_settings', 'StepGain', 'step_gains',
-           'one_line', 'difference', 'gain_rows', 'results_table', 'gains_table']
+           'weights_of', 'ladder_table', 'step_labels', 'plot_ladder', 'compare', 'changed_settings', 'StepGain',
+           'step_gains', 'one_line', 'difference', 'gain_rows', 'results_table', 'gains_table']
 
 # %% ../nbs/reference/ladder.ipynb #661111ee
 from pathlib import Path
 from typing import NamedTuple
 
+from bloodcell_nb.comparable import (
+    epochs_words,
+    kind_of,
+    label_of,
+    labels_of,
+    made_by,
+    same_code,
+    shortened,
+    views_of,
+)
 from .data import DataError
 from .recipes import Recipe, read_recipe, recipes
 from .records import Finished, read_runs
@@ -70,8 +80,8 @@ def not_run_yet(
     return f"Not run yet: {', '.join(missing)}." if missing else ""
 
 # %% ../nbs/reference/ladder.ipynb #709a31a7
-LADDER_HEADER = ["step", "the report, hidden test", "clean test cells", "stand-in", "profile",
-                 "weights", "seed"]
+LADDER_HEADER = ["step", "the report, hidden test", "clean test cells", "stand-in", "epochs",
+                 "views", "weights", "seed", "code"]
 
 
 def with_interval(
@@ -92,11 +102,11 @@ def _accuracy(run, split):
 
 def weights_of(
     run: Finished,
-) -> str:  # empty for an ensemble
+) -> str:  # empty for an ensemble, and for the evaluation of a finished network
     "Say what a run began with."
     weights = run.metrics["recipe"].get("weights")
     if weights is None:
-        return "" if "members" in run.metrics["recipe"] else "random"
+        return "" if kind_of(run) in ("ensemble", "evaluation") else "random"
     return {"none": "random", "imagenet": "ImageNet"}.get(weights, f"file {weights}")
 
 
@@ -114,11 +124,11 @@ def ladder_table(
     for step in steps:
         run = known.get(step.recipe)
         row = [step.step, f"{step.reported:.2f}" if step.reported else "", _state(run),
-               "", "", "", ""]
+               *[""] * 6]
         if run and run.test:
-            row[2:] = [_accuracy(run, "test"), _accuracy(run, "stand_in"),
-                       run.status.get("profile", ""), weights_of(run),
-                       str(run.metrics["recipe"].get("seed", ""))]
+            row[2:] = [_accuracy(run, "test"), _accuracy(run, "stand_in"), epochs_words(run),
+                       str(views_of(run)), weights_of(run),
+                       str(run.metrics["recipe"].get("seed", "")), made_by(run)]
         rows.append(tuple(row))
     return rows
 
@@ -145,11 +155,22 @@ def _best_step(steps, runs):
     "The figure's title: the step with the best accuracy on the stand-in."
     known = {run.name: run.metrics["results"]["stand_in"]["accuracy"] for run in runs
              if run.test and "stand_in" in run.metrics["results"]}
-    measured = [step for step in steps if step.recipe in known]
-    if not measured:
-        return "No step is measured on the stand-in"
-    best = max(measured, key=lambda step: known[step.recipe])
-    return f"Best on the stand-in: {best.step} ({known[best.recipe]:.3f})"
+    measured = [(known[step.recipe], words) for step, words
+                in zip(steps, step_labels(steps, runs), strict=True) if step.recipe in known]
+    return "Best on the stand-in: {1}, {0:.3f}".format(
+        *max(measured)) if measured else "No step is measured on the stand-in"
+
+
+def step_labels(
+    steps: list[Recipe],
+    runs: list[Finished],
+) -> list[str]:  # such as CNN from scratch (quick: 7 of 60 epochs)
+    "Name steps so that those are marked whose runs are not like the others."
+    known = {run.name: run for run in runs if run.metrics}
+    ran = [known[step.recipe] for step in steps if step.recipe in known]
+    marks = {run.name: label.removeprefix(run.name)
+             for run, label in zip(ran, labels_of(ran), strict=True)}
+    return [step.step + marks.get(step.recipe, "") for step in steps]
 
 # %% ../nbs/reference/ladder.ipynb #146024c6
 def plot_ladder(
@@ -166,9 +187,9 @@ def plot_ladder(
     if reported:
         ax.plot(*zip(*reported, strict=True), "D", color="#D55E00", markersize=6,
                 markeredgecolor="white", label="the report, hidden test")
-    ax.set_yticks(range(len(steps)), [step.step for step in steps], fontsize=9)
+    ax.set_yticks(range(len(steps)), step_labels(steps, runs), fontsize=9, parse_math=False)
     ax.set(xlim=(0, 1), ylim=(len(steps) - 0.4, -0.6), xlabel="accuracy (line: 95 % interval)")
-    ax.set_title(_best_step(steps, runs), fontsize=11, loc="right", pad=24)
+    ax.set_title(_best_step(steps, runs), fontsize=11, loc="right", pad=24, parse_math=False)
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     ax.legend(handles.values(), handles.keys(), fontsize=9, loc="lower right",
               bbox_to_anchor=(1, 1), ncols=3, frameon=False)
@@ -193,12 +214,13 @@ _NAMES = {"notebook", "recipe", "step", "reported", "baseline", "source", "out",
 def changed_settings(
     first: Finished,
     second: Finished | Recipe,
-) -> list[str]:  # names of settings
+) -> list[str]:  # names of settings, and code where two runs are not known to be of the same
     "Name what two recipes set differently, a run's as its record holds it."
     ours, theirs = (run.metrics["recipe"] if isinstance(run, Finished) else run.model_dump()
                     for run in (first, second))
-    return [key for key in ours if key in theirs and key not in _NAMES
-            and ours[key] != theirs[key]]
+    changed = [key for key in ours if key in theirs and key not in _NAMES
+               and ours[key] != theirs[key]]
+    return changed + ["code"] * (isinstance(second, Finished) and not same_code(first, second))
 
 # %% ../nbs/reference/ladder.ipynb #dfdaaa4d
 class StepGain(NamedTuple):
@@ -209,6 +231,7 @@ class StepGain(NamedTuple):
     clean: dict  # of `paired_comparison`
     stand_in: dict
     changed: tuple = ()  # settings in which the two runs' recipes differ
+    labels: tuple = ()  # of the run and of its baseline, as `labels_of` marks them
 
 
 def step_gains(
@@ -227,7 +250,7 @@ def step_gains(
         pair = known[name], known[base]
         try:
             gains.append(StepGain(name, base, step.step, *compare(*pair),
-                                  tuple(changed_settings(*pair))))
+                                  tuple(changed_settings(*pair)), tuple(map(label_of, pair))))
         # whatever is odd about two files of predictions, the other pairs are compared
         except Exception as error:
             left_out.append((f"{name} against {base}", f"not compared: {one_line(error)}"))
@@ -259,30 +282,30 @@ def gain_rows(
     gains: list[StepGain],
 ) -> list[tuple]:  # a row a step, in the columns of GAINS_HEADER
     "Write each comparison as a difference with its 95 % interval."
-    return [(gain.run, gain.baseline, gain.step, difference(gain.clean), difference(gain.stand_in),
-             f"{gain.stand_in['mcnemar_p']:.2g}", ", ".join(gain.changed)) for gain in gains]
+    return [(*(gain.labels or gain[:2]), gain.step, difference(gain.clean),
+             difference(gain.stand_in), f"{gain.stand_in['mcnemar_p']:.2g}",
+             ", ".join(gain.changed)) for gain in gains]
 
 # %% ../nbs/reference/ladder.ipynb #26bb1366
 def results_table(
     folder: Path,  # holds run folders, at any depth
     names: list[str] = None,  # runs to show, in this order, those that are there; None: all
 ) -> str:  # Markdown table
-    """Write the test scores of the trained runs and ensembles below a folder.
+    """Write the test scores of the runs below a folder: how long a run trained and of how many
+    epochs, over how many views of an image it answers, which commit's code made the record.
 
     Raises DataError where there is no such folder.
     """
-    lines = ["| run | profile | test accuracy [95 % interval] | stand-in [95 % interval] | macro "
-             "F1 | ECE | epochs | device |", "|---" * 8 + "|"]
+    lines = ["| run | epochs | views | test accuracy [95 % interval] | stand-in [95 % interval] | "
+             "macro F1 | ECE | code | device |", "|---" * 9 + "|"]
     runs = [run for run in read_runs(folder) if run.test]
     if names is not None:
         runs = [run for name in names for run in runs if run.name == name]
     for run in runs:
-        results = run.metrics["results"]
-        distorted = results.get("stand_in")
-        cells = [run.name, run.status.get("profile", ""), with_interval(run.test, "accuracy"),
+        distorted = run.metrics["results"].get("stand_in")
+        cells = [run.name, epochs_words(run), views_of(run), with_interval(run.test, "accuracy"),
                  with_interval(distorted, "accuracy") if distorted else "not measured",
-                 f"{run.test['macro_f1']:.4f}", f"{run.test['ece']:.4f}",
-                 results.get("training", {}).get("epochs", ""),
+                 f"{run.test['macro_f1']:.4f}", f"{run.test['ece']:.4f}", made_by(run),
                  run.metrics["environment"]["device"]]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -297,12 +320,13 @@ def gains_table(
     Raises DataError where there is no such folder.
     """
     splits = ("test", "corrupted", "stand_in")
-    lines = ["| ensemble | networks | gain on clean cells [95 % interval], p | on corrupted cells "
-             "| on the stand-in |", "|---" * 5 + "|"]
+    lines = ["| ensemble | networks | views of it and its members | gain on clean cells [95 % "
+             "interval], p | on corrupted cells | on the stand-in |", "|---" * 6 + "|"]
     for run in read_runs(folder):
         if gain := run.metrics.get("results", {}).get("gain"):
             texts = [f"{difference(gain[split])}, p {gain[split]['mcnemar_p']:.2g}"
                      if split in gain else "" for split in splits]
-            lines.append(f"| {run.name} | {len(run.metrics['results']['members'])} | "
-                         f"{' | '.join(texts)} |")
+            short = f" ({shortened(run)})" if shortened(run) else ""
+            lines.append(f"| {run.name}{short} | {len(run.metrics['results']['members'])} | "
+                         f"{views_of(run)} | {' | '.join(texts)} |")
     return "\n".join(lines)

@@ -74,10 +74,18 @@ class _Results(_Part):  # what a kind of run does not have is left out, not null
     cross_validation: _Folds = None
 
 # %% ../nbs/reference/record_schema.ipynb #55817407
+class _Epochs(_Part):
+    epochs: int
+
+
 class _Settings(_Part):
     notebook: str = ""
     seed: int
     weights: str | None = None
+    epochs: int | None = None  # of a training; with phases: at most so many in each
+    phases: list[_Epochs] = []
+    limit: int | None = None
+    views: int = 1
 
 
 class _Data(_Part):
@@ -175,14 +183,14 @@ class _Clean(_Calibration):
 
 # %% ../nbs/reference/record_schema.ipynb #c157ca8f
 class _InAlexNets(_Part):
-    balanced_error: float
-    relative_balanced_error: float
+    balanced_error: float | None
+    relative_balanced_error: float | None
 
 
 class _UnderShift(_Part):
     corruption_errors: dict[str, list[float]] = {}  # balanced error at each severity
     clean_balanced_error: float
-    in_alexnets: _InAlexNets
+    in_alexnets: _InAlexNets | None = None  # without all five severities it has no meaning
     clean: _Clean
     corrupted: _Calibration
     stand_in: _Calibration

@@ -9,6 +9,7 @@ __all__ = ['plot_gains', 'label_points', 'cost_table', 'plot_cost']
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from .comparable import label_of, labels_of
 from .data import DataError
 from .ladder import SPLITS, StepGain
 from .records import Finished
@@ -26,8 +27,9 @@ def plot_gains(
             ax.plot(comparison["difference"], y + offset, marker, color=colour,
                     markeredgecolor="black", label=label)
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_yticks(range(len(gains)), [f"{gain.run}\nminus {gain.baseline}" for gain in gains],
-                  fontsize=9)
+    pairs = [gain.labels or gain[:2] for gain in gains]
+    ax.set_yticks(range(len(gains)), ["\nminus ".join(pair) for pair in pairs], fontsize=9,
+                  parse_math=False)
     ax.set(ylim=(len(gains) - 0.4, -0.6), xlabel="difference in accuracy (line: 95 % interval)")
     ax.grid(axis="x", alpha=0.3)
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
@@ -46,7 +48,7 @@ def label_points(
     "Write each point's name right of the axes, in the order of y, with a line to the point."
     for place, k in zip(np.linspace(0.02, 0.98, len(names)), np.argsort(y), strict=True):
         ax.annotate(names[k], (x[k], y[k]), (1.03, place), textcoords="axes fraction",
-                    va="center", fontsize=9, annotation_clip=False,
+                    va="center", fontsize=9, annotation_clip=False, parse_math=False,
                     arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6,
                                 "relpos": (0, 0.5)})
     return ax
@@ -65,7 +67,7 @@ def cost_table(
     rows = []
     for run in _trained(runs):
         results = run.metrics["results"]
-        rows.append((run.name, f"{results['training']['parameters']:,}",
+        rows.append((label_of(run), f"{results['training']['parameters']:,}",
                      f"{results['training']['images_per_second']:.0f}",
                      f"{run.metrics['seconds']['total']:.0f}",
                      *(f"{results[split]['accuracy']:.3f}" if split in results else "not measured"
@@ -105,4 +107,4 @@ def plot_cost(
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    return label_points(ax, x, y, [run.name for run in measured])
+    return label_points(ax, x, y, labels_of(measured))
