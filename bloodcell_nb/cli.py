@@ -22,18 +22,22 @@ import numpy as np
 
 from .data import DataError, source_path
 from .engine import PAGE_SECONDS, locked, quiet_stderr, run_all
-from .events import check_events_folder
+from .events import check_events_folder, check_writable
 from bloodcell_nb.recipes import (
     PROFILES,
     RecipeError,
     check_recipe,
     find_recipe,
+    keras_backend,
+    lowered_sizes,
     read_recipe,
     read_study,
     recipes,
     studies,
     with_profile,
 )
+from .run_folders import check_run_folders
+from .yaml_text import cut, parse_yaml
 
 # %% ../nbs/reference/cli.ipynb #e1721781
 def list_recipes():
@@ -81,7 +85,7 @@ def convert(source: str, destination: str, size: int = None, course: bool = Fals
 
 def data_name(source: str) -> str:
     "A short name for a source, for its folder of runs."
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem if (path := source_path(source))
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", path.resolve().stem if (path := source_path(source))
                   and path.exists() else source.partition(":")[0])
 
 # %% ../nbs/reference/cli.ipynb #8e0b42de
@@ -90,28 +94,25 @@ def with_settings(chosen: list, settings: list) -> list:
 
     Raises RecipeError, as for a recipe's file.
     """
-    import yaml
-
+    keys = [setting.partition("=")[0] for setting in settings]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise RecipeError(f"--set {cut(twice[0])} is given twice; give each parameter one value")
     values = [recipe.model_dump() for recipe in chosen]
     for setting in settings:
         key, equals, value = setting.partition("=")
         holders = [some for some in values if key in some]
         if not equals or not holders or key in ("notebook", "source", "out"):
-            raise RecipeError(f"--set {setting}: expected KEY=VALUE with a parameter of "
+            raise RecipeError(f"--set {cut(setting)}: expected KEY=VALUE with a parameter of "
                               f"{chosen[0].recipe if len(chosen) == 1 else 'a recipe'}, such as "
                               "seed=3")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise RecipeError(f"--set {setting}: the value is not valid YAML; expected one such as "
-                              "3, none or [a, b]") from None
+        parsed = parse_yaml(value, f"--set {cut(setting)}", "a value such as 3, none or [a, b]")
         for some in holders:
             some[key] = parsed
     return [check_recipe(some, recipe.recipe) for some, recipe in zip(values, chosen, strict=True)]
 
 # %% ../nbs/reference/cli.ipynb #53c6fc70
 def _chosen(names, source, profile, settings, study_name, jobs):
-    "Recipes as they will run, profile, and runs at a time; raises RecipeError."
+    "Recipes as they will run, profile, runs at a time, what to say of it; raises RecipeError."
     if study_name and names:
         raise RecipeError(f"--study {study_name} and {names[0]}; name a study or recipes")
     if not study_name and not names:
@@ -119,20 +120,34 @@ def _chosen(names, source, profile, settings, study_name, jobs):
         raise RecipeError("run: name one or more of these recipes, or --study STUDY")
     if study_name:
         study, chosen = read_study(study_name)
-        settings = [*(f"{key}={json.dumps(value)}" for key, value in study.set.items()), *settings]
+        given = {setting.partition("=")[0] for setting in settings}
+        settings = [*(f"{key}={json.dumps(value)}" for key, value in study.set.items()
+                      if key not in given), *settings]
         profile, jobs = profile or study.profile, study.jobs if jobs is None else jobs
     else:
         chosen = [read_recipe(find_recipe(name)) for name in names]
         profile, jobs = profile or "quick", 1 if jobs is None else jobs
     if jobs < 1:
         raise RecipeError(f"--jobs {jobs}: expected 1 or more")
-    chosen = [with_profile(recipe, profile).model_copy(update={"source": source})
-              for recipe in with_settings(chosen, settings)]
+    full = with_settings(chosen, settings)
+    given = {setting.partition("=")[0] for setting in settings}
+    chosen = [with_profile(recipe, profile, given).model_copy(update={"source": source})
+              for recipe in full]
     folders = [recipe.recipe for recipe in chosen]
     if twice := [name for name in folders if folders.count(name) > 1]:
         raise RecipeError(f"two runs would lie in the folder {twice[0]}; name a recipe once, and "
                           "--set recipe=NAME for one recipe alone")
-    return chosen, profile, jobs
+    return chosen, profile, jobs, _lowered(full, chosen, profile)
+
+
+def _lowered(full, chosen, profile):
+    "Lines that say what a profile lowers of which recipes."
+    names = {}
+    for recipe, smaller in zip(full, chosen, strict=True):
+        names.setdefault(lowered_sizes(recipe, smaller), []).append(recipe.recipe)
+    return [f"{cut(', '.join(group), 200)}: profile {profile} lowers {sizes}; --profile full runs "
+            f"{'it' if len(group) == 1 else 'them'} whole"
+            for sizes, group in names.items() if sizes]
 
 # %% ../nbs/reference/cli.ipynb #568081fc
 def run_recipes(
@@ -151,14 +166,16 @@ def run_recipes(
     from bloodcell_nb.sources import fingerprint
 
     start = time.monotonic()
-    chosen, profile, jobs = _chosen(names, source, profile, settings, study_name, jobs)
+    chosen, profile, jobs, lowered = _chosen(names, source, profile, settings, study_name, jobs)
     if budget_minutes is not None and 60 * budget_minutes <= PAGE_SECONDS:
         raise RecipeError(f"--budget {budget_minutes:g}: expected more than "
                           f"{PAGE_SECONDS / 60:.2g} minutes; "
                           f"the last {PAGE_SECONDS} seconds are for the page")
     fingerprint(source)  # a wrong source is refused before anything starts
+    root = _runs_root(out, source, chosen)
     events = check_events_folder(tensorboard) if tensorboard else None
-    root = _runs_root(out, source)
+    check_writable(root, root)
+    print(*lowered, sep="\n", end="\n" * bool(lowered), flush=True)
     deadline = budget_minutes and start + 60 * budget_minutes
     timeout = timeout_minutes and 60 * timeout_minutes
     states, left = run_all(chosen, root, profile, jobs, deadline, timeout, events)
@@ -174,11 +191,15 @@ def run_recipes(
     return int("failed" in states)
 
 
-def _runs_root(out, source):
-    "Folder of the runs; raises RecipeError for what is no folder."
+def _runs_root(out, source, chosen):
+    "Folder of the runs; raises DataError for what is none, or holds what is not ours."
+    from bloodcell_nb.page import check_page_free
+
     root = Path(out or f"reports/{data_name(source)}")
     if root.exists() and not root.is_dir():
         raise RecipeError(f"{root}: not a folder; name a folder for the runs")
+    check_run_folders(root, [recipe.recipe for recipe in chosen], source)
+    check_page_free(root)
     return root
 
 
@@ -225,11 +246,10 @@ def evaluate_network(
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower()), "views": views,
         "networks": network_sums(classifier), "classes": _pairs(classes), "shift": shift})
     evaluation_cells(recipe, classifier.class_names, size)
-    root = _runs_root(out, source)
+    root = check_writable(_runs_root(out, source, [recipe]), out)
     states, _ = run_all([recipe], root, "full", 1, None, None)
     _write_page(root)
     return int("failed" in states)
-
 
 # %% ../nbs/reference/cli.ipynb #483b49ff
 def _add_run(commands, source_help):
@@ -453,16 +473,21 @@ def main(arguments: list = None) -> int:  # exit code, as `bloodcell --help` lis
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
+        keras_backend()  # one that is not there is refused before anything starts
         code = _obey(options)
         sys.stdout.flush()
         return code
     except DataError as error:
-        print(f"bloodcell: {error}", file=sys.stderr)
+        print(f"bloodcell: {cut(str(error), 1000)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # as of `bloodcell recipes | head`
         # else Python would fail as it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"bloodcell: {error.filename or 'writing'}: {error.strerror or error}",
+              file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("bloodcell: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

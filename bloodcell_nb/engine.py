@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,20 @@ from filelock import FileLock, ReadWriteLock, Timeout
 
 from .data import KEYWORDS, DataError, is_synthetic, source_path
 from .events import EVENTS
+from .files import write_json
 from .recipes import RecipeError, check_recipe, project_root, runs_read
-from .records import run_key, write_json
+from .records import run_key
+from bloodcell_nb.run_folders import (
+    begin,
+    check_run_folders,
+    find_run,
+    hidden_folder,
+    is_finished,
+    missing_file,
+    run_places,
+    status_of,
+    take_place,
+)
 
 # %% ../nbs/reference/engine.ipynb #a6e9b248
 def _renamed(value, names):
@@ -68,13 +81,6 @@ def publishable(
     return notebook
 
 # %% ../nbs/reference/engine.ipynb #ff5f271f
-def _status_of(folder):
-    try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
 def _one_line(error):
     "The last line that says something: of a notebook's error, its exception."
     name = getattr(error, "ename", "") or type(error).__name__
@@ -138,23 +144,12 @@ def quiet_stderr(path):
             os.close(real)
 
 
-def _lock_file(root, name):
-    "A place beside the runs that no commit, page or recipe name takes."
-    path = root / ".locks.partial" / name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(f"{root}: cannot be written ({error.strerror}); name a folder for the "
-                          "runs that can") from None
-    return path
-
-
 @contextmanager
 def locked(root, name, message="", stream=None):
     "Let one process at a time into the block; one that has to wait prints the message."
     # a lock of the operating system (on NFS too): it ends with its process, even one that was
     # killed, where the mere existence of a file would block for ever
-    lock = FileLock(_lock_file(root, f"{name}.lock"), poll_interval=0.2)
+    lock = FileLock(hidden_folder(root) / f"{name}.lock", poll_interval=0.2)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -177,85 +172,99 @@ def execute(
 ) -> dict:  # the run's status: state is done, skipped or failed
     """Run a recipe's notebook through papermill into root/<recipe>.
 
-    Wait where another process runs it.
+    Wait where another process runs it. Raises RecipeError where something else lies there.
     """
     root = Path(root).resolve()
-    target, work = root / recipe.recipe, root / f"{recipe.recipe}.partial"
+    target, work = run_places(root, recipe.recipe)
     recipe = recipe.model_copy(update={"out": str(work)})
+
+    def say(line):
+        print(f"{recipe.recipe}  {line}", file=stream or sys.stderr, flush=True)
+
     with locked(root, recipe.recipe, f"{recipe.recipe}  waits for another process that runs it",
                 stream):
+        check_run_folders(root, [recipe.recipe], recipe.source)
         key = run_key(recipe)
-        if _finished(work, key):  # killed before its last step
-            _replace_folder(work, target)
-        if _finished(target, key):
-            return _status_of(target) | {"state": "skipped"}
-        if _status_of(work).get("key") != key:
-            shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True, exist_ok=True)
+        if find_run(target, key, say):
+            return status_of(target) | {"state": "skipped"}
         status = _run_notebook(recipe, work, {"recipe": recipe.recipe, "profile": profile,
                                               "key": key}, timeout, stream, alone)
         if status["state"] == "done":
-            _replace_folder(work, target)
+            take_place(work, target, say)
     return status
 
-
-def _finished(folder, key):
-    status = _status_of(folder)
-    return status.get("key") == key and status.get("state") == "done"
-
 # %% ../nbs/reference/engine.ipynb #202e3085
+_LONGEST = 103  # bytes of a socket's path: macOS takes 103, Linux 107
+
+
+def _socket_folder():
+    "Folder for temporary files in which a kernel's sockets have short enough names, or none."
+    for place in (tempfile.gettempdir(), "/tmp"):
+        path = os.path.join(place, "bloodcell_12345678", "kernel-5")
+        if len(os.fsencode(path)) <= _LONGEST and os.access(place, os.W_OK):
+            return place
+
+
 @contextmanager
 def _channels():
     "Jupyter's settings for a kernel that listens on Unix sockets, where there are any."
-    if os.name != "posix":
-        yield None
+    if os.name != "posix" or not (place := _socket_folder()):
+        yield None  # TCP
         return
     from traitlets.config import Config
 
-    with tempfile.TemporaryDirectory(prefix="bloodcell_") as folder:
+    with tempfile.TemporaryDirectory(prefix="bloodcell_", dir=place) as folder:
         yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
 
 # %% ../nbs/reference/engine.ipynb #4085db41
-def _run_notebook(recipe, work, status, timeout, stream, alone):
-    "Run a recipe's notebook in its work folder; gives the status, which lies there too."
+def _papermill(recipe, work, files, timeout):
+    "Execute a recipe's notebook in its work folder."
     with warnings.catch_warnings():  # tqdm's, of a missing widget
         warnings.simplefilter("ignore")
         import papermill
 
-    parameters = recipe.model_dump()
-    files = {key: path.resolve() for key in KEYWORDS
-             if (path := source_path(parameters.get(key), key)) and path.exists()}
     # the notebook runs in another folder
-    parameters |= {key: str(path) for key, path in files.items()}
+    parameters = recipe.model_dump() | {key: str(path) for key, path in files.items()}
+    with _channels() as config:
+        papermill.execute_notebook(project_root() / "nbs" / f"{recipe.notebook}.ipynb",
+                                   work / "notebook.ipynb", parameters, cwd=work,
+                                   kernel_name="python3", progress_bar=False,
+                                   start_timeout=600,  # seconds: a busy machine takes some
+                                   execution_timeout=timeout, config=config,
+                                   extra_arguments=["--log-level=ERROR",
+                                                    "--IPKernelApp.capture_fd_output=False"])
+
+# %% ../nbs/reference/engine.ipynb #runnote1
+def _run_notebook(recipe, work, status, timeout, stream, alone):
+    "Run a recipe's notebook in its work folder; gives the status, which lies there too."
+    given = recipe.model_dump()
+    files = {key: path.resolve() for key in KEYWORDS
+             if (path := source_path(given.get(key), key)) and path.exists()}
+    names = {str(work): recipe.recipe, str(project_root()): project_root().name,
+             str(Path.home()): "~"} | {str(path): path.name for path in files.values()}
     start = time.monotonic()
-    write_json(work / "status.json", status
-               | {"state": "running", "started": datetime.now(UTC).isoformat(timespec="seconds")})
+    begin(work, status
+          | {"state": "running", "started": datetime.now(UTC).isoformat(timespec="seconds")})
     try:
         with quiet_stderr(work / "kernel.log") as terminal, _ProgressLine(
-            recipe.recipe, work, stream or terminal, alone), _channels() as config:
-            papermill.execute_notebook(project_root() / "nbs" / f"{recipe.notebook}.ipynb",
-                                       work / "notebook.ipynb", parameters, cwd=work,
-                                       kernel_name="python3", progress_bar=False,
-                                       execution_timeout=timeout, config=config,
-                                       extra_arguments=["--log-level=ERROR",
-                                                        "--IPKernelApp.capture_fd_output=False"])
-        if not (work / "metrics.json").exists():
-            raise RecipeError(f"notebook {recipe.notebook} wrote no metrics.json")
+            recipe.recipe, work, stream or terminal, alone):
+            _papermill(recipe, work, files, timeout)
+        if lacks := missing_file(work):
+            raise RecipeError(f"notebook {recipe.notebook} wrote no {lacks}, or not the whole")
+        (work / "kernel.log").unlink(missing_ok=True)
+        _publish_notebook(work, names, is_synthetic(recipe.source))
+        record = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
+        status |= {"key": record.get("key", status["key"]),  # of what ran, if files have changed
+                   "state": "done", "seconds": time.monotonic() - start,
+                   "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_json(work / "status.json", status)
     except BaseException as error:  # a dead kernel and Ctrl-C too: what failed says so
         state = "failed" if isinstance(error, Exception) else "interrupted"
         status |= {"state": state, "error": _one_line(error), "seconds": time.monotonic() - start}
-        write_json(work / "status.json", status)
+        with suppress(OSError):  # a full disk
+            write_json(work / "status.json", status)
         if state == "interrupted":
             raise
-        return status
-    (work / "kernel.log").unlink(missing_ok=True)
-    names = {str(work): recipe.recipe, str(project_root()): project_root().name,
-             str(Path.home()): "~"}
-    _publish_notebook(work, names | {str(path): path.name for path in files.values()},
-                      is_synthetic(recipe.source))
-    status |= {"state": "done", "seconds": time.monotonic() - start,
-               "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_json(work / "status.json", status)
     return status
 
 # %% ../nbs/reference/engine.ipynb #8525dc7b
@@ -271,16 +280,6 @@ def _publish_notebook(work, names, synthetic):
 
     with suppress(DataError):  # the page names what cannot be rendered
         render(path)
-
-
-def _replace_folder(work, target):
-    "Put a finished run in the place of an older one; whoever calls holds the run's lock."
-    old = target.with_name(target.name + ".old.partial")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(work, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/reference/engine.ipynb #699449ca
 _SHARED = ".shared.partial"  # folder of what all runs need; no recipe can have this name
@@ -328,7 +327,7 @@ def _run_given(given=None):
     threading.Thread(target=watch, daemon=True).start()
     try:
         status = execute(check_recipe(given.pop("recipe")), **given)
-    except DataError as error:
+    except (DataError, OSError, sqlite3.Error) as error:  # what cannot be run, a full disk
         status = {"state": "failed", "error": str(error)}
     except KeyboardInterrupt:
         status = {"state": "interrupted"}
@@ -358,7 +357,27 @@ def _end(process):
     return (json.loads(lines[-1]) if process.returncode == 0
             else {"state": "failed", "error": f"its process died ({process.returncode})"})
 
+# %% ../nbs/reference/engine.ipynb #sharing1
+def _is_over(deadline):
+    "Whether runs have to end, so that there is time for the page."
+    return deadline is not None and time.monotonic() > deadline - PAGE_SECONDS
 
+
+@contextmanager
+def _sharing(root):
+    "Keep what all runs of a folder share from being removed; gives the lock."
+    lock = ReadWriteLock(hidden_folder(root) / "shared.db", is_singleton=False)
+    try:
+        lock.acquire_read()
+    except (OSError, sqlite3.Error) as error:
+        raise RecipeError(f"{root}: cannot be written ({error}); name a folder for the runs that "
+                          "can") from None
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+# %% ../nbs/reference/engine.ipynb #runall01
 def run_all(
     chosen: list,  # recipes, what is worth most first; no two of one name
     root: Path,  # folder of the run folders
@@ -370,11 +389,10 @@ def run_all(
 ) -> tuple[list, list]:  # states of the runs that ended, and names of those that a deadline left
     "Run recipes in processes of their own, and print how each ended."
     root = Path(root).resolve()
-    users = ReadWriteLock(_lock_file(root, "shared.db"), is_singleton=False)
     jobs, states = min(jobs, len(chosen)), {}
     environment = _environment(root, len(chosen), jobs, events)
     options = {"root": str(root), "profile": profile, "timeout": timeout, "alone": jobs == 1}
-    with users.read_lock():
+    with _sharing(root) as users:
         for run in (_run_forked, _run_in_order)[len(chosen) == 1 or sys.platform != "linux":]:
             waiting = [recipe for recipe in chosen if recipe.recipe not in states]
             with closing(run(waiting, jobs, deadline, options, environment)) as ended:
@@ -401,7 +419,7 @@ def _run_in_order(chosen, jobs, deadline, options, environment=None, start=_star
 
     try:
         while waiting or running:
-            if deadline is not None and time.monotonic() > deadline - PAGE_SECONDS:
+            if _is_over(deadline):
                 break
             while waiting and len(running) < jobs and (
                 recipe := next(filter(ready, waiting), None if running else waiting[0])):
@@ -453,8 +471,9 @@ def _fork_given():
 
     def start(_, given):
         recipe = check_recipe(given["recipe"])
-        target, work = root / recipe.recipe, root / f"{recipe.recipe}.partial"
-        if wanted and not _finished(target, run_key(recipe.model_copy(update={"out": str(work)}))):
+        target, work = run_places(root, recipe.recipe)
+        key = run_key(recipe.model_copy(update={"out": str(work)}))
+        if wanted and not is_finished(target, key):
             with quiet_stderr(os.devnull):  # a kernel would say the same
                 while wanted:
                     preload(imported(project_root() / "nbs" / f"{wanted.pop()}.ipynb"))

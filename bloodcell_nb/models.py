@@ -54,12 +54,18 @@ def find_model(
     return path
 
 
+_SETTINGS = "ensemble.json"  # in the sums: what it says, whatever its form
+
+
 def network_sums(
     classifier: Classifier,
 ) -> dict[str, str]:  # SHA-256 of each network, by folder and file
-    "Identify the networks of a classifier."
+    "Identify the networks of a classifier, and how their mean is taken and judged."
+    settings = [getattr(classifier, name) for name in (
+        "weights", "temperature", "class_names", "sure_above", "familiar_above")]
     return {f"{file.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in classifier.files}
+            for file in classifier.files
+            } | {_SETTINGS: hashlib.sha256(json.dumps(settings).encode()).hexdigest()}
 
 # %% ../nbs/reference/models.ipynb #3549540c
 def sure_threshold(
@@ -154,7 +160,9 @@ def _evaluations(runs, sums):
     parts = []
     for run in runs:
         recipe, results = run.metrics.get("recipe", {}), run.metrics.get("results", {})
-        if recipe.get("networks") != sums or recipe["views"] != 1 or not results.get("trust"):
+        # records of older form name the networks alone
+        if ({_SETTINGS: sums[_SETTINGS]} | recipe.get("networks", {}) != sums
+                or recipe["views"] != 1 or not results.get("trust")):
             continue
         name = Path(run.data).stem
         for part, word in _PARTS.items():
@@ -220,7 +228,8 @@ def model_card(
                        trim_blocks=True, keep_trailing_newline=True)
     return page.get_template("model_card.md.j2").render(
         name=name, what=what, licence=licence, class_names=classifier.class_names, parts=parts,
-        settings=settings, known=f"{known:,}", sums=sums,
+        settings=settings, known=f"{known:,}",
+        sums={name: value for name, value in sums.items() if name != _SETTINGS},
         trainings=[_training(real[member]) for member in names])
 
 

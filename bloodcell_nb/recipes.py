@@ -7,19 +7,22 @@ __all__ = ['Share', 'Rate', 'RunName', 'SCHEMAS', 'PROFILES', 'RecipeError', 'Re
            'CustomCNNRecipe', 'Phase', 'TransferRecipe', 'EfficientNetRecipe', 'ConvNeXtRecipe', 'ReaderRecipe',
            'EnsembleRecipe', 'RobustnessRecipe', 'EvaluationRecipe', 'check_recipe', 'first_error', 'read_recipe',
            'recipe_of', 'project_root', 'working_root', 'recipes', 'Study', 'studies', 'read_study', 'find_recipe',
-           'with_profile', 'runs_folder', 'runs_read']
+           'with_profile', 'lowered_sizes', 'runs_folder', 'runs_read', 'keras_backend']
 
 # %% ../nbs/reference/recipes.ipynb #3ebdaf11
 import difflib
+import json
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import bloodcell_nb
 from .data import SYNTHETIC, DataError
 from .policies import check_policy, named_policy
+from .yaml_text import cut, parse_yaml, quoted
 
 # %% ../nbs/reference/recipes.ipynb #d20b9c74
 class RecipeError(DataError):
@@ -221,7 +224,7 @@ def check_recipe(
     "Check a recipe against its notebook's schema."
     notebook = parameters.get("notebook")
     if notebook not in SCHEMAS:
-        raise RecipeError(f"{where}: notebook is {notebook!r}; expected one of "
+        raise RecipeError(f"{where}: notebook is {quoted(notebook)}; expected one of "
                           f"{', '.join(SCHEMAS)}")
     schema = SCHEMAS[notebook]
     if isinstance(name := parameters.get("augmentation"), str):  # the record holds its operations
@@ -243,7 +246,7 @@ def check_recipe(
         raise RecipeError(f"{where}: snapshots is true with schedule {recipe.schedule!r}; a "
                           "network is kept at the end of each cycle of cosine_restarts")
     if getattr(recipe, "image_sizes", None) and getattr(recipe, "resize", None):
-        raise RecipeError(f"{where}: image_sizes is {recipe.image_sizes} with resize "
+        raise RecipeError(f"{where}: image_sizes is {quoted(recipe.image_sizes)} with resize "
                           f"{recipe.resize}; one thing can set the size that the network sees: "
                           "leave one out")
     if getattr(recipe, "augmentation", None):
@@ -252,15 +255,15 @@ def check_recipe(
         raise RecipeError(f"{where}: folds is 1; expected 0 (no cross-validation) or 2 and more")
     return recipe
 
-
+# %% ../nbs/reference/recipes.ipynb #firster1
 def first_error(
     found: ValidationError,
     schema: type,  # the pydantic model that was not met
 ) -> str:  # one line
     "Say what pydantic found first."
     error = found.errors()[0]
-    key = ".".join(str(part) for part in error["loc"]
-                   if not str(part).startswith(("list[", "literal[", "constrained")))
+    key = cut(".".join(str(part) for part in error["loc"]
+                       if not str(part).startswith(("list[", "literal[", "constrained"))))
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key, schema.model_fields, n=1)
         return (f"unknown key {key}; " + (f"did you mean {close[0]}?" if close
@@ -268,10 +271,10 @@ def first_error(
     if error["type"] == "missing":
         return f"{key} is missing"
     if error["type"] == "none_required":
-        return (f"{key} is {error['input']!r}; it would change nothing, "
+        return (f"{key} is {quoted(error['input'])}; it would change nothing, "
                 "since each of the phases has its own: set phases")
-    message = error["msg"][:1].lower() + error["msg"][1:]
-    return f"{key} is {error['input']!r}; {message}"
+    message = cut(error["msg"][:1].lower() + error["msg"][1:], 300)
+    return f"{key} is {quoted(error['input'])}; {message}"
 
 # %% ../nbs/reference/recipes.ipynb #03147f00
 def read_recipe(
@@ -288,15 +291,11 @@ def read_recipe(
 
 def _read_yaml(path):
     try:
-        parameters = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name}: cannot be read ({type(error).__name__}); expected a YAML "
                           "file") from None
-    except yaml.YAMLError as error:
-        line = (f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None)
-                else "")
-        raise RecipeError(f"{path.name}: not valid YAML{line}; expected lines of the form key: "
-                          "value") from None
+    parameters = parse_yaml(text, path.name, "lines of the form key: value")
     if not isinstance(parameters, dict) or not all(isinstance(key, str) for key in parameters):
         raise RecipeError(f"{path.name}: expected lines of the form key: value")
     return parameters
@@ -350,8 +349,8 @@ def read_study(
     "Read and check a study."
     path = studies().get(name, Path(name))
     if path.suffix not in (".yaml", ".yml"):
-        raise RecipeError(f"no study {name}; there are {', '.join(studies())}, or name a .yaml "
-                          "file")
+        raise RecipeError(f"no study {cut(name)}; there are {', '.join(studies())}, or name a "
+                          ".yaml file")
     try:
         study = Study(**_read_yaml(path))
     except ValidationError as error:
@@ -370,8 +369,9 @@ def find_recipe(
     "Find a recipe's file."
     path = recipes().get(name, Path(name))
     if path.suffix not in (".yaml", ".yml"):
-        raise RecipeError(f"no recipe {name}; there are {', '.join(recipes())}, or name a .yaml "
-                          "file")
+        close = difflib.get_close_matches(name, recipes(), n=3) or [*recipes()][:3]
+        raise RecipeError(f"no recipe {cut(name)}; there are {', '.join(close)} and others, as "
+                          "bloodcell recipes lists them, or name a .yaml file")
     return path
 
 # %% ../nbs/reference/recipes.ipynb #868471e1
@@ -387,15 +387,35 @@ PROFILES = {
 def with_profile(
     recipe: Recipe,
     profile: str,  # smoke, quick or full
-) -> Recipe:  # with no value above the profile's
+    chosen: set = frozenset(),  # parameters that the user has set: they stay as they are
+) -> Recipe:  # with no other value above the profile's
     "Lower a recipe's sizes to a profile's."
     if profile not in PROFILES:
         raise RecipeError(f"profile is {profile!r}; expected one of {', '.join(PROFILES)}")
+    chosen = {*chosen, *(["epochs"] if "phases" in chosen else [])}  # phases have their epochs
     values = recipe.model_dump()
     lowered = {key: cap if key == "eager" or values[key] is None else min(values[key], cap) for key,
                cap in PROFILES[profile].items()
-               if key == "limit" or values.get(key) is not None}
+               if key not in chosen and (key == "limit" or values.get(key) is not None)}
     return recipe.model_copy(update=lowered)
+
+# %% ../nbs/reference/recipes.ipynb #lowered1
+def _sizes(recipe):
+    "What a profile lowers of a recipe; of several phases, the epochs of the longest."
+    values = {key: getattr(recipe, key, None) for key in PROFILES["smoke"] if key != "eager"}
+    if phases := getattr(recipe, "phases", None):
+        values["epochs"] = min(values["epochs"], max(phase.epochs for phase in phases))
+    return values
+
+
+def lowered_sizes(
+    recipe: Recipe,  # as it is written
+    smaller: Recipe,  # as a profile makes it
+) -> str:  # such as "epochs 60 -> 7, folds 5 -> 2"; empty where it is the same
+    "Say what a profile lowers."
+    before, after = _sizes(recipe), _sizes(smaller)
+    return ", ".join(f"{key} {'all' if before[key] is None else before[key]} -> {after[key]}"
+                     for key in before if before[key] != after[key])
 
 # %% ../nbs/reference/recipes.ipynb #f1911b23
 def runs_folder(
@@ -411,3 +431,20 @@ def runs_read(
 ) -> list[str]:  # none for one that trains
     "Names of the run folders that a recipe reads."
     return [*getattr(recipe, "members", []), *getattr(recipe, "models", [])]
+
+# %% ../nbs/reference/recipes.ipynb #backend2
+def keras_backend() -> str:  # tensorflow, jax or torch
+    "Find the backend that Keras will take; raises RecipeError for one that cannot be imported."
+    name, said = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
+    if not name:
+        path = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+        try:
+            name, said = json.loads(path.read_text(encoding="utf-8"))["backend"], str(path)
+        except (OSError, ValueError, KeyError, TypeError):
+            return "tensorflow"
+    if name not in ("tensorflow", "jax", "torch"):
+        raise RecipeError(f"{said} is {quoted(name)}; expected tensorflow, jax or torch")
+    if find_spec(name) is None:
+        raise RecipeError(f"{said} is {name}, which is not installed; pip install {name}, or set "
+                          "another")
+    return name

@@ -103,10 +103,16 @@ class _Seconds(_Part):
     total: _Finite
 
 
+class _Git(_Part):
+    commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+    clean: bool  # whether the code was as committed
+
+
 class Record(_Part):
     recipe: _Settings
     data: _Data
     code: str
+    git: _Git | None = None  # older records have none; null outside of a repository
     environment: _Machine
     started: str
     seconds: _Seconds

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .data import DataError
-from .records import write_text
+from .files import write_text
 
 # %% ../nbs/reference/rendered.ipynb #a100d748
 def smaller(
@@ -117,7 +117,8 @@ def render(
     try:
         given = path.read_bytes()
         template = _TEMPLATES.get_template("notebook.html.j2")
-        made_from = hashlib.sha256(given + Path(template.filename).read_bytes()).hexdigest()[:16]
+        both = given + Path(template.filename).read_bytes()
+        made_from = hashlib.sha256(both.replace(b"\r\n", b"\n")).hexdigest()[:16]
         if place.is_file() and f'content="{made_from}"'.encode() in place.read_bytes()[:600]:
             return place
         import nbformat  # takes most of a second

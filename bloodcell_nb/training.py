@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -493,8 +492,9 @@ def finish_training(
     results: dict,  # what was measured
     run: Run,
 ) -> dict:  # the record
-    "Save the model, write the record, remove what was only there for resuming."
+    """Save the model and write the record.
+
+    What resuming needs stays until the run is whole, its notebook too: the engine removes it.
+    """
     fitted.final.save(run.folder / "model.keras")
-    record = run.finish(results)
-    shutil.rmtree(run.folder / "state", ignore_errors=True)
-    return record
+    return run.finish(results)
