@@ -15,12 +15,13 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from .data import DataError, source_path
+from .data import DataError, DataWarning, printable, source_path
 from .engine import PAGE_SECONDS, locked, quiet_stderr, run_all
 from .events import check_events_folder, check_writable
 from bloodcell_nb.recipes import (
@@ -60,10 +61,11 @@ def inspect(source: str, size: int = None):
 
     cells = load(source, size)
     height, width = cells.images.shape[1:3]
-    print(f"{cells.source}: {len(cells):,} images, {width}x{height}, {len(cells.class_names)} "
-          f"classes, fingerprint {fingerprint(source)}")
-    parts = [part for part in PARTS if (cells.parts == part).any()]
-    print(f"{'class':<22}{'all':>8}" + "".join(f"{part:>8}" for part in parts))
+    print(f"{printable(cells.source)}: {len(cells):,} images, {width}x{height}, "
+          f"{len(cells.class_names)} classes, fingerprint {fingerprint(source)}")
+    parts = [part for part in (*PARTS, "") if (cells.parts == part).any()]
+    parts = parts if any(parts) else []
+    print(f"{'class':<22}{'all':>8}" + "".join(f"{part or 'none':>8}" for part in parts))
     counts = [cells.counts, *(cells.part(part).counts for part in parts)]
     for k, name in enumerate(cells.class_names):
         print(f"{name:<22}" + "".join(f"{count[k]:>8}" for count in counts))
@@ -163,7 +165,7 @@ def run_recipes(
     tensorboard: str = None,  # folder of TensorBoard's event files
 ) -> int:  # exit code
     "Run recipes, or a study, and write the page; 1 if a run failed. Raises RecipeError, DataError."
-    from bloodcell_nb.sources import fingerprint
+    from bloodcell_nb.sources import check_source
 
     start = time.monotonic()
     chosen, profile, jobs, lowered = _chosen(names, source, profile, settings, study_name, jobs)
@@ -171,7 +173,7 @@ def run_recipes(
         raise RecipeError(f"--budget {budget_minutes:g}: expected more than "
                           f"{PAGE_SECONDS / 60:.2g} minutes; "
                           f"the last {PAGE_SECONDS} seconds are for the page")
-    fingerprint(source)  # a wrong source is refused before anything starts
+    check_source(source)  # a wrong source is refused before anything starts
     root = _runs_root(out, source, chosen)
     events = check_events_folder(tensorboard) if tensorboard else None
     check_writable(root, root)
@@ -336,7 +338,8 @@ def _add_networks(commands, source_help):
     network = "name of a published network, a .keras file, or a finished run's or ensemble's folder"
     ask = commands.add_parser("predict", help="the class of the cells in images")
     ask.add_argument("images", nargs="+", metavar="IMAGE",
-                     help="images of one cell each, folders of them, or patterns in quotes")
+                     help="images of one cell each, folders or .zip files of them, or patterns in "
+                          "quotes")
     ask.add_argument("--model", default="", metavar="MODEL|RUN",
                      help=f"{network}; the best published one by default")
     ask.add_argument("--tta", action="store_true",
@@ -427,8 +430,9 @@ def _obey_networks(options):
             classifier = load_classifier([find_model(options.model)])
             if options.tta:
                 classifier = replace(classifier, views=8)
-            predict_files(classifier, options.images, options.form, options.grad_cam, stderr)
-        elif options.command == "publish":
+            return predict_files(classifier, options.images, options.form, options.grad_cam,
+                                 stderr)
+        if options.command == "publish":
             print(f"published: {publish(options.run, options.data)}")
         elif options.command == "card":
             print(f"wrote {write_card(options.model)}")
@@ -464,6 +468,13 @@ def _obey(options):
     return 0
 
 
+def _say(message, category, filename, lineno, file=None, line=None):
+    "Print what was left out or changed as a line, any other warning as Python does."
+    text = (f"bloodcell: {message}\n" if issubclass(category, DataWarning)
+            else warnings.formatwarning(message, category, filename, lineno, line))
+    print(text, end="", file=file or sys.stderr)
+
+
 def main(arguments: list = None) -> int:  # exit code, as `bloodcell --help` lists them
     "The bloodcell command."
     for stream in (sys.stdout, sys.stderr):
@@ -474,7 +485,9 @@ def main(arguments: list = None) -> int:  # exit code, as `bloodcell --help` lis
         signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         keras_backend()  # one that is not there is refused before anything starts
-        code = _obey(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say
+            code = _obey(options)
         sys.stdout.flush()
         return code
     except DataError as error:

@@ -14,6 +14,7 @@ from .data import CLASS_NAMES, COURSE_COUNTS, SYNTHETIC, Cells, DataError
 
 # %% ../nbs/reference/synthetic.ipynb #34fefc2b
 DRAWING_VERSION = 2  # goes into the fingerprint: raise it when the drawing changes
+_MOST_IMAGES = 500_000  # 13 GiB
 _SCALE = 2  # drawn at twice the size, then shrunk: smooth edges
 
 # radius of the cell, its raggedness, colour of cytoplasm and nucleus, shapes of the nucleus and its
@@ -224,7 +225,7 @@ def parse_synthetic(
     for item in filter(None, rest.split(",")):
         # papermill cannot read a default value that holds an =
         key, _, value = item.replace(":", "=").partition("=")
-        if name != SYNTHETIC or key not in options or not value.isdecimal():
+        if name != SYNTHETIC or key not in options or not value.isdecimal() or len(value) > 18:
             raise DataError(f"{source}: {item!r} is not understood; expected "
                             f"synthetic:key=number,... with keys {', '.join(options)}")
         options[key] = int(value)
@@ -233,4 +234,7 @@ def parse_synthetic(
     if options["duplicates"] > options["n"]:
         raise DataError(f"{source}: {options['duplicates']} duplicates of {options['n']} cells; "
                         "expected no more than n")
+    images = options["n"] + options["duplicates"] + 9 * options["spoiled"]
+    if images > _MOST_IMAGES:
+        raise DataError(f"synthetic: draws {images:,} images; expected at most {_MOST_IMAGES:,}")
     return options

@@ -9,7 +9,6 @@ from PIL import Image
 from bloodcell_nb.analysis import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
 from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, fold_indices, split_indices
 from bloodcell_nb.shift import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
-from bloodcell_nb.sources import _read_tree as load_tree  # without asking for all classes
 from bloodcell_nb.sources import course_arrays, load, save
 
 # of every hundredth test cell: checksum of the pixels as Pillow decodes them, and sums of grey
@@ -54,17 +53,19 @@ def test_predict_reads_as_load_does(originals, tmp_path, size):
     """One rule: originals are cut to their centre, an image of another size is used whole, in a
     folder and alone.
     """
-    from bloodcell_nb.classifier import read_image_file
+    from bloodcell_nb.answers import image_files, read_images
 
     for source in sorted((originals / "jpg").rglob("*.jpg"))[::40]:
         path = tmp_path / source.parent.name / f"{source.stem}.png"
         path.parent.mkdir()
         Image.open(source).resize(size).save(path)
-    cells = load_tree(tmp_path, 96)
+    cells = load(tmp_path, 96)
     assert len(cells) == 5
-    for path in tmp_path.rglob("*.png"):
+    alone, paths, *_ = read_images(image_files(tmp_path)[0], (96, 96))
+    assert len(paths) == 5
+    for path, found in zip(paths, alone, strict=True):
         image = cells.images[list(cells.ids).index(path.stem)]
-        assert np.array_equal(read_image_file(path, (96, 96)), image), path
+        assert np.array_equal(found, image), path
         whole = np.asarray(Image.open(path).resize((96, 96), Image.Resampling.BILINEAR))
         assert np.array_equal(whole, image) == (size in [(280, 280), (2000, 1500)])
 
