@@ -64,7 +64,9 @@ def inspect(source: str, size: int = None):
     for k, name in enumerate(cells.class_names):
         print(f"{name:<22}" + "".join(f"{count[k]:>8}" for count in counts))
     print(f"{'sum':<22}" + "".join(f"{count.sum():>8}" for count in counts))
-    print("\n".join(describe_duplicates(cells, duplicate_groups(perceptual_hashes(cells.images)))))
+    hashes = perceptual_hashes(cells.images)
+    print("\n".join(describe_duplicates(cells, duplicate_groups(hashes),
+                                        upright=duplicate_groups(hashes[:, :1]))))
 
 
 def convert(source: str, destination: str, size: int = None, course: bool = False, seed: int = 0):

@@ -92,9 +92,10 @@ def _parted(recipe):
     cells = load(recipe.source)
     if (cells.parts != "").all():  # before the hashing, which it shortens
         cells = limit_cells(cells, recipe.limit, recipe.split_seed)
-    groups = duplicate_groups(perceptual_hashes(cells.images, recipe.hash_size),
-                              recipe.max_distance)
-    kept = clean(cells, groups, recipe.max_copies) == ""
+    hashes = perceptual_hashes(cells.images, recipe.hash_size)
+    groups, upright = (duplicate_groups(seen, recipe.max_distance)
+                       for seen in (hashes, hashes[:, :1]))
+    kept = clean(cells, groups, recipe.max_copies, upright) == ""
     cells = cells[kept]
     cells = replace(cells, parts=assign_splits(cells, groups[kept], recipe))
     return limit_cells(cells, recipe.limit, recipe.split_seed)
