@@ -115,7 +115,7 @@ def _near_pairs(hashes, max_distance):
 
 def duplicate_groups(
     hashes: np.ndarray,  # bool, (n, views, bits); the first view is the image as it is
-    max_distance: int = 8,  # bits that two of a group may differ in
+    max_distance: int = 16,  # bits that two of a group may differ in
 ) -> np.ndarray:  # number of each image's group, (n,)
     "Group images whose hashes are near in any of the views, directly or through others."
     from scipy.sparse import coo_array

@@ -220,18 +220,17 @@ def evaluate_network(
     place = find_model(model)
     with quiet_stderr(os.devnull):  # of TensorFlow's log
         classifier = load_classifier([place])
-        size = classifier.models[0].input_shape[1]
+        _ = classifier.models  # what cannot be loaded is refused before anything is written
     name = place.parent.name if place.name == "model.keras" else place.stem
     recipe = check_recipe({
         "notebook": "09_evaluation", "source": str(source), "model": str(place.resolve()),
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower()), "views": views,
         "networks": network_sums(classifier), "classes": _pairs(classes), "shift": shift})
-    evaluation_cells(recipe, classifier.class_names, size)
+    print(evaluation_cells(recipe, classifier))
     root = _runs_root(out, source)
     states, _ = run_all([recipe], root, "full", 1, None, None)
     _write_page(root)
     return int("failed" in states)
-
 
 # %% ../nbs/reference/cli.ipynb #483b49ff
 def _add_run(commands, source_help):
@@ -341,6 +340,8 @@ def _add_networks(commands, source_help):
     give = commands.add_parser("publish", help="put a run's network into models/")
     give.add_argument("run", metavar="RUN", help="folder of a finished training or ensemble")
     give.add_argument("--data", required=True, metavar="SOURCE", help="the cells of its training")
+    give.add_argument("--replace", action="store_true",
+                      help="in the place of the published network of its name")
     card = commands.add_parser("card", help="write the card of a published network")
     card.add_argument("model", metavar="MODEL", help="its name")
     show = commands.add_parser("demo", help="serve a page that answers for images, on this machine")
@@ -407,7 +408,8 @@ def _obey_networks(options):
                 classifier = replace(classifier, views=8)
             predict_files(classifier, options.images, options.form, options.grad_cam, stderr)
         elif options.command == "publish":
-            print(f"published: {publish(options.run, options.data)}")
+            place = publish(options.run, options.data, instead=options.replace)
+            print(f"published: {place}")
         elif options.command == "card":
             print(f"wrote {write_card(options.model)}")
         elif options.command == "demo":
