@@ -57,55 +57,75 @@ def sample_sheet(
     return image_grid([cells.images[pick] for pick in picks], cells.class_names)
 
 # %% ../nbs/01_analysis.ipynb #b19dccbb
-def perceptual_hashes(
-    images: np.ndarray,  # uint8, (n, h, w, 3)
-    hash_size: int = 16,  # the hash has hash_size**2 bits
-) -> np.ndarray:  # bool, (n, hash_size**2)
-    "Hash images by their low frequencies: similar images differ in few bits."
+# upright, mirrored left to right, upside down, turned by half
+_MIRRORED = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM,
+             Image.Transpose.ROTATE_180)
+
+
+def _phashes(image, hash_size, turned):
+    "Hash of an image as it is, or of its eight symmetries, that first, (1 or 8, hash_size**2)."
     import imagehash
 
-    def bits(k):
-        return imagehash.phash(Image.fromarray(images[k]), hash_size=hash_size).hash.ravel()
+    grey = Image.fromarray(image).convert("L").resize((4 * hash_size,) * 2,
+                                                      Image.Resampling.LANCZOS)
+    seen = [grey if how is None else grey.transpose(how)
+            for how in _MIRRORED[: 4 if turned else 1]]
+    hashes = np.stack([imagehash.phash(one, hash_size).hash for one in seen])
+    if turned:  # the other four, mirrored on the diagonal: so are the waves
+        hashes = np.concatenate([hashes, hashes.transpose(0, 2, 1)])
+    return hashes.reshape(len(hashes), -1)
 
+
+def perceptual_hashes(
+    images: np.ndarray,  # uint8, (n, h, w, 3)
+    hash_size: int = 16,  # a hash has hash_size**2 bits
+    turned: bool = True,  # under the eight symmetries of the square; False: as they are alone
+) -> np.ndarray:  # bool, (n, 8 or 1, hash_size**2); the image as it is comes first
+    "Hash images by their low frequencies: similar images differ in few bits."
     digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     _, first, which = np.unique(digests, return_index=True, return_inverse=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(bits, first))
-    return np.array(hashes, bool).reshape(len(first), hash_size**2)[which]
+        hashes = list(pool.map(lambda k: _phashes(images[k], hash_size, turned), first))
+    return np.array(hashes, bool).reshape(len(first), 8 if turned else 1, hash_size**2)[which]
 
 # %% ../nbs/01_analysis.ipynb #631c3f45
 def _near_pairs(hashes, max_distance):
-    """Indices of the pairs of hashes that differ in few bits, (2, pairs).
+    """Indices of the pairs of images whose hashes, one upright and one however turned, differ in
+    few bits, (2, pairs).
 
     Of one part more than the bits that may differ, at least one is equal in both: only hashes that
     share a part are compared, so that ten times the images take ten times the time.
     """
-    packed, found = np.packbits(hashes, axis=1), [np.zeros((2, 0), int)]
+    views, bits = hashes.shape[1:]
+    flat, found = hashes.reshape(-1, bits), [np.zeros((2, 0), int)]
+    packed, turned = np.packbits(flat, axis=1), np.arange(len(flat)) % views > 0
     for part in range(max_distance + 1):
-        key = np.packbits(hashes[:, part :: max_distance + 1], axis=1)
-        _, key = np.unique(key, axis=0, return_inverse=True)
-        order = np.argsort(key.ravel(), kind="stable")
-        key, first, lag = key.ravel()[order], np.arange(len(hashes)), 1
+        key = np.packbits(flat[:, part :: max_distance + 1], axis=1)
+        key = np.unique(key, axis=0, return_inverse=True)[1].ravel()
+        order = np.lexsort((turned, key))  # of equal parts the upright ones first
+        key, first, lag = key[order], np.flatnonzero(~turned[order]), 1
         while len(first := first[first + lag < len(key)]) and len(
                 first := first[key[first] == key[first + lag]]):
             pair = order[np.stack([first, first + lag])]
             distance = np.bitwise_count(packed[pair[0]] ^ packed[pair[1]]).sum(axis=1)
-            found.append(pair[:, distance <= max_distance])
+            found.append(pair[:, distance <= max_distance] // views)
             lag += 1
     return np.concatenate(found, axis=1)
 
 
 def duplicate_groups(
-    hashes: np.ndarray,  # bool, (n, bits)
-    max_distance: int = 8,  # bits that two of a group may differ in
+    hashes: np.ndarray,  # bool, (n, views, bits); the first view is the image as it is
+    max_distance: int = 16,  # bits that two of a group may differ in
 ) -> np.ndarray:  # number of each image's group, (n,)
-    "Group images whose hashes are near, directly or through others."
+    "Group images whose hashes are near in any of the views, directly or through others."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    unique, which = np.unique(hashes, axis=0, return_inverse=True)
-    rows, columns = _near_pairs(unique, max_distance)
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(unique), len(unique)))
+    flat = hashes.reshape(len(hashes), hashes.shape[1] * hashes.shape[2])
+    _, first, which = np.unique(np.packbits(flat, axis=1), axis=0, return_index=True,
+                                return_inverse=True)
+    rows, columns = _near_pairs(hashes[first], max_distance)
+    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(first), len(first)))
     return connected_components(graph, directed=False)[1][which.ravel()]
 
 # %% ../nbs/01_analysis.ipynb #62e383bd
@@ -119,31 +139,47 @@ def list_groups(
 
 # %% ../nbs/01_analysis.ipynb #2bc66497
 def nearest_distances(
-    hashes: np.ndarray,  # bool, (n, bits)
+    hashes: np.ndarray,  # bool, (n, views, bits)
+    known: np.ndarray = None,  # hashes of other images as they are, (m, bits); None: among the n
 ) -> np.ndarray:  # int, (n,)
-    "Count the bits between each hash and the nearest other one."
-    signs = np.where(hashes, 1, -1).astype(np.float32)
-    nearest = np.empty(len(signs), int)
-    for start in range(0, len(signs), 2048):
-        block = signs[start : start + 2048] @ signs.T
-        block[np.arange(len(block)), start + np.arange(len(block))] = -np.inf
-        nearest[start : start + 2048] = (signs.shape[1] - block.max(axis=1)) / 2
+    "Count the bits between each image, in its nearest view, and the nearest other one."
+    def signs(values):
+        return np.where(values, 1, -1).astype(np.float32)
+
+    others, bits = signs(hashes[:, 0] if known is None else known), hashes.shape[2]
+    nearest = np.full(len(hashes), bits)
+    for start in range(0, len(hashes), 2048):
+        block = hashes[start : start + 2048]
+        for view in range(hashes.shape[1]):
+            products = signs(block[:, view]) @ others.T
+            if known is None:  # not with itself
+                products[np.arange(len(block)), start + np.arange(len(block))] = -bits
+            distance = (bits - products.max(axis=1, initial=-bits)) / 2
+            nearest[start : start + 2048] = np.minimum(nearest[start : start + 2048], distance)
     return nearest
 
 # %% ../nbs/01_analysis.ipynb #18a1300c
 DROPPED = ("injected", "conflicting labels", "duplicate")
 
 
+def _injected(found, upright, max_copies):
+    "Whether each group holds more than so many images that are turned the same way."
+    return [len(group) > max_copies and max(Counter(upright[group].tolist()).values()) > max_copies
+            for group in found]
+
+
 def clean(
     cells: Cells,
     groups: np.ndarray,  # number of each image's duplicate group, (n,)
-    max_copies: int = 5,  # a larger group is an injected image
+    max_copies: int = 5,  # more copies, turned the same way, are an injected image
+    upright: np.ndarray = None,  # the groups, turned copies left out, (n,); None: none is turned
 ) -> np.ndarray:  # why each image is dropped, "" where it stays, (n,)
     "Decide which images go; those of a validation or test split stay."
     reasons = np.full(len(cells), "", dtype="U20")
-    fixed = np.isin(cells.parts, ("val", "test"))
-    for group in list_groups(groups):
-        if len(group) > max_copies:
+    fixed, found = np.isin(cells.parts, ("val", "test")), list_groups(groups)
+    injected = _injected(found, groups if upright is None else upright, max_copies)
+    for group, was_injected in zip(found, injected, strict=True):
+        if was_injected:
             reasons[group] = DROPPED[0]
         elif len(set(cells.labels[group])) > 1:
             reasons[group] = DROPPED[1]
@@ -179,34 +215,46 @@ def _size_words(groups):
         words.append(f"{count} pair{plural}" if size == 2 else f"{count} group{plural} of {size}")
     return ", ".join(words)
 
+# %% ../nbs/01_analysis.ipynb #58459253
+def _named(cells, i):
+    "An image with its split and class."
+    where = filter(None, (cells.parts[i], cells.class_names[cells.labels[i]]))
+    return f"{cells.ids[i]} ({', '.join(where)})"
+
+
+def _copies_named(cells, group):
+    "How often an injected image is there, and with which labels."
+    counts = np.bincount(cells.labels[group])
+    labels = ", ".join(f"{cells.class_names[k]} {counts[k]}" for k in np.flatnonzero(counts))
+    return (f"{len(group):,} copies, first {_named(cells, group[0])}, image {group[0]}; "
+            f"labels: {labels}")
+
 # %% ../nbs/01_analysis.ipynb #179f349f
 def describe_duplicates(
     cells: Cells,
     groups: np.ndarray,  # number of each image's duplicate group, (n,)
-    max_copies: int = 5,  # a larger group is an injected image
+    max_copies: int = 5,  # more copies, turned the same way, are an injected image
     most: int = 20,  # at most so many of a kind are named
+    upright: np.ndarray = None,  # the groups, turned copies left out, (n,); None: none is turned
 ) -> list[str]:  # lines
     "Name the duplicate groups, what validation and test split share, and what cleaning drops."
-    def name(i):
-        where = filter(None, (cells.parts[i], cells.class_names[cells.labels[i]]))
-        return f"{cells.ids[i]} ({', '.join(where)})"
-
     def names(group):
-        return " = ".join(map(name, group[:most]))
-
-    def copies(group):
-        counts = np.bincount(cells.labels[group])
-        labels = ", ".join(f"{cells.class_names[k]} {counts[k]}" for k in np.flatnonzero(counts))
-        return f"{len(group):,} copies, first {name(group[0])}, image {group[0]}; labels: {labels}"
+        return " = ".join(_named(cells, i) for i in group[:most])
 
     def labels_of(group):
         return len(set(cells.labels[group]))
 
-    found, reasons = list_groups(groups), clean(cells, groups, max_copies)
-    lines = [f"duplicates: {len(found)} groups, {sum(map(len, found)):,} images"]
-    if large := [group for group in found if len(group) > max_copies]:
-        lines += [f"  {len(large)} of more than {max_copies} copies", *_listed(large, copies, most)]
-    if small := sorted(found[len(large):], key=labels_of, reverse=True):
+    upright = groups if upright is None else upright
+    found, reasons = list_groups(groups), clean(cells, groups, max_copies, upright)
+    injected = _injected(found, upright, max_copies)
+    turned = sum(len(set(upright[group])) > 1 for group in found)
+    lines = [f"duplicates: {len(found)} groups, {sum(map(len, found)):,} images; "
+             f"with turned or mirrored copies: {turned}"]
+    if large := [group for group, was in zip(found, injected, strict=True) if was]:
+        lines += [f"  {len(large)} of more than {max_copies} copies",
+                  *_listed(large, lambda group: _copies_named(cells, group), most)]
+    if small := sorted((group for group, was in zip(found, injected, strict=True) if not was),
+                       key=labels_of, reverse=True):
         conflicting = sum(labels_of(group) > 1 for group in small)
         lines += [f"  {_size_words(small)}; with conflicting labels: {conflicting}",
                   *_listed(small, names, most)]

@@ -109,6 +109,7 @@ def _read_ensemble(folder):
     try:
         settings = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
         members = list(map(str, settings.pop("members")))
+        settings.pop("validation", None)  # what it is worth, for the choice of the best
         if unknown := settings.keys() - Classifier.__dataclass_fields__:
             raise ValueError(f"unknown key {min(unknown)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -70,7 +70,9 @@ def inspect(source: str, size: int = None):
     for k, name in enumerate(cells.class_names):
         print(f"{name:<22}" + "".join(f"{count[k]:>8}" for count in counts))
     print(f"{'sum':<22}" + "".join(f"{count.sum():>8}" for count in counts))
-    print("\n".join(describe_duplicates(cells, duplicate_groups(perceptual_hashes(cells.images)))))
+    hashes = perceptual_hashes(cells.images)
+    print("\n".join(describe_duplicates(cells, duplicate_groups(hashes),
+                                        upright=duplicate_groups(hashes[:, :1]))))
 
 
 def convert(source: str, destination: str, size: int = None, course: bool = False, seed: int = 0):
@@ -241,13 +243,13 @@ def evaluate_network(
     place = find_model(model)
     with quiet_stderr(os.devnull):  # of TensorFlow's log
         classifier = load_classifier([place])
-        size = classifier.models[0].input_shape[1]
+        _ = classifier.models  # what cannot be loaded is refused before anything is written
     name = place.parent.name if place.name == "model.keras" else place.stem
     recipe = check_recipe({
         "notebook": "09_evaluation", "source": str(source), "model": str(place.resolve()),
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower()), "views": views,
         "networks": network_sums(classifier), "classes": _pairs(classes), "shift": shift})
-    evaluation_cells(recipe, classifier.class_names, size)
+    print(evaluation_cells(recipe, classifier))
     root = check_writable(_runs_root(out, source, [recipe]), out)
     states, _ = run_all([recipe], root, "full", 1, None, None)
     _write_page(root)
@@ -362,6 +364,8 @@ def _add_networks(commands, source_help):
     give = commands.add_parser("publish", help="put a run's network into models/")
     give.add_argument("run", metavar="RUN", help="folder of a finished training or ensemble")
     give.add_argument("--data", required=True, metavar="SOURCE", help="the cells of its training")
+    give.add_argument("--replace", action="store_true",
+                      help="in the place of the published network of its name")
     card = commands.add_parser("card", help="write the card of a published network")
     card.add_argument("model", metavar="MODEL", help="its name")
     show = commands.add_parser("demo", help="serve a page that answers for images, on this machine")
@@ -433,7 +437,8 @@ def _obey_networks(options):
             return predict_files(classifier, options.images, options.form, options.grad_cam,
                                  stderr)
         if options.command == "publish":
-            print(f"published: {publish(options.run, options.data)}")
+            place = publish(options.run, options.data, instead=options.replace)
+            print(f"published: {place}")
         elif options.command == "card":
             print(f"wrote {write_card(options.model)}")
         elif options.command == "demo":

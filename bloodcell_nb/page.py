@@ -333,20 +333,6 @@ def check_page_free(
             raise DataError(f"{path}: bloodcell did not write it, and the page of the runs would "
                             "replace it; move it away, or name another folder")
 
-# %% ../nbs/reference/page.ipynb #pagefree
-def check_page_free(
-    folder: Path,  # of the runs
-):
-    "Find out whether a page can be written; raises DataError where another's would be lost."
-    for name, ours in (("index.html", "<title>Blood cells in eight classes</title>"),
-                       ("results.csv", "run")):
-        path = Path(folder) / name
-        start = path.read_bytes()[:2000].decode(errors="replace") if path.exists() else ours
-        if ours not in (start, start.partition(",")[0], start.strip()) and (
-                name != "index.html" or ours not in start):
-            raise DataError(f"{path} was not written by bloodcell and stays as it is; move it away,"
-                            " or name another folder for the runs (--out)")
-
 # %% ../nbs/reference/page.ipynb #9500ad66
 def build_report(
     folder: Path,  # holds run folders, at any depth

@@ -54,7 +54,7 @@ class Recipe(BaseModel):
     val_share: Share = 0.1  # of the images that are not for testing, where the source has no splits
     test_share: Share = 0.2  # where the source has no splits
     hash_size: int = Field(16, ge=4, le=24)  # the perceptual hash has hash_size**2 bits
-    max_distance: int = Field(8, ge=0)  # duplicates differ in so many bits at the most
+    max_distance: int = Field(16, ge=0)  # duplicates differ in so many bits at the most
     max_copies: int = Field(5, ge=2)  # a larger group is an injected image, and dropped whole
 
 

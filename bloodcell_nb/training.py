@@ -38,7 +38,7 @@ from bloodcell_nb.optimizers import (
 from .policies import augmented, with_noise
 from .recipes import TrainingRecipe
 from .records import Run, write_json
-from .splits import Splits, class_weight_dict, distorted
+from .splits import Splits, class_weight_dict, distorted, seen_hashes
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model in a notebook
 
@@ -441,6 +441,8 @@ def evaluate(
                   for part, cells in parts.items()}
     for part, cells in parts.items():
         run.predictions(cells, found[part], part)
+    seen = seen_hashes(splits)
+    np.savez_compressed(run.folder / "hashes.npz", hashes=seen)
     # each lies like a run of its own inside the run's folder
     for k, weights in enumerate(fitted.snapshots, 1):
         network, folder = fitted._network(weights), run.folder / f"snapshot_{k}"
@@ -448,6 +450,7 @@ def evaluate(
         network.save(folder / "model.keras")
         for part, cells in parts.items():
             run.predictions(cells, predict(network, cells), part, folder)
+        np.savez_compressed(folder / "hashes.npz", hashes=seen)
     return {"training": fitted.record(), **scores}, found
 
 # %% ../nbs/reference/training.ipynb #18a544cb

@@ -92,14 +92,14 @@ def test_course_file(course):
 def test_duplicates_in_the_course_file(course):
     images, labels = course
     hashes = perceptual_hashes(images)
-    groups = duplicate_groups(hashes, 8)
+    groups = duplicate_groups(hashes, 16)
     found = list_groups(groups)
     # 17 pairs are pixel-identical before encoding; WebP encodes equal pixels to equal bytes, so the
     # hash finds all of them
     assert [len(group) for group in found] == [1600, 200] + [2] * 17
     assert all((images[group] == images[group[0]]).all() for group in found), "a false group"
     assert ([len(list_groups(duplicate_groups(hashes, distance)))
-             for distance in (0, 25)] == [19, 19]), "any threshold up to 25 bits does"
+             for distance in (0, 20)] == [19, 19]), "any threshold up to 20 bits does"
     from bloodcell_nb.data import Cells
 
     whole = Cells(images, labels)
@@ -127,7 +127,7 @@ def test_inspect_names_what_is_wrong_with_the_course_file(course, tmp_path, caps
 
 def test_duplicates_never_straddle(cells):
     train = cells.part("train")
-    groups = duplicate_groups(perceptual_hashes(train.images), 8)
+    groups = duplicate_groups(perceptual_hashes(train.images), 16)
     for seed in range(3):
         a, b = split_indices(train.labels, 0.1, groups, seed=seed)
         assert not set(groups[a]) & set(groups[b])
