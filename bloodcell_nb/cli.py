@@ -105,6 +105,8 @@ def with_settings(chosen: list, settings: list) -> list:
     for setting in settings:
         key, equals, value = setting.partition("=")
         holders = [some for some in values if key in some]
+        if key == "weights" and Path(value).expanduser().is_dir():  # in imagenet's place alone
+            holders = [some for some in holders if some["weights"] != "none"]
         if not equals or not holders or key in ("notebook", "source", "out"):
             raise RecipeError(f"--set {cut(setting)}: expected KEY=VALUE with a parameter of "
                               f"{chosen[0].recipe if len(chosen) == 1 else 'a recipe'}, such as "
@@ -168,6 +170,7 @@ def run_recipes(
 ) -> int:  # exit code
     "Run recipes, or a study, and write the page; 1 if a run failed. Raises RecipeError, DataError."
     from bloodcell_nb.sources import check_source
+    from bloodcell_nb.weight_files import recipe_weights
 
     start = time.monotonic()
     chosen, profile, jobs, lowered = _chosen(names, source, profile, settings, study_name, jobs)
@@ -176,6 +179,8 @@ def run_recipes(
                           f"{PAGE_SECONDS / 60:.2g} minutes; "
                           f"the last {PAGE_SECONDS} seconds are for the page")
     check_source(source)  # a wrong source is refused before anything starts
+    for recipe in chosen:  # and weights that are not there
+        recipe_weights(recipe)
     root = _runs_root(out, source, chosen)
     events = check_events_folder(tensorboard) if tensorboard else None
     check_writable(root, root)

@@ -11,6 +11,7 @@ import numpy as np
 from keras import layers
 
 from .data import DataError
+from .weight_files import load_file
 
 # %% ../nbs/05_convnext.ipynb #a5e6d3c7
 def convnext_block(
@@ -88,19 +89,29 @@ def copy_weights(
     target.set_weights([w.reshape(own.shape) for w, own in zip(theirs, ours, strict=True)])
 
 # %% ../nbs/05_convnext.ipynb #16982720
+def _of_keras(name, weights, image_size):
+    "Keras' own network of that name; raises DataError where there is none."
+    if not (build := getattr(keras.applications, name, None)):
+        raise DataError(f"weights is {weights!r}, but Keras has none of {name}; "
+                        "expected none, or a file")
+    return build(include_top=False, weights=weights, input_shape=(*image_size, 3), pooling="avg")
+
+
 def convnext_backbone(
     name: str,  # one of CONVNEXTS
     image_size: tuple = (96, 96),  # height and width in pixels
-    weights: str = None,  # imagenet: downloaded by Keras; None: random
+    weights: str = None,  # imagenet: Keras' download; a file, of ours or of Keras'; None: random
     **options,  # layer_scale and drop_path of `convnext`
 ) -> keras.Model:  # RGB 0..255, (n, h, w, 3), to features, (n, channels)
     "Build a member of the family; raises DataError where Keras has no weights of it."
     backbone = convnext(*CONVNEXTS[name], image_size, name=name, **options)
-    if weights:
-        if not (build := getattr(keras.applications, name, None)):
-            raise DataError(f"weights is {weights!r}, but Keras has none of {name}; "
-                            "expected none, or a file")
-        shape = (*image_size, 3)
-        copy_weights(build(include_top=False, weights=weights, input_shape=shape, pooling="avg"),
-                     backbone)
+    if weights == "imagenet":
+        copy_weights(_of_keras(name, weights, image_size), backbone)
+    elif weights:
+        try:
+            load_file(backbone, weights)
+        except Exception:  # Keras' own errors differ by version
+            if not hasattr(keras.applications, name):
+                raise
+            copy_weights(load_file(_of_keras(name, None, image_size), weights), backbone)
     return backbone

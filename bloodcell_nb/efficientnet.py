@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from keras import layers
 
-import bloodcell_nb
 from .data import DataError
+from .weight_files import PACKAGED, packaged_file
 
 # %% ../nbs/04_efficientnet.ipynb #fa3e70c6
 def squeeze_excite(
@@ -105,11 +105,10 @@ def weights_file(
     "Find the file of weights; raises DataError where the package has none."
     if weights != "imagenet":
         return Path(weights).expanduser()
-    path = Path(bloodcell_nb.__file__).parent / "weights" / "efficientnet_lite0.npz"
-    if name != "EfficientNetLite0":
+    if name not in PACKAGED:
         raise DataError(f"weights is imagenet with {name}, whose weights do not come with the "
                         "package; expected none, or an .npz file of its arrays")
-    return path
+    return packaged_file(name)
 
 # %% ../nbs/04_efficientnet.ipynb #47888d7d
 def load_arrays(

@@ -16,7 +16,6 @@ from matplotlib import colormaps
 from PIL import Image
 
 from .data import DataError
-from .memory import keep_freed_memory
 from .records import model_file
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model
@@ -27,7 +26,6 @@ def load_model(
 ) -> keras.Model:  # uint8 (n, h, w, 3) to probabilities (n, classes)
     "Load a trained classifier."
     path = model_file(place)
-    keep_freed_memory()
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zip, HDF5, JSON and Keras have their own

@@ -7,6 +7,7 @@ __all__ = ['at_size', 'GrowingImages', 'policies_of']
 
 # %% ../nbs/reference/growing.ipynb #cb6d83c5
 import keras
+import numpy as np
 
 from .policies import Policy
 from .recipes import TrainingRecipe
@@ -50,9 +51,12 @@ class GrowingImages(keras.callbacks.Callback):
 # %% ../nbs/reference/growing.ipynb #0aa7824c
 def policies_of(
     recipe: TrainingRecipe,
+    first_epoch: int = 0,  # of a phase, counted from the training's first
 ) -> list:  # of Policy, weakest first; of None where the recipe names no policy
     "The policy of each image size; one where there are no sizes."
+    if not recipe.augmentation:
+        return [None] * (len(recipe.image_sizes) or 1)
     count = len(recipe.image_sizes) or 1
-    return [Policy(recipe.augmentation, recipe.seed + k, recipe.augmentation_library,
-                   strength=(k + 1) / count) if recipe.augmentation else None
-            for k in range(count)]
+    seeds = np.random.SeedSequence([recipe.seed, first_epoch]).generate_state(count) % 2**31
+    return [Policy(recipe.augmentation, int(seed), recipe.augmentation_library,
+                   strength=(k + 1) / count) for k, seed in enumerate(seeds)]

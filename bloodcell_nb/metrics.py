@@ -137,12 +137,16 @@ def plot_learning_curves(
     axes,  # two matplotlib axes: loss, accuracy
     best_epoch: int = None,  # marked, from 1
 ):  # the axes
-    "Draw loss and accuracy over the epochs, and where each named phase begins."
+    """Draw loss and accuracy over the epochs, and where each named phase begins.
+
+    The loss of the training split is what is minimised, with label smoothing, L2 and class weights
+    where a recipe has them; the validation split's is the cross-entropy alone.
+    """
     for ax, key in zip(axes, ("loss", "accuracy"), strict=True):
         for prefix, style, colour in (("", "o-", "#0072B2"), ("val_", "s--", "#D55E00")):
             values = [value for _, history in phases for value in history.get(prefix + key, [])]
             ax.plot(np.arange(1, len(values) + 1), values, style, color=colour, markersize=3,
-                    label="validation" if prefix else "training")
+                    label="validation: cross-entropy" if prefix else "training: what is minimised")
         start = 0.5
         for name, history in phases:
             if name:
@@ -152,7 +156,7 @@ def plot_learning_curves(
         if best_epoch:
             ax.axvline(best_epoch, color="black", linewidth=1, linestyle=":", zorder=0,
                        label="best epoch")
-        ax.set(xlabel="epoch", ylabel="cross-entropy (nats)" if key == "loss" else key)
+        ax.set(xlabel="epoch", ylabel="loss (nats)" if key == "loss" else key)
         whole_epochs(ax)
     axes[0].legend(fontsize=8)
     return axes
@@ -238,7 +242,8 @@ def draw_learning_curves(
         f"weights are kept: accuracy {history['val_accuracy'][best]:.3f} on the validation split, "
         f"{abs(gap):.3f} {'below' if gap > 0 else 'above'} the training split's, which is measured "
         "while the network still learns" + (" from augmented images." if run.recipe.augmentation
-                                            else "."))
+                                            else ".")
+        + (f" The training ended early: {fitted.not_finite}." if fitted.not_finite else ""))
 
 
 def draw_confusion(

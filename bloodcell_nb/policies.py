@@ -458,7 +458,9 @@ def augmented(
 
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
             labels, found = y_pred["labels"], y_pred["probabilities"]
-            weight = _weights(labels, class_weight) if class_weight and training else None
+            if not training:  # it chooses the epoch: without label smoothing and L2
+                return keras.ops.mean(keras.losses.categorical_crossentropy(labels, found))
+            weight = _weights(labels, class_weight) if class_weight else None
             return super().compute_loss(x, labels, found, weight, training)
 
         def compute_metrics(self, x, y, y_pred, sample_weight=None):

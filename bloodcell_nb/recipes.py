@@ -145,7 +145,8 @@ class TransferRecipe(TrainingRecipe):
     learning_rate: None = None  # each phase has its own
     phases: list[Phase] = Field(min_length=1)
     backbone: str
-    # imagenet (downloaded by Keras), none, or a file of weights without the top
+    # imagenet (downloaded by Keras), none, a file of weights without the top, or a folder of such
+    # files by backbone (weight_files)
     weights: str = "imagenet"
     alpha: float = Field(1.0, gt=0, le=2)  # width of MobileNetV2
     # the model resizes its input to so many pixels a side

@@ -57,7 +57,9 @@ class _Training(_Part):
     best_epoch: int
     epochs: int
     images_per_second: float
-    history: dict[str, list[float]] = {}  # values after each epoch, by metric
+    # values after each epoch, by metric; loss: what is minimised, val_loss: cross-entropy alone
+    history: dict[str, list[float]] = {}
+    not_finite: str = ""  # what became no number and ended the training
 
 
 class _Folds(_Part):

@@ -44,6 +44,7 @@ from bloodcell_nb.recipes import (
 )
 from .record_schema import Record, Status, read_checked
 from .sources import fingerprint
+from .weight_files import recipe_weights
 
 # %% ../nbs/reference/records.ipynb #64495b80
 def _parse(code):
@@ -131,11 +132,10 @@ def run_key(
 
     Versions of libraries, and what a recipe says for the page, are in the record, not in the key.
     """
-    weights = getattr(recipe, "weights", "")
-    path = source_path(weights, "weights")
+    file = recipe_weights(recipe)
     parts = [recipe.model_dump_json(exclude=_NOT_IN_KEY), data or fingerprint(recipe.source),
              code_fingerprint(recipe.notebook),
-             fingerprint(path) if path and path.is_file() else weights, keras_backend(),
+             fingerprint(file) if file else getattr(recipe, "weights", ""), keras_backend(),
              _read_by(recipe) if isinstance(recipe, ReaderRecipe) else ""]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -256,7 +256,7 @@ class Run:
         self.recipe, self.folder = recipe, Path(recipe.out or self._temporary.name)
         self.started, self.seconds = datetime.now(UTC), {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.synthetic = is_synthetic(recipe.source)
+        self.synthetic, self.weights = is_synthetic(recipe.source), recipe_weights(recipe)
         # now: files may change while it runs
         self.data, self.code = fingerprint(recipe.source), code_fingerprint(recipe.notebook)
         self.key, self.git = run_key(recipe, self.data), git_commit()
@@ -346,6 +346,8 @@ def finish(
     # no path of this machine
     values |= {key: path.name for key in KEYWORDS if (path := source_path(values.get(key), key))
              and path.exists()}
+    if self.weights:  # of a folder, the file in it
+        values["weights"] = self.weights.name
     source = values["source"]
     record = {
         "recipe": values,

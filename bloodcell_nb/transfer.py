@@ -9,10 +9,9 @@ __all__ = ['PREPROCESSING', 'BACKBONES', 'preprocess', 'load_backbone', 'transfe
 # %% ../nbs/reference/transfer.ipynb #1a331299
 import re
 import time
-import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -23,7 +22,8 @@ from .data import Cells, DataError
 from .efficientnet import LITE, efficientnet_lite
 from .recipes import TransferRecipe
 from .records import Run
-from .training import Fit, fit, precision, predict
+from .training import Fit, NotFinite, fit, precision, predict
+from .weight_files import find_weights, load_file, one_download
 
 # %% ../nbs/reference/transfer.ipynb #43aaab39
 _EFFICIENT = [f"EfficientNetB{k}" for k in range(8)] + [f"EfficientNetV2{k}" for k in "SML"]
@@ -55,10 +55,42 @@ def preprocess(
     return x
 
 # %% ../nbs/reference/transfer.ipynb #385e4f51
+_STDDEV = (0.229, 0.224, 0.225)  # of ImageNet's channels, keras.applications.efficientnet
+
+
+def _original_scale(network, pretrained):
+    "EfficientNet B0 to B7 with the input that keras.applications gives it for imagenet alone."
+    norm = next(layer for layer in network.layers if isinstance(layer, layers.Normalization))
+    if not pretrained:  # the mean comes with the weights
+        norm.set_weights([np.array([0.485, 0.456, 0.406]), np.square(_STDDEV), np.array(0)])
+        norm.finalize_state()
+    scale = layers.Rescaling([deviation**-0.5 for deviation in _STDDEV])
+    return keras.models.clone_model(
+        network, clone_function=lambda layer: layer,
+        call_function=lambda layer, *given, **options: scale(layer(*given, **options))
+        if layer is norm else layer(*given, **options))
+
+
+def _built(name, image_size, weights, options):
+    "A network of keras.applications or of `convnext`; weights: imagenet, a file, or None."
+    if name in CONVNEXTS:
+        return convnext_backbone(name, image_size, weights, **options)
+    imagenet = weights == "imagenet"
+    network = getattr(keras.applications, name)(
+        include_top=False, weights=weights if imagenet else None, input_shape=(*image_size, 3),
+        pooling="avg", **options)
+    if weights and not imagenet:
+        load_file(network, weights)
+    if name.startswith("EfficientNetB") and not imagenet:
+        return _original_scale(network, bool(weights))
+    return network
+
+# %% ../nbs/reference/transfer.ipynb #loadback1
 def load_backbone(
     name: str,  # one of BACKBONES
     image_size: tuple,  # height and width that the network sees, in pixels
-    weights: str = "imagenet",  # imagenet (the package's, or Keras' download), none, or a file
+    # imagenet (the package's, or Keras' download), none, a file, or a folder of files
+    weights: str = "imagenet",
     alpha: float = 1.0,  # width of MobileNetV2
     **options,  # layer_scale and drop_path of ConvNeXt
 ) -> keras.Model:  # (n, h, w, 3) to features (n, channels)
@@ -69,24 +101,13 @@ def load_backbone(
         raise DataError(f"alpha is {alpha} with {name}; only MobileNetV2 has a width")
     if name == "MobileNetV2":
         options["alpha"] = alpha
-    file = None if weights in ("imagenet", "none") else Path(weights).expanduser()
-    if file and not file.is_file():
-        raise DataError(f"weights: no file {weights}; expected imagenet, none, or a file of {name} "
-                        "without its top")
+    file = find_weights(weights, name, alpha)
     if name in LITE:
-        return efficientnet_lite(name, image_size, weights)
-    known = "imagenet" if weights == "imagenet" else None
+        return efficientnet_lite(name, image_size, str(file or weights))
+    imagenet = weights == "imagenet"
     try:
-        if name in CONVNEXTS:
-            backbone = convnext_backbone(name, image_size, known, **options)
-        else:
-            build = getattr(keras.applications, name)
-            backbone = build(include_top=False, weights=known, input_shape=(*image_size, 3),
-                             pooling="avg", **options)
-        if file:
-            with warnings.catch_warnings():  # Keras only warns where a file lacks a layer's weights
-                warnings.filterwarnings("error", message="Skipping nested container")
-                backbone.load_weights(file)
+        with one_download() if imagenet else nullcontext():
+            return _built(name, image_size, "imagenet" if imagenet else file, options)
     except DataError:
         raise
     except Exception as error:  # Keras' own errors differ by backend and version
@@ -94,9 +115,8 @@ def load_backbone(
         line = " ".join(str(error).split())[:200]
         raise DataError(f"weights {file.name if file else weights} {kind} for {name} at "
                         f"{image_size[1]}x{image_size[0]}, alpha {alpha} ({line})") from None
-    return backbone
 
-
+# %% ../nbs/reference/transfer.ipynb #transmod1
 def transfer_model(
     recipe: TransferRecipe,
     image_size: tuple,  # of the images, height and width in pixels
@@ -197,6 +217,7 @@ def fit_head(
     run: Run,
     name: str = "training",  # of this training within the run
     callbacks: list = (),  # further Keras callbacks
+    first_epoch: int = 0,  # as for `fit`
 ) -> Fit:  # its model is the head alone
     "As `fit`, the backbone's features computed once."
     start, first = time.perf_counter(), model.get_layer("dropout")
@@ -207,7 +228,8 @@ def fit_head(
     x = inputs = keras.Input(first.input.shape[1:])
     for layer in model.layers[model.layers.index(first):]:
         x = layer(x)
-    fitted = fit(keras.Model(inputs, x, name="head"), *sides, recipe, run, name, callbacks)
+    fitted = fit(keras.Model(inputs, x, name="head"), *sides, recipe, run, name, callbacks,
+                 first_epoch)
     fitted.seconds["training"] += spent
     return fitted
 
@@ -220,23 +242,47 @@ def fit_phases(
     run: Run,
     name: str = "phase",  # of this training within the run
     callbacks: list = (),  # further Keras callbacks, of every phase
-) -> tuple[Fit, list[Fit]]:  # all phases as one training, and each
-    "Train through the recipe's phases."
-    fits = []
-    for k, phase in enumerate(recipe.phases):
+# all phases as one training, and each: fewer than the recipe's where the loss became no number
+) -> tuple[Fit, list[Fit]]:
+    "Train through the recipe's phases; keep the best epoch of all. Raises NotFinite."
+    fits, best, lower, ended, first_epoch = [], None, recipe.monitor.endswith("loss"), "", 0
+    for k, phase in enumerate(recipe.phases, 1):
         set_trainable(model, phase.trainable, recipe.train_batch_norm)
         now = recipe.model_copy(update={"epochs": min(phase.epochs, recipe.epochs),
                                         "learning_rate": phase.learning_rate} | (
                                             {} if phase.augment else {"augmentation": []}))
         one = fit_head if phase.trainable == "head" and _constant(model, now) else fit
-        fits.append(one(model, train, val, now, run,
-                        f"{name} {k + 1} ({phase.trainable.split()[0]})", callbacks))
+        try:
+            fitted = one(model, train, val, now, run,
+                         f"{name} {k} ({phase.trainable.split()[0]})", callbacks, first_epoch)
+        except NotFinite as error:
+            if not fits:
+                raise
+            print(ended := str(error))
+            break
+        value = fitted.history[recipe.monitor][fitted.best_epoch - 1]
+        if best is None or (value < best[0] if lower else value > best[0]):
+            best = value, fitted.best_epoch + sum(map(_epochs, fits)), model.get_weights()
+        fits.append(fitted)
+        first_epoch += now.epochs
+        if ended := fitted.not_finite:
+            break
+    model.set_weights(best[2])
+    return _as_one(model, recipe, fits, best[1], ended), fits
+
+# %% ../nbs/reference/transfer.ipynb #asonefit
+def _epochs(fitted):
+    "Number of epochs of a training."
+    return len(fitted.history["loss"])
+
+
+def _as_one(model, recipe, fits, best_epoch, not_finite):
+    "The phases as one training."
     history = {key: [value for one in fits for value in one.history[key]]
                for key in fits[0].history}
     phases = tuple((f"{k}: {phase.trainable}", one.history)
-                   for k, (phase, one) in enumerate(zip(recipe.phases, fits, strict=True), 1))
+                   for k, (phase, one) in enumerate(zip(recipe.phases, fits, strict=False), 1))
     seconds = {key: sum(one.seconds[key] for one in fits) for key in fits[0].seconds}
-    before = sum(len(one.history["loss"]) for one in fits[:-1])
     last = fits[-1]
-    return Fit(model, history, phases, before + last.best_epoch, last.stopped_early, seconds,
-               last.images_per_second, last.snapshots), fits
+    return Fit(model, history, phases, best_epoch, last.stopped_early or bool(not_finite), seconds,
+               last.images_per_second, last.snapshots, not_finite)
