@@ -8,8 +8,8 @@ __all__ = ['as_classes', 'evaluation_cells', 'plot_precision_recall', 'trust']
 # %% ../nbs/09_evaluation.ipynb #447a4105
 import numpy as np
 
-from .analysis import CLASS_COLOURS, clean, duplicate_groups, perceptual_hashes
-from .data import Cells, DataError, source_path
+from .analysis import class_colours, clean, duplicate_groups, perceptual_hashes
+from .data import Cells, DataError, class_key, source_path
 from .recipes import Recipe
 from .sources import load
 from .splits import limit_cells
@@ -22,6 +22,8 @@ def as_classes(
 ) -> Cells:  # with the network's classes
     "Label cells with a network's classes; raises DataError for a class that it does not know."
     mapping, where = dict(mapping or {}), cells.source or "cells"
+    own = {class_key(name): name for name in cells.class_names}
+    mapping = {own.get(class_key(name), name): target for name, target in mapping.items()}
     used = {cells.class_names[label] for label in np.unique(cells.labels)}
     if unknown := sorted(mapping.keys() - set(cells.class_names)):
         raise DataError(f"{where}: no class {unknown[0]}; its classes are "
@@ -71,11 +73,11 @@ def plot_precision_recall(
     "Draw precision over recall of each class against the rest."
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
-    areas = {}
+    areas, colours = {}, class_colours(class_names)
     for k in np.unique(labels):
         precision, recall, _ = precision_recall_curve(labels == k, probabilities[:, k])
         areas[class_names[k]] = float(average_precision_score(labels == k, probabilities[:, k]))
-        ax.step(recall, precision, where="post", color=CLASS_COLOURS[k % 8],
+        ax.step(recall, precision, where="post", color=colours[k],
                 linestyle="--" if k % 2 else "-",
                 label=f"{class_names[k]} ({areas[class_names[k]]:.2f})")
     ax.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))

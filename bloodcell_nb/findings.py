@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from .analysis import CLASS_COLOURS, plot_matrix
+from .analysis import class_colours, plot_matrix
 from bloodcell_nb.ladder import (
     SPLITS,
     StepGain,
@@ -182,7 +182,7 @@ def _plot_data(results, title):
     names, counts = results["class_names"], results["kept_counts"]
     fig = Figure(figsize=(8.2, 3.9), layout="constrained")
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.1))
-    left.barh(range(len(names)), counts, color=[CLASS_COLOURS[k % 8] for k in range(len(names))])
+    left.barh(range(len(names)), counts, color=class_colours(names))
     for y, count in enumerate(counts):
         left.text(count, y, f" {count:,}", va="center", fontsize=9)
     left.set_yticks(range(len(names)), names, fontsize=9)

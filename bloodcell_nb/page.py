@@ -20,7 +20,7 @@ from .beyond import BEYOND
 from .data import DataError
 from .findings import PARTS, accuracy_of, results_of, right_on, scored
 from .ladder import one_line, step_gains, weights_of
-from .records import Finished, read_runs, replacing, write_text
+from .records import Finished, read_runs, replacing, save_figure, write_text
 from .rendered import render
 
 # %% ../nbs/reference/page.ipynb #c2a05cd0
@@ -186,7 +186,7 @@ def _save(figure, path, synthetic):
                     color="0.35")
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as work:
-        figure.savefig(work, dpi=110)
+        save_figure(figure, work)
 
 
 def _parts(runs, synthetic, figures, suffix, folder):
