@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['DROPPED', 'CLASS_COLOURS', 'image_grid', 'sample_sheet', 'perceptual_hashes', 'duplicate_groups', 'list_groups',
-           'nearest_distances', 'clean', 'split_copies', 'describe_duplicates', 'imbalance_ratio', 'plot_class_counts',
-           'class_means', 'colour_statistics', 'thumbnail_features', 'class_similarity', 'plot_matrix',
-           'pairs_by_similarity', 'embedding_map', 'outliers', 'plot_embedding', 'sharpness', 'balance_classes']
+           'nearest_distances', 'clean', 'split_copies', 'describe_duplicates', 'class_colours', 'imbalance_ratio',
+           'plot_class_counts', 'class_means', 'colour_statistics', 'thumbnail_features', 'class_similarity',
+           'plot_matrix', 'pairs_by_similarity', 'embedding_map', 'outliers', 'plot_embedding', 'sharpness',
+           'balance_classes']
 
 # %% ../nbs/01_analysis.ipynb #cf56a413
 import hashlib
+import itertools
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from .data import Cells, DataError
+from .data import CLASS_NAMES, Cells, DataError
 
 # %% ../nbs/01_analysis.ipynb #53d0c0d5
 def image_grid(
@@ -268,9 +270,19 @@ def describe_duplicates(
     return [*lines, f"cleaning drops {len(cells) - kept:,}: {dropped}; keeps {kept:,}"]
 
 # %% ../nbs/01_analysis.ipynb #357d5377
-# Okabe and Ito 2008, safe for colour-blind readers; a class has the same colour everywhere
+# Okabe and Ito 2008, safe for colour-blind readers
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
                  "#000000")
+
+
+def class_colours(
+    class_names: tuple,
+) -> list[str]:
+    "Give each class a colour; one of the eight has the same everywhere, whatever stands beside it."
+    own = dict(zip(CLASS_NAMES, CLASS_COLOURS, strict=True))
+    others = itertools.cycle([own[name] for name in CLASS_NAMES if name not in class_names]
+                             or CLASS_COLOURS)
+    return [own.get(name) or next(others) for name in class_names]
 
 
 def imbalance_ratio(
@@ -290,7 +302,7 @@ def plot_class_counts(
     for k, (name, values) in enumerate(counts.items()):
         y = np.arange(len(values)) + (k - (len(counts) - 1) / 2) * height
         bars = ax.barh(y, values, height, label=name, hatch=("", "////", "....")[k % 3],
-                       color=[CLASS_COLOURS[i % 8] for i in range(len(values))],
+                       color=class_colours(class_names),
                        edgecolor="0.2", linewidth=0.6, alpha=1 if k == 0 else 0.55)
         ax.bar_label(bars, [f"{value:,}" for value in values], fontsize=8, padding=2)
     ax.set_yticks(range(len(class_names)), class_names, fontsize=8)
@@ -416,9 +428,10 @@ def plot_embedding(
 ):  # the axes
     "Draw a map of cells coloured by class."
     markers = "os^Dv<>P"  # so that it reads in grey too
+    colours = class_colours(class_names)
     for k, name in enumerate(class_names):
         ax.scatter(*points[labels == k].T, s=14, marker=markers[(k + k // 8) % 8],
-                   color=CLASS_COLOURS[k % 8], label=name, edgecolors="0.2", linewidths=0.3)
+                   color=colours[k], label=name, edgecolors="0.2", linewidths=0.3)
     if len(marked):
         ax.scatter(*points[np.asarray(marked, int)].T, s=90, facecolors="none", edgecolors="black",
                    linewidths=1, label="outlier")
@@ -462,7 +475,7 @@ def balance_classes(
     flat, labels = sampler.fit_resample(cells.images.reshape(len(cells), -1).astype(np.float32),
                                         cells.labels)
     made = np.round(flat[len(cells) :]).clip(0, 255).astype(np.uint8)
-    ids = [f"smote:{i:06d}" for i in range(len(made))]  # no file's id can hold a colon
+    ids = [f"smote:{i:06d}" for i in range(len(made))]
     return replace(cells, labels=labels, ids=np.concatenate([cells.ids, ids]),
                    images=np.concatenate([cells.images, made.reshape(-1, *cells.images.shape[1:])]),
                    parts=np.concatenate([cells.parts, np.full(len(made), cells.parts[0])]))

@@ -187,7 +187,7 @@ def _read(names, size, messages):
     if not paths:
         raise DataError(wrong[0] + (f" (and {len(wrong) - 1:,} more)" if wrong[1:] else ""))
     for line in [*lines, *changed, *wrong]:
-        print(f"bloodcell: {printable(line)}", file=messages or sys.stderr)
+        print(f"bloodcell: {printable(line)}", file=messages or sys.stderr, flush=True)
     return images, paths, len(wrong)
 
 

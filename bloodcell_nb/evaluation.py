@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from bloodcell_nb.analysis import (
-    CLASS_COLOURS,
+    class_colours,
     clean,
     duplicate_groups,
     nearest_distances,
     perceptual_hashes,
 )
 from .classifier import Classifier
-from .data import Cells, DataError, source_path
+from .data import Cells, DataError, class_key, source_path
 from .ensemble import read_predictions
 from .models import find_model
 from .recipes import Recipe, check_recipe
@@ -38,6 +38,8 @@ def as_classes(
 ) -> Cells:  # with the network's classes
     "Label cells with a network's classes; raises DataError for a class that it does not know."
     mapping, where = dict(mapping or {}), cells.source or "cells"
+    own = {class_key(name): name for name in cells.class_names}
+    mapping = {own.get(class_key(name), name): target for name, target in mapping.items()}
     used = {cells.class_names[label] for label in np.unique(cells.labels)}
     if unknown := sorted(mapping.keys() - set(cells.class_names)):
         raise DataError(f"{where}: no class {unknown[0]}; its classes are "
@@ -160,11 +162,11 @@ def plot_precision_recall(
     "Draw precision over recall of each class against the rest."
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
-    areas = {}
+    areas, colours = {}, class_colours(class_names)
     for k in np.unique(labels):
         precision, recall, _ = precision_recall_curve(labels == k, probabilities[:, k])
         areas[class_names[k]] = float(average_precision_score(labels == k, probabilities[:, k]))
-        ax.step(recall, precision, where="post", color=CLASS_COLOURS[k % 8],
+        ax.step(recall, precision, where="post", color=colours[k],
                 linestyle="--" if k % 2 else "-",
                 label=f"{class_names[k]} ({areas[class_names[k]]:.2f})")
     ax.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))

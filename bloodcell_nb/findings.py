@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from .analysis import CLASS_COLOURS, plot_matrix
+from .analysis import class_colours, plot_matrix
 from .comparable import epochs_words, label_of, labels_of, shortened, unlike_words
-from .data import CLASS_NAMES
 from bloodcell_nb.ladder import (
     SPLITS,
     StepGain,
@@ -188,17 +187,11 @@ def _balancing(results):
 _SPLIT_NAMES = {"train": "for training", "val": "for validation", "test": "for the test"}
 
 
-def _colours(names):
-    "A class has the same colour everywhere, whichever others are there; others in turn."
-    return [CLASS_COLOURS[CLASS_NAMES.index(name) if name in CLASS_NAMES else k % 8]
-            for k, name in enumerate(names)]
-
-
 def _plot_data(results, title):
     names, counts = results["class_names"], results["kept_counts"]
     fig = Figure(figsize=(8.2, 3.9), layout="constrained")
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.1))
-    left.barh(range(len(names)), counts, color=_colours(names))
+    left.barh(range(len(names)), counts, color=class_colours(names))
     for y, count in enumerate(counts):
         left.text(count, y, f" {count:,}", va="center", fontsize=9)
     left.set_yticks(range(len(names)), names, fontsize=9)

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 
-from .analysis import CLASS_COLOURS, plot_matrix
+from .analysis import class_colours, plot_matrix
 from .data import DataError
 from .records import Run, show_table
 
@@ -187,7 +187,7 @@ def plot_class_scores(
 
     f1, (low, high) = of_each("f1"), of_each("f1_interval_95").T
     x = np.arange(len(classes))
-    ax.bar(x, f1, color=[CLASS_COLOURS[k % 8] for k in x], alpha=0.6)
+    ax.bar(x, f1, color=class_colours(classes), alpha=0.6)
     ax.errorbar(x, f1, yerr=[np.maximum(f1 - low, 0), np.maximum(high - f1, 0)], fmt="none",
                 color="black", capsize=3, label="F1, 95 % interval")
     ax.plot(x - 0.2, of_each("precision"), "k^", markersize=4, label="precision")

@@ -31,7 +31,7 @@ from bloodcell_nb.comparable import (
 from .data import DataError
 from .findings import PARTS, accuracy_of, results_of, right_on, scored
 from .ladder import one_line, step_gains, weights_of
-from .records import Finished, read_runs, replacing, write_text
+from .records import Finished, read_runs, replacing, save_figure, write_text
 from .rendered import render
 
 # %% ../nbs/reference/page.ipynb #c2a05cd0
@@ -211,7 +211,7 @@ def _save(figure, path, synthetic):
                     color="0.35")
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as work:
-        figure.savefig(work, dpi=110, metadata={"Software": _SOFTWARE})
+        save_figure(figure, work, metadata={"Software": _SOFTWARE})
 
 
 def _parts(runs, synthetic, figures, suffix, folder):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EARLIER', 'code_fingerprint', 'run_key', 'shared', 'git_commit', 'device_name', 'environment', 'peak_memory',
-           'show_table', 'Run', 'Finished', 'model_file', 'read_runs']
+           'show_table', 'Run', 'save_figure', 'Finished', 'model_file', 'read_runs']
 
 # %% ../nbs/reference/records.ipynb #154f9693
 import ast
@@ -281,6 +281,21 @@ class Run:
             work.write_text(json.dumps({"text": text}), encoding="utf-8")
 
 # %% ../nbs/reference/records.ipynb #bbc8a270
+def save_figure(
+    fig,  # matplotlib figure
+    path: Path,  # of the PNG file
+    **options,  # as of Matplotlib's savefig
+):
+    "Save a figure; a $ in the name of a class or run stays one, and begins no formula."
+    from matplotlib.text import Text
+
+    for text in fig.findobj(Text):
+        # a logarithmic axis writes its numbers as formulas
+        if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
+    fig.savefig(path, dpi=110, **options)
+
+
 @patch
 def figure(
     self: Run,
@@ -302,7 +317,7 @@ def figure(
         fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
     path = self.folder / ("cells" if shows_cells else "figures") / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    fig.savefig(path, dpi=110)
+    save_figure(fig, path)
     log_figure(self, path)
     display(fig, metadata={"cells": shows_cells})
     plt.close(fig)
