@@ -3,6 +3,7 @@
 Time limits of sockets and events only end a failure.
 """
 import json
+import queue
 import socket
 import threading
 
@@ -10,6 +11,7 @@ import pytest
 
 from bloodcell_nb import demo
 from bloodcell_nb.classifier import Classifier
+from bloodcell_nb.cli import main
 from bloodcell_nb.custom_cnn import custom_cnn
 from bloodcell_nb.synthetic import draw_cells
 
@@ -122,3 +124,23 @@ def test_other_names_are_refused(server, host):
 def test_pages_of_other_sites_are_refused(server, headers, monkeypatch):
     monkeypatch.setattr(demo, "describe", lambda *_: pytest.fail("the network was asked"))
     assert reply(connect(server, request("/answer", CELL, **headers)))[0] == 403
+
+
+def test_the_command_serves_until_it_is_stopped(classifier, monkeypatch, capsys):
+    opened, codes, demo_server = queue.Queue(), [], demo.demo_server
+
+    def noted(*arguments):
+        server = demo_server(*arguments)
+        opened.put(server)
+        return server
+
+    monkeypatch.setattr(demo, "demo_server", noted)
+    arguments = ["demo", "--model", str(classifier.files[0]), "--port", "0"]
+    command = threading.Thread(target=lambda: codes.append(main(arguments)), daemon=True)
+    command.start()
+    server = opened.get(timeout=60)
+    assert reply(connect(server, request("/model"))) == (200, b'{"name": "cnn"}')
+    server.shutdown()
+    command.join(60)
+    assert codes == [0]
+    assert f"http://127.0.0.1:{server.server_port} answers" in capsys.readouterr().out

@@ -1,0 +1,131 @@
+"Each command that README shows is run by CI, a long one in a short form."
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bloodcell_nb.cli import _pairs, _parser, main
+from bloodcell_nb.custom_cnn import custom_cnn
+from bloodcell_nb.models import find_model
+from bloodcell_nb.recipes import find_recipe, read_recipe, read_study
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = ("make", "bloodcell", "papermill", "conda", "pip", "python", "nbdev_export", "source",
+            "KERAS_BACKEND=jax")
+INSTALLED = "test_installed.py::test_an_installed_package_works_without_a_clone"
+STUDY, KILLED = "test_command.py::test_a_study", "test_command.py::test_killed_runs_go_on"
+EVALUATE = "test_models.py::test_evaluate_the_courses_file"
+# what runs it: a test, or a line of what CI runs
+RUN_BY = {
+    "make report": INSTALLED,  # its study, at smoke size
+    "make test": ".ci/run: make test",
+    "make lab": "test_shown.py::test_lab_starts",
+    "make docs": ".ci/run: make docs",
+    "make setup": "Makefile: test: setup",
+    "make readme": "tests/check_tree.sh: make --no-print-directory readme",
+    "make notebooks": "Makefile: nbdev_test",  # runs the same notebooks
+    "nbdev_export && nbdev_clean": "tests/check_tree.sh: nbdev_clean",
+    "conda env create -f environment.yml":
+        "test_packaging.py::test_one_source_of_dependencies",  # there is no conda in CI
+    "source .venv/bin/activate": "Makefile: export PATH",
+    "pip install .": INSTALLED,
+    "python -m build": INSTALLED,
+    "papermill": "test_command.py::test_papermill_alone",
+    "bloodcell run": STUDY,
+    "bloodcell run --study small --data SOURCE --budget 60": STUDY,
+    "bloodcell run --study full --data SOURCE --out DIR --budget MINUTES": STUDY,
+    "KERAS_BACKEND=jax": "test_command.py::test_jax",
+    "bloodcell run analysis custom_cnn --data SOURCE": INSTALLED,
+    "bloodcell run custom_cnn --set epochs=3 --set seed=1": STUDY,
+    "bloodcell run efficientnet_lite0_fast --profile full --data SOURCE":
+        "test_command.py::test_recipes_at_smoke_size_and_one_that_reads_them",
+    "bloodcell run custom_cnn --tensorboard DIR": KILLED,
+    "bloodcell predict": "test_models.py::test_predict_needs_no_training",
+    "bloodcell predict cell.png --tta --json --grad-cam DIR":
+        "test_ensemble.py::test_predict",
+    "bloodcell demo": "test_demo.py::test_the_command_serves_until_it_is_stopped",
+    "bloodcell evaluate": EVALUATE,
+    "bloodcell export": "test_shown.py::test_export_writes_a_file",
+    "bloodcell submission": INSTALLED,
+    "bloodcell inspect": "test_encoding.py::test_a_name_that_the_terminal_lacks_is_escaped",
+    "bloodcell recipes": INSTALLED,
+    "bloodcell report": "test_report.py::test_report_command_names_odd_runs",
+    "bloodcell publish": INSTALLED,
+}
+
+
+def shown():
+    "Commands of README, in blocks and within sentences, without their comments."
+    blocks = re.findall(r"^```\n(.*?)^```", README, re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```\n.*?^```", "", README,
+                                                          flags=re.M | re.S))
+    found = [re.split(r"\s+#\s", line)[0].strip() for line in lines]
+    return [line for line in found if line.split(" ")[0] in PROGRAMS and " " in line]
+
+
+def test_every_command_of_readme_is_run_by_ci():
+    "By the longest beginning of it that the table has; and what the table says is there."
+    used = {command: max((start for start in RUN_BY if f"{command} ".startswith(f"{start} ")),
+                         key=len, default=None) for command in shown()}
+    assert [command for command, start in used.items() if start is None] == []
+    assert len(used) > 20
+    for where in RUN_BY.values():
+        name, test = re.fullmatch(r"(\S+?)(?:::|: )(.+)", where).groups()
+        text = (ROOT / ("tests" if name.endswith(".py") else "") / name).read_text(encoding="utf-8")
+        assert (f"\ndef {test}(" if name.endswith(".py") else test) in text, where
+
+
+@pytest.mark.parametrize("command", [line for line in shown() if "bloodcell " in line])
+def test_a_command_of_readme_is_understood(command):
+    "Its options, and the recipes, studies and networks that it names."
+    arguments = shlex.split(command.partition("bloodcell ")[2].replace("MINUTES", "60"))
+    options = _parser().parse_args(arguments)
+    for name in getattr(options, "recipes", None) or []:
+        read_recipe(find_recipe(name))
+    if getattr(options, "study", None):
+        read_study(options.study)
+    if getattr(options, "model", None):
+        assert find_model(options.model).is_dir()
+    assert _pairs(getattr(options, "classes", "")) is not None
+
+
+def test_options_in_comments_are_there(capsys):
+    lines = re.findall(r"^bloodcell (\w+).*?#(.*--.*)$", README, re.M)
+    for command, comment in lines:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = capsys.readouterr().out
+        assert [option for option in re.findall(r"--[\w-]+", comment) if option not in said] == []
+    assert len(lines) >= 2
+
+
+def test_lab_starts():
+    "As root too, in a container: the address is told."
+    lines = subprocess.run(["make", "--dry-run", "lab"], cwd=ROOT, capture_output=True,
+                           encoding="utf-8", check=True).stdout.splitlines()
+    command = next(line for line in lines if line.startswith("jupyter lab "))
+    process = subprocess.Popen([*shlex.split(command), "--no-browser", "--port=0"], cwd=ROOT,
+                               stderr=subprocess.PIPE, encoding="utf-8")
+    try:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "http://" in line:
+                break
+        assert "http://" in "".join(said[-1:]), said
+    finally:
+        process.terminate()
+        process.stderr.close()
+        process.wait()
+
+
+def test_export_writes_a_file(tmp_path, capsys):
+    custom_cnn((96, 96), filters=(4,), dense_units=8).save(tmp_path / "cnn.keras")
+    made = tmp_path / "cnn.tflite"
+    assert main(["export", str(tmp_path / "cnn.keras"), "--to", "litert", "--out", str(made),
+                 "--data", "synthetic:n=40"]) == 0
+    assert f"wrote {made}" in capsys.readouterr().out and made.read_bytes()[4:8] == b"TFL3"
