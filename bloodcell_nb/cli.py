@@ -92,7 +92,10 @@ def with_settings(chosen: list, settings: list) -> list:
     """
     import yaml
 
-    values = [recipe.model_dump() for recipe in chosen]
+    # a decay that a recipe does not name is the optimizer's own, whichever is set
+    values = [recipe.model_dump() | dict.fromkeys(
+        {"weight_decay"} & type(recipe).model_fields.keys() - recipe.model_fields_set)
+        for recipe in chosen]
     for setting in settings:
         key, equals, value = setting.partition("=")
         holders = [some for some in values if key in some]

@@ -175,8 +175,8 @@ class _Clean(_Calibration):
 
 # %% ../nbs/reference/record_schema.ipynb #c157ca8f
 class _InAlexNets(_Part):
-    balanced_error: float
-    relative_balanced_error: float
+    balanced_error: float | None
+    relative_balanced_error: float | None
 
 
 class _UnderShift(_Part):
