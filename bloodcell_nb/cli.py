@@ -101,7 +101,10 @@ def with_settings(chosen: list, settings: list) -> list:
     keys = [setting.partition("=")[0] for setting in settings]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise RecipeError(f"--set {cut(twice[0])} is given twice; give each parameter one value")
-    values = [recipe.model_dump() for recipe in chosen]
+    # a decay that a recipe does not name is the optimizer's own, whichever is set
+    values = [recipe.model_dump() | dict.fromkeys(
+        {"weight_decay"} & type(recipe).model_fields.keys() - recipe.model_fields_set)
+        for recipe in chosen]
     for setting in settings:
         key, equals, value = setting.partition("=")
         holders = [some for some in values if key in some]

@@ -18,7 +18,7 @@ def custom_cnn(
     dense_units: int = 256,  # of the hidden layer
     head_dropout: float = 0.5,  # share of hidden units dropped
     batch_norm: bool = False,  # batch normalisation between convolution and ReLU
-    l2: float = 0.0,  # weight decay of kernels
+    l2: float = 0.0,  # penalty on kernels, part of the loss
 ) -> keras.Model:  # uint8 (n, h, w, 3) to probabilities (n, classes)
     "Build the report's CNN."
     kernel = {"kernel_initializer": "he_uniform", "kernel_regularizer": keras.regularizers.L2(l2)

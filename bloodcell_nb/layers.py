@@ -55,8 +55,14 @@ class Draw:
         return keras.random.randint((self.n,), low, high, seed=self.generator)
 
     def beta(self, alpha: float):
-        "Numbers of Beta(alpha, alpha), (n, 1, 1, 1)."
-        return keras.random.beta((self.n, 1, 1, 1), alpha, alpha, seed=self.generator)
+        "Numbers of Beta(alpha, alpha), (n, 1, 1, 1); 1 for alpha 0, as MixUp's authors have it."
+        if alpha == 0:
+            return ops.ones((self.n, 1, 1, 1))
+        # Gamma(alpha) is Gamma(alpha + 1) U^(1 / alpha): in logarithms, since it may be 0 itself
+        first, second = (
+            ops.log(keras.random.gamma((self.n, 1, 1, 1), alpha + 1, seed=self.generator))
+            + ops.log(1 - self.uniform()) / alpha for _ in range(2))
+        return ops.sigmoid(first - second)
 
     def order(self):
         "A permutation of the batch, (n,)."
@@ -132,8 +138,7 @@ def random_shear(shape, draw: Draw, x_factor: float, y_factor: float):
 
 GEOMETRIC = {  # functions of shape, draw and parameters that give a matrix for each image
     "RandomFlip": random_flip, "RandomRotation": random_rotation, "RandomZoom": random_zoom,
-    "RandomTranslation": random_translation, "RandomShear": random_shear,
-}
+    "RandomTranslation": random_translation, "RandomShear": random_shear}
 
 # %% ../nbs/reference/layers.ipynb #92d804e4
 def geometric(
@@ -211,14 +216,14 @@ def solarize(images, threshold):  # grey levels from which values are inverted
 
 
 def solarization(images, draw: Draw, threshold_factor: float):
-    "Invert what is above a threshold between a share of 255 and 255."
-    return solarize(images, 255 * draw.uniform(threshold_factor, 1))
+    "Invert what is above a threshold between a share of 256 and 256, where white stays too."
+    return solarize(images, 256 * draw.uniform(threshold_factor, 1))
 
 
 def posterize(images, bits):  # bits kept of each value's eight
-    "Keep the highest bits."
+    "Keep the highest bits of whole numbers."
     step = 2 ** (8 - bits)
-    return ops.floor(images / step) * step
+    return ops.floor(ops.round(images) / step) * step
 
 
 def sharpen(images, factor):
@@ -238,7 +243,7 @@ def sharpen(images, factor):
 def equalize(images):
     "Equalise the histogram of each channel of each image."
     n, height, width, channels = images.shape
-    level = ops.cast(ops.clip(images, 0, 255), "int32")
+    level = ops.cast(ops.round(ops.clip(images, 0, 255)), "int32")
     row = ops.reshape(ops.arange(n * channels, dtype="int32"), (n, 1, 1, channels))
     place = ops.reshape(row * 256 + level, (-1,))  # of each value in the table of all histograms
     histogram = ops.segment_sum(ops.ones_like(place), place, n * channels * 256)
@@ -420,10 +425,8 @@ def apply_some(
 # %% ../nbs/reference/layers.ipynb #c5fd9d7b
 # of images, a Draw and the magnitude in [0, 1]; ranges of AutoAugment (Cubuk et al. 2019, table 6)
 AUTO_AUGMENT = {
-    "ShearX": lambda x, draw, m: warp(
-        x, affine(x.shape, b=0.3 * m * draw.sign(), centre=False)),
-    "ShearY": lambda x, draw, m: warp(
-        x, affine(x.shape, c=0.3 * m * draw.sign(), centre=False)),
+    "ShearX": lambda x, draw, m: warp(x, affine(x.shape, b=0.3 * m * draw.sign(), centre=False)),
+    "ShearY": lambda x, draw, m: warp(x, affine(x.shape, c=0.3 * m * draw.sign(), centre=False)),
     "TranslateX": lambda x, draw, m: warp(
         x, affine(x.shape, dx=150 / 331 * x.shape[2] * m * draw.sign())),
     "TranslateY": lambda x, draw, m: warp(
@@ -438,8 +441,7 @@ AUTO_AUGMENT = {
                                          1 + 0.9 * m * draw.sign()),
     "Brightness": lambda x, draw, m: x * (1 + 0.9 * m * draw.sign()),
     "Sharpness": lambda x, draw, m: sharpen(x, 1 + 0.9 * m * draw.sign()),
-    "Identity": lambda x, draw, m: x,
-}
+    "Identity": lambda x, draw, m: x}
 # without those that resemble the corruptions on which AugMix is judged (Hendrycks et al. 2020)
 AUG_MIX = ("AutoContrast", "Equalize", "Posterize", "Rotate", "Solarize", "ShearX", "ShearY",
            "TranslateX", "TranslateY")
@@ -457,7 +459,8 @@ def aug_mix(images, draw: Draw, severity: float, chains: int):
     total = images.shape[0] * chains
     order = draw.of(total).order()
     x = ops.take(ops.tile(images, (chains, 1, 1, 1)), order, axis=0)
-    some = [lambda x, draw, f=AUTO_AUGMENT[name]: f(x, draw, draw.uniform(0.01, severity))
+    low = min(0.01, severity)
+    some = [lambda x, draw, f=AUTO_AUGMENT[name]: f(x, draw, draw.uniform(low, severity))
             for name in AUG_MIX]
     for long in filter(None, (total, round(total * 2 / 3), round(total / 3))):
         # a third of the chains ends after one operation, another after two
@@ -473,10 +476,8 @@ def aug_mix(images, draw: Draw, severity: float, chains: int):
 def mix_up(images, labels, draw: Draw, alpha: float):
     "Mix each image and its label with another's."
     share, order = draw.beta(alpha), draw.order()
-    mixed = [blend(some, ops.take(some, order, axis=0),
-                   ops.reshape(share, (-1, *[1] * (len(some.shape) - 1))))
-             for some in (images, labels)]
-    return tuple(mixed)
+    return (blend(images, ops.take(images, order, axis=0), share),
+            blend(labels, ops.take(labels, order, axis=0), share[:, 0, 0]))
 
 
 def cut_mix(images, labels, draw: Draw, alpha: float):
@@ -495,6 +496,5 @@ OPERATIONS = {
     "RandomGaussianBlur": random_gaussian_blur, "GaussianNoise": gaussian_noise,
     "HEDJitter": hed_jitter, "AmplitudeMix": amplitude_mix,
     "RandomCutout": random_cutout, "GridMask": grid_mask, "Overlay": overlay,
-    "RandAugment": rand_augment, "AugMix": aug_mix,
-}
+    "RandAugment": rand_augment, "AugMix": aug_mix}
 MIXERS = {"MixUp": mix_up, "CutMix": cut_mix}

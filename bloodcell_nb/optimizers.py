@@ -6,6 +6,7 @@
 __all__ = ['cycle_ends', 'CosineCycles', 'make_optimizer', 'compiles_with_xla', 'training_metrics']
 
 # %% ../nbs/reference/optimizers.ipynb #936901b5
+from functools import partial
 from types import MethodType
 
 import keras
@@ -62,8 +63,12 @@ def _adam_step(optimizer, gradient, variable, learning_rate):
 def make_optimizer(
     recipe: TrainingRecipe,
     steps: int,  # of an epoch, for the schedules
+    variables: list = (),  # that it will train
 ) -> keras.Optimizer:
-    "The recipe's optimizer with its schedule."
+    """The recipe's optimizer with its schedule.
+
+    Kernels decay; norms, biases and layer scales, which have one axis, do not.
+    """
     rate, floor = recipe.learning_rate, min(recipe.final_learning_rate, recipe.learning_rate)
     schedules, every = keras.optimizers.schedules, steps * recipe.epochs
     if recipe.schedule == "cosine":
@@ -75,12 +80,13 @@ def make_optimizer(
         rate = CosineCycles(rate, [steps * end for end in cycle_ends(recipe.epochs)], floor)
     elif recipe.schedule == "exponential":
         rate = schedules.ExponentialDecay(rate, every, floor / rate)
-    kinds = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW,
-             "nadam": keras.optimizers.Nadam, "lion": keras.optimizers.Lion}
+    # Keras' AdamW is its Adam with a weight decay
+    kinds = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.Adam,
+             "nadam": keras.optimizers.Nadam, "lion": keras.optimizers.Lion,
+             "sgd": partial(keras.optimizers.SGD, momentum=0.9, nesterov=True)}
     average = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
-    if recipe.optimizer == "sgd":
-        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **average)
-    optimizer = kinds[recipe.optimizer](rate, **average)
+    optimizer = kinds[recipe.optimizer](rate, weight_decay=recipe.weight_decay or None, **average)
+    optimizer.exclude_from_weight_decay([one for one in variables if len(one.shape) < 2])
     if recipe.optimizer in ("adam", "adamw") and keras.backend.backend() == "tensorflow":
         optimizer.update_step = MethodType(_adam_step, optimizer)
     return optimizer

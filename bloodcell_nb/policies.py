@@ -29,7 +29,7 @@ OPERATIONS = {  # parameters and their default values
                           "saturation_factor": 0.3, "hue_factor": 0.1},
     "RandomChannelShift": {"factor": 0.3},
     "ChannelShuffle": {"groups": 3},
-    "Solarization": {"threshold_factor": 0.5},  # lowest threshold, as a share of 255
+    "Solarization": {"threshold_factor": 0.5},  # lowest threshold, as a share of 256
     "RandomGaussianBlur": {"kernel_size": 7, "factor": 1.0},  # largest standard deviation in pixels
     "GaussianNoise": {"stddev": 12.0},  # grey levels
     "HEDJitter": {"factor": 0.15},
@@ -39,7 +39,7 @@ OPERATIONS = {  # parameters and their default values
     "Overlay": {"mode": "convex", "strength": 0.5, "probability": 0.5},
     "RandAugment": {"operations": 2, "magnitude": 0.5},
     "AugMix": {"severity": 0.3, "chains": 3},
-    "MixUp": {"alpha": 0.2},
+    "MixUp": {"alpha": 0.2},  # of both mixers; 0: nothing is mixed
     "CutMix": {"alpha": 1.0},
 }
 MIXERS = ("MixUp", "CutMix")  # those that mix labels too
@@ -90,8 +90,13 @@ def named_policy(
 
 # %% ../nbs/reference/policies.ipynb #e28ded68
 _CHOICES = {("RandomFlip", "mode"): ("horizontal", "vertical", "horizontal_and_vertical"),
-            ("Overlay", "mode"): ("convex", "multiply"), ("ChannelShuffle", "groups"): (1, 3)}
+            ("Overlay", "mode"): ("convex", "multiply"), ("ChannelShuffle", "groups"): (1, 3),
+            ("RandomGaussianBlur", "kernel_size"): (3, 5, 7, 9, 11, 13, 15)}
 _FILL_MODES = ("reflect", "constant", "nearest", "wrap")
+# of other numbers than shares: pixels, grey levels, Beta's parameter, the fourteen of AutoAugment
+_MOST = {("RandomGaussianBlur", "factor"): 100, ("GaussianNoise", "stddev"): 255,
+         ("MixUp", "alpha"): 100, ("CutMix", "alpha"): 100, ("RandAugment", "operations"): 14,
+         ("AugMix", "chains"): 10}
 
 
 def _check_parameter(name, key, value, where):
@@ -99,16 +104,19 @@ def _check_parameter(name, key, value, where):
     if key not in known:
         raise DataError(f"{where}: {name} has no parameter {key}; it has "
                         f"{', '.join(known) or 'none'}")
-    text = isinstance(known[key], str)
-    if isinstance(value, str) != text or isinstance(value, bool) or (not text and not value >= 0):
-        raise DataError(f"{where}: {name}: {key} is {value!r}; expected something like "
-                        f"{known[key]!r}")
-    if isinstance(known[key], int) and not (isinstance(value, int) and value >= 1):
-        raise DataError(f"{where}: {name}: {key} is {value!r}; expected a whole number from 1")
+    kind = type(known[key])
+    fits = (isinstance(value, (int, float) if kind is float else kind)
+            and not isinstance(value, bool))
     choices = _FILL_MODES if key == "fill_mode" else _CHOICES.get((name, key))
-    if choices and value not in choices:
-        raise DataError(f"{where}: {name}: {key} is {value!r}; expected "
-                        f"{' or '.join(map(str, choices))}")
+    if choices:
+        right, wanted = fits and value in choices, " or ".join(map(str, choices))
+    else:
+        least, most = int(kind is int), _MOST.get((name, key), 1)
+        right = fits and least <= value <= most
+        wanted = f"a {'whole ' * (kind is int)}number from {least} to {most}"
+    if not right:
+        raise DataError(f"{where}: {name}: {key} is {value!r}; expected {wanted}")
+
 
 # %% ../nbs/reference/policies.ipynb #1ba8f147
 def _read_entry(entry, where):
@@ -162,8 +170,8 @@ _RANGE = (0, 255)  # of the pixels
 _WITH_RANGE = ("RandomBrightness", "RandomChannelShift", "AutoContrast", "RandomColorJitter",
                "Solarization", "RandAugment", "AugMix")  # layers that ask for it
 KERAS_CV = (*_WITH_RANGE, "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation",
-            "RandomShear", "ChannelShuffle", "RandomGaussianBlur", "RandomCutout", "GridMask",
-            "MixUp")  # operations that keras-cv has
+            "RandomShear", "ChannelShuffle", "RandomGaussianBlur", "RandomCutout",
+            "GridMask")  # operations that keras-cv has
 
 
 def _keras_cv_parameters(name, ours):
@@ -178,7 +186,7 @@ def _keras_cv_parameters(name, ours):
     if name == "RandAugment":
         return {"augmentations_per_image": ours["operations"], "magnitude": ours["magnitude"]}
     if name == "AugMix":
-        return {"severity": (0.01, ours["severity"]), "num_chains": ours["chains"]}
+        return {"severity": (0.01, max(ours["severity"], 0.01)), "num_chains": ours["chains"]}
     return ours
 
 # %% ../nbs/reference/policies.ipynb #a08a37bb
@@ -273,10 +281,6 @@ class Policy:
         return images, labels
 
 # %% ../nbs/reference/policies.ipynb #240ddd01
-def _unpacked(pair):
-    return pair["images"], pair["labels"]
-
-
 def _fill_mode(policy, name, parameters):
     "What a geometric operation of ours does beyond the rim; None for any other."
     from bloodcell_nb.layers import GEOMETRIC
@@ -333,8 +337,6 @@ def _operation(policy, name, parameters):
         return partial({**OPERATIONS, **MIXERS}[name], **parameters)
     layer = keras_cv_layer(name, parameters, 1000 * policy.seed + len(policy.layers))
     policy.layers.append(layer)
-    if name in MIXERS:
-        return lambda images, labels, draw: _unpacked(layer({"images": images, "labels": labels}))
     return lambda images, draw: layer(images, training=True)
 
 # %% ../nbs/reference/policies.ipynb #a6129e75
@@ -410,6 +412,16 @@ def _resized(images, shape):
     return ops.image.resize(ops.cast(images, "float32"), shape[1:3])
 
 
+def _taken(images, network):
+    "Images in the type that a network takes: whole numbers by rounding, where Keras would cut."
+    from keras import ops
+
+    wanted = network.inputs[0].dtype
+    if "int" not in wanted or "int" in str(images.dtype):
+        return images
+    return ops.cast(ops.round(images), wanted)
+
+
 def _run_steps(step, kept, given):
     "One training step; under JAX as many as there are rows of numbers, in one call."
     import keras
@@ -454,7 +466,8 @@ def augmented(
             images = _resized(images, self.seen.input_shape)
             if self.apply:
                 images, labels = self.apply(images, labels, mixed)
-            return {"probabilities": self.seen(images, training=True), "labels": labels}
+            found = self.seen(_taken(images, self.seen), training=True)
+            return {"probabilities": found, "labels": labels}
 
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
             labels, found = y_pred["labels"], y_pred["probabilities"]

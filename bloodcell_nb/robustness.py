@@ -93,8 +93,10 @@ def balanced_error(
 def relative_errors(
     errors: np.ndarray,  # balanced errors, (corruptions, severities)
     clean: float,  # balanced error on clean cells
-) -> dict:  # means over corruptions of CE and rCE
+) -> dict:  # means over corruptions of CE and rCE; None with fewer severities than AlexNet's five
     "Divide a network's errors by AlexNet's."
+    if errors.shape[1] < 5:
+        return {"balanced_error": None, "relative_balanced_error": None}
     means, alexnet = errors.mean(axis=1), np.array(list(ALEXNET.values()))
     return {"balanced_error": float((means / alexnet).mean()),
             "relative_balanced_error": float(((means - clean) / (alexnet - ALEXNET_CLEAN)).mean())}

@@ -175,7 +175,7 @@ def _compiled(model, train, recipe, policies):
     trained = augmented(model, policies, weights, train if recipe.on_device else None,
                         batches.batch_size)
     trained.compile(
-        make_optimizer(recipe, len(batches) * batches.steps),
+        make_optimizer(recipe, len(batches) * batches.steps, model.trainable_variables),
         keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
         metrics=training_metrics(len(train.class_names)),
         steps_per_execution=recipe.steps_per_execution if backend == "tensorflow" else 1,

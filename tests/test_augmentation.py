@@ -1,0 +1,73 @@
+"What augmentation and optimizers do to numbers: limits, other backends, settings of the command."
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from bloodcell_nb.cli import with_settings
+from bloodcell_nb.recipes import WEIGHT_DECAY, read_recipe, recipes
+from bloodcell_nb.shift import CORRUPTIONS, STAND_IN, corrupt, distort
+from bloodcell_nb.synthetic import draw_cells
+
+
+@pytest.mark.parametrize("name", [*CORRUPTIONS, *STAND_IN])
+def test_a_distortion_at_both_ends_of_its_range(name):
+    "Of a cell and of black, white and plain images: bytes, the same again, and no warning."
+    plain = [np.full((96, 96, 3), level, np.uint8) for level in (0, 255, 77)]
+    images = np.stack([draw_cells(8).images[0], *plain])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for end in (0, 1):
+            first, again = (corrupt(images, name, 1 + 4 * end) if name in CORRUPTIONS else np.stack(
+                [distort(image, [name], np.random.default_rng(3), end) for image in images])
+                for _ in range(2))
+            assert first.dtype == np.uint8 and first.shape == images.shape
+            np.testing.assert_array_equal(first, again)
+
+
+def test_a_decay_follows_the_optimizer_unless_it_is_named():
+    chosen = [read_recipe(recipes()[name]) for name in ("custom_cnn", "efficientnet_lite0_heavy")]
+
+    def decays(*settings):
+        return [recipe.weight_decay for recipe in with_settings(chosen, settings)]
+
+    assert decays() == [0, WEIGHT_DECAY]
+    assert decays("optimizer=adamw") == [WEIGHT_DECAY] * 2
+    assert decays("optimizer=lion") == [0, 0]
+    assert decays("weight_decay=0.2", "optimizer=adamw") == [0.2, 0.2]
+
+
+OTHER_BACKEND = """
+import keras, numpy as np
+from bloodcell_nb.policies import _MOST, MIXERS, OPERATIONS, Policy, augmented
+from bloodcell_nb.synthetic import draw_cells
+
+cells = draw_cells(8)
+images, labels = cells.images.astype("float32"), np.eye(8, dtype="float32")
+for name in (*MIXERS, "RandomZoom", "Solarization", "GridMask", "Overlay"):
+    for limit in (0, 1):
+        given = {key: limit * _MOST.get((name, key), 1) for key, value in OPERATIONS[name].items()
+                 if isinstance(value, float)}
+        found, mixed = map(np.asarray, Policy([{name: given}], 1)(images, labels))
+        assert np.isfinite(found).all() and 0 <= found.min() and found.max() <= 255, (name, limit)
+        np.testing.assert_allclose(mixed.sum(axis=1), 1, atol=1e-5)
+        if name in MIXERS and not limit:
+            np.testing.assert_allclose(found, images, atol=1e-3)
+            np.testing.assert_array_equal(mixed, labels)
+turn = [{"RandomRotation": {"factor": 0.001}}]
+network = keras.Sequential([keras.Input((96, 96, 3), dtype="uint8"), keras.layers.Rescaling(1.0)])
+shown = augmented(network, Policy(turn), batch_size=8)(
+    {"images": cells.images, "labels": labels}, training=True)["probabilities"]
+assert abs(np.asarray(shown).mean() - images.mean()) < 0.05
+"""
+
+
+def test_operations_under_jax():
+    "Limits, mixing with alpha 0 and rounding, as reference/policies has it for TensorFlow."
+    pytest.importorskip("jax", reason="JAX is not installed; pip install -e .[jax]")
+    done = subprocess.run([sys.executable, "-c", OTHER_BACKEND], capture_output=True, text=True,
+                          env=os.environ | {"KERAS_BACKEND": "jax"})
+    assert done.returncode == 0, done.stderr[-2000:]
