@@ -303,5 +303,9 @@ def model_card(
 def write_card(
     name: str,  # of a published network, or its folder
 ) -> Path:
-    "Write a network's card beside it; raises DataError as `model_card` does."
-    return write_text(find_model(name) / "README.md", model_card(name))
+    "Write a network's card beside it; raises DataError as `model_card` does, or if it cannot."
+    path = find_model(name) / "README.md"
+    try:
+        return write_text(path, model_card(name))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror or error})") from None
