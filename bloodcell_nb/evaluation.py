@@ -82,6 +82,8 @@ def known_hashes(
     for file in map(Path, files):
         path = file.with_name("hashes.npz")  # of a run; a published network's lie with its features
         path = path if path.exists() else file.with_name("features.npz")
+        if file.name != "model.keras":  # not the network that these belong to
+            return None
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 found.append(np.unpackbits(arrays["hashes"], axis=1).astype(bool))
@@ -97,7 +99,7 @@ def own_splits(
     source: str,
 ) -> tuple[Cells, int] | None:  # test split; number of training and validation cells
     "Draw the splits of a network's run again; None where it has no record, or of other data."
-    folder = Path(place) if Path(place).is_dir() else Path(place).parent
+    folder = Path(place).parent if Path(place).name == "model.keras" else Path(place)
     with suppress(DataError):  # a record that cannot be read, or is of another version
         for run in read_runs(folder) if (folder / "status.json").is_file() else []:
             if (run.folder != folder or not run.test or run.is_evaluation

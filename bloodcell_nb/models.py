@@ -312,11 +312,14 @@ def model_card(
 def write_card(
     name: str,  # of a published network, or its folder
 ) -> Path:
-    """Write a network's card beside it; raises DataError as `model_card` does, and for a network
-    within the installed package.
+    """Write a network's card beside it; raises DataError as `model_card` does, for a network
+    within the installed package, and where it cannot be written.
     """
-    folder = find_model(name)
-    if working_root() != project_root() and folder.is_relative_to(project_root()):
+    path = find_model(name) / "README.md"
+    if working_root() != project_root() and path.is_relative_to(project_root()):
         raise DataError(f"card {name}: this network came with the installed package, and its card "
                         "too; a new one is written in a clone of the project, from its records")
-    return write_text(folder / "README.md", model_card(name))
+    try:
+        return write_text(path, model_card(name))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror or error})") from None

@@ -125,6 +125,7 @@ def test_known_cells_are_left_out_of_other_data(trained, tmp_path):
     assert (unseen.left_out, len(unseen.cells), unseen.own_split) == (known, 184 - known, False)
     assert f"{known} of 184 cells are left out" in str(unseen)
     bare = shutil.copy(trained.run / "model.keras", tmp_path / "bare.keras")
+    shutil.copy(trained.run / "hashes.npz", tmp_path / "hashes.npz")  # of another network
     unseen = asked(bare, source)
     assert unseen.left_out is None and len(unseen.cells) == 184 and "cannot be told" in str(unseen)
     learnt = write_npz(tmp_path / "learnt.npz", images=trained.splits.train.images,
@@ -134,44 +135,50 @@ def test_known_cells_are_left_out_of_other_data(trained, tmp_path):
         asked(trained.run, learnt)
 
 
-def test_publish_keeps_what_is_there(trained, tmp_path):
-    place = publish(trained.run, str(trained.source), tmp_path / "models")
-    with np.load(place / "features.npz") as file:
-        assert len(file["hashes"]) == len(trained.splits.train) + len(trained.splits.val)
-    assert asked(place, trained.source).left_out == len(trained.splits.train) + len(
-        trained.splits.val)
+@pytest.fixture(scope="module")
+def network(trained, tmp_path_factory):
+    "The run, published."
+    models = tmp_path_factory.mktemp("published") / "models"
+    return publish(trained.run, str(trained.source), models)
+
+
+def test_publish_keeps_what_is_there(trained, network, tmp_path):
+    known = len(trained.splits.train) + len(trained.splits.val)
+    with np.load(network / "features.npz") as file:
+        assert len(file["hashes"]) == known
+    assert asked(network, trained.source).left_out == known
+    models, place = tmp_path / "models", tmp_path / "models" / "tiny"
+    shutil.copytree(network, place)
     (place / "README.md").write_text("mine")
     with pytest.raises(DataError, match="exists; --replace"):
-        publish(trained.run, str(trained.source), tmp_path / "models")
+        publish(trained.run, str(trained.source), models)
     assert (place / "README.md").read_text() == "mine"
-    publish(trained.run, str(trained.source), tmp_path / "models", instead=True)
-    assert sorted(path.name for path in (tmp_path / "models").rglob("*")) == [
+    publish(trained.run, str(trained.source), models, instead=True)
+    assert sorted(path.name for path in models.rglob("*")) == [
         "ensemble.json", "features.npz", "model.keras", "tiny"]
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match="cannot be published there"):
         publish(trained.run, str(trained.source), tmp_path / "file")
 
 
-def test_publish_leaves_nothing_half_written(trained, tmp_path, monkeypatch):
-    place = publish(trained.run, str(trained.source), tmp_path / "models")
-    before = {path: path.read_bytes() for path in place.iterdir()}
+def test_publish_leaves_nothing_half_written(trained, network, monkeypatch):
+    before = {path: path.read_bytes() for path in network.iterdir()}
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bloodcell_nb.models.write_json", full)
+    monkeypatch.setattr("bloodcell_nb.models._write_features", full)
     with pytest.raises(DataError, match="No space left on device"):
-        publish(trained.run, str(trained.source), tmp_path / "models", instead=True)
-    assert {path: path.read_bytes() for path in place.iterdir()} == before
-    assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
+        publish(trained.run, str(trained.source), network.parent, instead=True)
+    assert {path: path.read_bytes() for path in network.iterdir()} == before
+    assert [path.name for path in network.parent.iterdir()] == ["tiny"]
 
 
-def test_a_card_of_a_custom_cnn(trained, tmp_path):
-    place = publish(trained.run, str(trained.source), tmp_path / "models")
-    classifier, reports = load_classifier([place]), tmp_path / "reports"
+def test_a_card_of_a_custom_cnn(trained, network, tmp_path):
+    classifier, reports = load_classifier([network]), tmp_path / "reports"
     shutil.copytree(trained.run, reports / "tiny")
     recipe = check_recipe({"notebook": "09_evaluation", "recipe": "evaluate_tiny",
-                           "source": str(trained.source), "model": str(place),
+                           "source": str(trained.source), "model": str(network),
                            "networks": network_sums(classifier),
                            "out": str(reports / "evaluate_tiny")})
     unseen, run = evaluation_cells(recipe, classifier), Run(recipe)
@@ -182,7 +189,7 @@ def test_a_card_of_a_custom_cnn(trained, tmp_path):
     run.finish({"test": score(cells.labels, answers, cells.class_names, resamples=10),
                 "trust": {"test": found}, "left_out_training_cells": unseen.left_out})
     write_json(run.folder / "status.json", {"state": "done", "recipe": "evaluate_tiny"})
-    card = model_card(str(place), reports)
+    card = model_card(str(network), reports)
     assert "small CNN of chapter 03 from random weights" in card and "license: mit" in card
     assert f"Of `cells` {unseen.left_out} cells are left out" in card and "PBC" not in card
     # an untrained network: no probability gives 99 % right answers
