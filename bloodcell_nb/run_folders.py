@@ -65,13 +65,13 @@ def check_run_folders(
             raise RecipeError(f"recipe is {name!r}, the folder of runs that were set aside; "
                               "give it another name")
         for folder in run_places(root, name):
+            if folder.resolve() in above or (root / EARLIER).resolve() in above:
+                raise RecipeError(f"the source {source} lies in a run's folder, {folder}; copy it "
+                                  "to another place")
             if os.path.lexists(folder) and not (_is_empty(folder) or status_of(folder)):
                 raise RecipeError(f"{folder} is no run of bloodcell (it holds no status.json of "
                                   "one) and stays as it is; move it away, or name another folder "
                                   "for the runs (--out)")
-            if folder.resolve() in above or (root / EARLIER).resolve() in above:
-                raise RecipeError(f"the source {source} lies in a run's folder, {folder}; copy it "
-                                  "to another place")
 
 # %% ../nbs/reference/run_folders.ipynb #rmissing
 def _is_whole(path):
