@@ -417,14 +417,14 @@ def _parser():
     make.add_argument("--course", action="store_true",
                       help="as the homework's training_set.npz: cells, then 1,600 and 200 copies "
                            "of two spoiled images")
-    make.add_argument("--seed", type=int, default=0, help="of --course's draw")
+    make.add_argument("--seed", type=int, default=0, help="of --course's draw; 0 by default")
     for command in (look, make):
         command.add_argument("--size", type=int, help="resize images to SIZE x SIZE")
     _add_run(commands, source_help)
     _add_networks(commands, source_help)
     page = commands.add_parser("report", help="write the page of finished runs")
     page.add_argument("folder", nargs="?", default="reports", metavar="DIR",
-                      help="folder that holds the runs")
+                      help="folder that holds the runs; reports by default")
     return parser
 
 # %% ../nbs/reference/cli.ipynb #387d6e74
