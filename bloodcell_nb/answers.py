@@ -82,6 +82,26 @@ def read_images(
     return (np.stack(list(images.values())) if images else np.empty((0, *size, 3), np.uint8),
             list(images), wrong, changed)
 
+# %% ../nbs/reference/answers.ipynb #readnamed
+def _read_named(names, size, messages):
+    "Images of all names, their paths, and how many names or files have none; says why."
+    files, lines, wrong = {}, [], []
+    for name in expand(names):
+        try:
+            found, left_out = image_files(name)
+        except DataError as error:
+            wrong.append(str(error))
+        else:
+            files |= found
+            lines += [left_out] if left_out else []
+    images, paths, unread, changed = read_images(files, size)
+    wrong += unread
+    if not paths:
+        raise DataError(wrong[0] + (f" (and {len(wrong) - 1:,} more)" if wrong[1:] else ""))
+    for line in [*lines, *changed, *wrong]:
+        print(f"bloodcell: {printable(line)}", file=messages or sys.stderr, flush=True)
+    return images, paths, len(wrong)
+
 # %% ../nbs/reference/answers.ipynb #2a61ea53
 @dataclass(frozen=True)
 class Answer:
@@ -171,26 +191,6 @@ def evidence_files(
 _PORTION = 256  # images at once
 
 
-def _read(names, size, messages):
-    "Images of all names, their paths, and how many names or files had none; says what is wrong."
-    files, lines, wrong = {}, [], []
-    for name in expand(names):
-        try:
-            found, left_out = image_files(name)
-        except DataError as error:
-            wrong.append(str(error))
-        else:
-            files |= found
-            lines += [left_out] if left_out else []
-    images, paths, unread, changed = read_images(files, size)
-    wrong += unread
-    if not paths:
-        raise DataError(wrong[0] + (f" (and {len(wrong) - 1:,} more)" if wrong[1:] else ""))
-    for line in [*lines, *changed, *wrong]:
-        print(f"bloodcell: {printable(line)}", file=messages or sys.stderr, flush=True)
-    return images, paths, len(wrong)
-
-
 def predict_files(
     classifier: Classifier,
     names: list[str],  # files, folders, .zip files and patterns
@@ -203,7 +203,7 @@ def predict_files(
     Raises DataError, before any is printed or drawn, where there is no image, or no place for a
     drawing.
     """
-    images, paths, wrong = _read(names, classifier.models[0].input_shape[1:3], stderr)
+    images, paths, wrong = _read_named(names, classifier.models[0].input_shape[1:3], stderr)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
     answers = []
     for start in tqdm(range(0, len(paths), _PORTION), "predict", unit="portion", file=stderr,

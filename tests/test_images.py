@@ -1,0 +1,268 @@
+"""One reader of images: what a source holds is the same for every command, nothing is left out or
+changed without a word, and what cannot be used costs one line.
+"""
+import io
+import json
+import os
+import shutil
+import warnings
+import zipfile
+
+import matplotlib.pyplot as plt
+import numpy as np
+import papermill
+import pytest
+from PIL import Image
+
+from bloodcell_nb import classifier
+from bloodcell_nb.cli import main
+from bloodcell_nb.data import CLASS_NAMES
+from bloodcell_nb.evaluation import evaluation_cells
+from bloodcell_nb.recipes import check_recipe
+from bloodcell_nb.records import Run, run_key
+from bloodcell_nb.sources import fingerprint, load
+from bloodcell_nb.synthetic import draw_cells
+
+FIVE = ("Monocytes", "Immature_Granulocytes", "LYMPHOCYTE", "neutrophil", "Platelet")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw_cells(40).images
+
+
+def tree(root, names, images, each=2, suffix="png"):
+    "A folder of class folders."
+    for k, name in enumerate(names):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            Image.fromarray(images[each * k + i]).save(root / name / f"{k}_{i}.{suffix}")
+    return root
+
+
+class Brightness:
+    "Answers by an image's mean grey level, so that equal images have equal answers."
+    class_names = CLASS_NAMES
+    sure_above = familiar_above = None
+
+    def __init__(self, *_):
+        self.models = [self]
+        self.input_shape = (None, 96, 96, 3)
+
+    def predict(self, images, batch_size=256):
+        level = images.mean(axis=(1, 2, 3)) / 255
+        return np.stack([level, *[(1 - level) / 7] * 7], axis=1)
+
+
+@pytest.fixture
+def command(capfd, monkeypatch):
+    "A command in this process, predictions by Brightness: exit code, stdout, lines of stderr."
+    monkeypatch.setattr(classifier, "load_classifier", Brightness)
+    monkeypatch.setattr("bloodcell_nb.models.find_model", str)
+
+    def run(*arguments):
+        capfd.readouterr()
+        code = main([*map(str, arguments)])
+        out, err = capfd.readouterr()
+        return code, out, err.splitlines()
+    return run
+
+
+def counted(command, source):
+    "Images of a class folder as inspect, predict, load and the listing in a zip count them."
+    _, out, said = command("inspect", source)
+    inspected = int(out.split(": ")[1].split()[0])
+    code, out, said_too = command("predict", source, "--json")
+    shutil.make_archive(str(source), "zip", source)
+    assert code == 0 and len(json.loads(out)) == inspected == len(load(f"{source}.zip"))
+    assert said == said_too
+    return inspected, said
+
+
+def test_every_command_reads_the_same_files(tmp_path, drawn, command):
+    source = tree(tmp_path / "cells", CLASS_NAMES, drawn)
+    assert counted(command, source) == (16, [])
+    tree(source, ("neutrophil",), drawn[20:], 3, "tif")
+    for name in ("neutrophil/.DS_169665.jpg", "neutrophil/._1.png", ".DS_Store", "Thumbs.db",
+                 "platelet/.ipynb_checkpoints/1-checkpoint.png", "__MACOSX/platelet/1.png",
+                 "desktop.ini"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"hidden")
+    assert counted(command, source) == (19, [])
+    for name in ("notes.txt", "neutrophil/1.gif", "neutrophil/2.gif"):
+        (source / name).write_bytes(b"no image")
+    count, said = counted(command, source)
+    assert count == 19 and said == [f"bloodcell: {source}: left out, no images: 2 .gif, 1 .txt, "
+                                    "such as neutrophil/1.gif"]
+
+
+def test_links_are_followed(tmp_path, drawn, command):
+    tree(tmp_path / "cells" / "Training", CLASS_NAMES, drawn)
+    (tmp_path / "cells" / "Validation").symlink_to(tree(tmp_path / "val", CLASS_NAMES, drawn[16:]))
+    cells = load(tmp_path / "cells")
+    assert [len(cells.part(part)) for part in ("train", "val", "test", "")] == [16, 16, 0, 0]
+    (tmp_path / "val" / "back").symlink_to(tmp_path / "cells")
+    for arguments in (("inspect", tmp_path / "cells"), ("predict", tmp_path / "cells")):
+        code, out, (line,) = command(*arguments)
+        assert (code, out) == (2, "") and "Validation/back links to a folder" in line
+
+
+def test_a_zip_of_windows(tmp_path, drawn):
+    tree(tmp_path / "cells", CLASS_NAMES, drawn)
+    with zipfile.ZipFile(tmp_path / "windows.zip", "w") as archive:
+        for path in sorted((tmp_path / "cells").rglob("*.png")):
+            name = path.relative_to(tmp_path).as_posix().replace("/", "\\")
+            archive.writestr(name, path.read_bytes())
+    windows, folder = load(tmp_path / "windows.zip"), load(tmp_path / "cells")
+    assert np.array_equal(windows.images, folder.images) and list(windows.ids) == list(folder.ids)
+
+
+NAMES = ["2024-05-01 12:30:07.png", "é" * 100 + ".png", "caf\udce9.png", "two\nlines \x1b[31m.png"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_legal_is_read(tmp_path, drawn, command, name):
+    source = tree(tmp_path / "cells", CLASS_NAMES, drawn)
+    for folder in ("neutrophil", "platelet"):  # a duplicate with another label, which is named
+        Image.fromarray(drawn[20]).save(source / folder / name)
+    code, out, said = command("inspect", source)
+    assert code == 0 and out.startswith(f"{source}: 18 images, ") and said == []
+    assert out.isprintable() or set(filter(lambda c: not c.isprintable(), out)) == {"\n"}
+    for form in ("--csv", "--json"):
+        code, out, said = command("predict", source / "neutrophil" / name, form)
+        assert code == 0 and said == [] and "basophil" in out
+    code, out, said = command("predict", source / "neutrophil" / name)
+    assert (code, out.count("\n"), said) == (0, 1, [])
+    assert command("convert", source, tmp_path / "cells.npz")[0] == 0
+    assert len(load(tmp_path / "cells.npz")) == 18
+    code, _, said = command("inspect", tmp_path / f"no {name}")
+    assert code == 2 and len(said) == 1
+
+
+def test_one_bad_image_costs_one_line(tmp_path, drawn, command):
+    source = tree(tmp_path / "cells", ("monocyte",), drawn, 5)
+    whole = sorted((source / "monocyte").iterdir())
+    whole[1].write_bytes(whole[1].read_bytes()[:200])
+    for names in ([source], [source / "monocyte"], whole, [source / "monocyte" / "*.png"]):
+        code, out, said = command("predict", *names, tmp_path / "none.png", "--json")
+        assert (code, len(json.loads(out)), len(said)) == (1, 4, 2), said
+        assert {"0_1.png cannot be read" in line for line in said} == {True, False}
+    code, out, said = command("predict", whole[1])
+    assert (code, out, len(said)) == (2, "", 1)
+    code, out, said = command("inspect", source)  # what is trained on has to be whole
+    assert (code, out, len(said)) == (2, "", 1) and "0_1.png cannot be read" in said[0]
+
+
+def test_depth_and_ground_change_no_answer(tmp_path, drawn, command):
+    grey = drawn[0].mean(axis=-1).astype(np.uint8)
+    alpha = np.where(np.indices((96, 96))[0] < 48, 0, 255).astype(np.uint8)
+    hidden = np.dstack([np.where(alpha[..., None], drawn[0], 7), alpha])
+    shown = np.where(alpha[..., None], drawn[0], 255).astype(np.uint8)
+    same = {"deep": [("8.png", grey), ("16.png", grey.astype(np.uint16) * 257),
+                     ("16.tif", grey.astype(np.uint16) * 257)],
+            "clear": [("white.png", shown), ("clear.png", hidden), ("clear.tif", hidden)]}
+    for folder, files in same.items():
+        (tmp_path / folder / "monocyte").mkdir(parents=True)
+        for name, image in files:
+            Image.fromarray(image).save(tmp_path / folder / "monocyte" / name)
+        code, out, said = command("predict", tmp_path / folder, "--json")
+        assert code == 0 and len({one["probability"] for one in json.loads(out)}) == 1, out
+        words = {"deep": "16 bits scaled to 8", "clear": "transparent ground laid on white"}[folder]
+        assert said == [f"bloodcell: {words} in 2 of 3 images"]
+        cells = load_silently(tmp_path / folder)
+        assert (cells.images == cells.images[0]).all()
+
+
+def load_silently(source, *arguments, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load(source, *arguments, **options)
+
+
+def test_a_subset_of_the_classes_is_a_source(tmp_path, drawn, command):
+    source, wanted = tree(tmp_path / "five", FIVE, drawn), (
+        "immature granulocyte", "lymphocyte", "monocyte", "neutrophil", "platelet")
+    code, out, (line,) = command("inspect", source)
+    assert code == 0 and " 5 classes, " in out and [row.rsplit(maxsplit=1)[0].strip() for row
+                                                    in out.splitlines()[2:7]] == list(wanted)
+    assert "Immature Granulocytes as immature granulocyte, LYMPHOCYTE as lymphocyte" in line
+    assert command("convert", source, tmp_path / "five.npz")[0] == 0
+    for place in (source, tmp_path / "five.npz"):
+        cells = load_silently(place)
+        assert cells.class_names == wanted and cells.counts.tolist() == [2] * 5
+        recipe = check_recipe({"notebook": "09_evaluation", "recipe": "one", "model": "x",
+                               "source": str(place)})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            judged = evaluation_cells(recipe, CLASS_NAMES, 96)
+        assert judged.class_names == CLASS_NAMES and (judged.counts > 0).sum() == 5
+
+
+def test_what_is_not_read_changes_no_fingerprint(tmp_path, drawn):
+    source = tree(tmp_path / "cells", CLASS_NAMES, drawn)
+    recipe = check_recipe({"notebook": "01_analysis", "recipe": "one", "source": str(source)})
+    before = fingerprint(source), run_key(recipe)
+    for name in (".DS_Store", "platelet/Thumbs.db", "notes.txt", "platelet/1.gif"):
+        (source / name).write_bytes(b"x")
+        assert (fingerprint(source), run_key(recipe)) == before, name
+    (source / "platelet" / "new.png").write_bytes(b"x")
+    assert fingerprint(source) != before[0] and run_key(recipe) != before[1]
+
+
+def test_a_file_is_its_bytes(pbc96):
+    assert fingerprint(pbc96) == "455bde719a734559"  # in committed records
+
+
+def test_a_run_is_refused_before_it_starts(tmp_path, drawn, command, monkeypatch):
+    monkeypatch.setattr(papermill, "execute_notebook",
+                        lambda *_, **__: pytest.fail("something was started"))
+    sizes = tree(tmp_path / "sizes", CLASS_NAMES, drawn)
+    Image.fromarray(drawn[0][:40]).save(sizes / "platelet" / "last.png")
+    tree(tmp_path / "only" / "test", CLASS_NAMES, drawn)
+    for source, words in ((sizes, "last.png is 96x40, the first 96x96"),
+                          (sizes, "bloodcell convert SOURCE NEW.npz --size 96"),
+                          (tmp_path / "only", "only a test split; expected training cells"),
+                          ("synthetic:n=100000000000", "draws 100,000,000,000 images")):
+        code, out, (line,) = command("run", "analysis", "--data", source, "--out", tmp_path / "out")
+        assert (code, out) == (2, "") and words in line and len(line) < 300, line
+    assert not (tmp_path / "out").exists()
+
+
+def test_odd_sources_cost_one_line(tmp_path, drawn, command):
+    source = tree(tmp_path / "cells", CLASS_NAMES, drawn)
+    loose = tmp_path / "loose" / "test"
+    loose.mkdir(parents=True)
+    Image.fromarray(drawn[0]).save(loose / "1.png")
+    arrays = {"images": drawn, "labels": np.arange(40) % 8}
+    for name, change in (("no_images", {"images": np.uint8(1)}), ("label", {"labels": 3})):
+        np.savez(tmp_path / f"{name}.npz", **arrays | change)
+    for arguments, words in ((["inspect", source, "--size", "100000"], "unpacks to 447.03 GiB"),
+                             (["inspect", tmp_path / "loose"], "1.png lies in no class folder"),
+                             (["inspect", tmp_path / "no_images.npz"], "images have shape ()"),
+                             (["inspect", tmp_path / "label.npz"], "labels have shape ()"),
+                             (["inspect", "~nobody-of-this-name/x"], "no such file or folder"),
+                             (["inspect", "x" * 3000], "no such file or folder")):
+        code, out, (line,) = command(*arguments)
+        assert (code, out) == (2, "") and words in line and len(line) < 1100, line
+
+
+def test_classes_beside_a_split(tmp_path, drawn, command):
+    source = tree(tmp_path / "cells", CLASS_NAMES, drawn)
+    tree(source / "test", CLASS_NAMES, drawn[16:])
+    code, out, said = command("inspect", source)
+    assert (code, said) == (0, []) and out.splitlines()[10].split() == ["sum", "32", "16", "16"]
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    run = Run(check_recipe({"notebook": "01_analysis", "recipe": "one", "out": str(tmp_path)}))
+    fig, ax = plt.subplots()
+    ax.set_yticks([1], ["$a_$"])
+    ax.plot([1, 2], label="$b_$")
+    ax.legend()
+    ax.set(title="$c_$", xscale="log")
+    drawn = io.BytesIO()
+    run.figure(fig, "names")
+    fig.savefig(drawn)
+    shown = [text.get_text() for text in (ax.get_yticklabels()[0], ax.title)]
+    assert shown == ["$a_$", "$c_$"] and os.path.exists(tmp_path / "figures" / "names.png")
+    assert all(tick.get_parse_math() for tick in ax.get_xticklabels())
