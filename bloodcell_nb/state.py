@@ -15,6 +15,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from fastcore.basics import patch
 
 from .records import Run, replacing
 
@@ -93,41 +94,50 @@ class Progress(keras.callbacks.Callback):
             self.not_finite = (f"{wrong[0]} is {float(logs[wrong[0]])} in epoch {self.epoch + 1}, "
                                f"learning rate {rate:.3g}")
             self.model.stop_training = True
-    def on_train_begin(self, logs=None):
-        # after the callbacks' own reset: this one stands last
-        restored = getattr(self, "_restored", [])
-        for callback, numbers in zip(self.remembered, restored, strict=False):
-            vars(callback).update(numbers)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.batches.start_epoch(self.first_epoch + epoch)
+# %% ../nbs/reference/state.ipynb #progress2
+@patch
+def on_train_begin(self: Progress, logs=None):
+    # after the callbacks' own reset: this one stands last
+    restored = getattr(self, "_restored", [])
+    for callback, numbers in zip(self.remembered, restored, strict=False):
+        vars(callback).update(numbers)
 
-    def on_train_batch_end(self, batch, logs=None):
-        logs = logs or {}
-        self.stop_if_not_finite({key: logs[key] for key in ("loss",) if key in logs})
-        if time.perf_counter() - self._shown > 1:
-            self._shown = time.perf_counter()
-            numbers = "  ".join(f"{key} {float(value):.3f}" for key, value in logs.items())
-            self.run.progress(f"{self.name} epoch {self.epoch + 1}/{self.params['epochs']}  "
-                              f"batch {batch + 1}/{len(self.batches)}  {numbers}")
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.stop_if_not_finite(logs)
-        self.stopped = bool(self.model.stop_training)
-        if not self.not_finite:
-            self.epoch = epoch + 1
-            for key, value in logs.items():
-                self.history.setdefault(key, []).append(float(value))
-            if self.best_epoch() == self.epoch:
-                self.best = self.model.network.get_weights()
-        elif self.best is None:
-            return
-        last = self.stopped or self.epoch == self.params["epochs"]
-        if last or time.perf_counter() - self._written > 9 * self._cost:  # a tenth of the time
-            start = time.perf_counter()
-            write_state(self)
-            self._written = time.perf_counter()
-            self._cost = self._written - start
+@patch
+def on_epoch_begin(self: Progress, epoch, logs=None):
+    self.batches.start_epoch(self.first_epoch + epoch)
+
+
+@patch
+def on_train_batch_end(self: Progress, batch, logs=None):
+    logs = logs or {}
+    self.stop_if_not_finite({"loss": logs.get("loss", 0.0)})
+    if time.perf_counter() - self._shown > 1:
+        self._shown = time.perf_counter()
+        numbers = "  ".join(f"{key} {float(value):.3f}" for key, value in logs.items())
+        self.run.progress(f"{self.name} epoch {self.epoch + 1}/{self.params['epochs']}  "
+                          f"batch {batch + 1}/{len(self.batches)}  {numbers}")
+
+
+@patch
+def on_epoch_end(self: Progress, epoch, logs=None):
+    self.stop_if_not_finite(logs)
+    self.stopped = bool(self.model.stop_training)
+    if not self.not_finite:
+        self.epoch = epoch + 1
+        for key, value in logs.items():
+            self.history.setdefault(key, []).append(float(value))
+        if self.best_epoch() == self.epoch:
+            self.best = self.model.network.get_weights()
+    elif self.best is None:
+        return
+    last = self.stopped or self.epoch == self.params["epochs"]
+    if last or time.perf_counter() - self._written > 9 * self._cost:  # a tenth of the time
+        start = time.perf_counter()
+        write_state(self)
+        self._written = time.perf_counter()
+        self._cost = self._written - start
 
 # %% ../nbs/reference/state.ipynb #1b75cc7d
 def _variables(progress):
