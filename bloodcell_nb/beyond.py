@@ -281,13 +281,13 @@ def robustness(
     order = sorted(errors, key=lambda name: errors[name].mean())
     least, most = order[0], order[-1]
     means = {name: f"{errors[name].mean():.3f}" for name in order}
-    finding = (f"Over {len(CORRUPTIONS)} corruptions `{least}` has the lowest mean balanced error, "
-               f"{means[least]}, and `{most}` the highest, {means[most]}." if len(order) > 1 else
-               f"Over {len(CORRUPTIONS)} corruptions `{least}` has a mean balanced error of "
-               f"{means[least]}.")
+    marked = {name: f"`{name}`" for name in order} | {run.name: named(run) for run in short}
+    finding = (f"Over {len(CORRUPTIONS)} corruptions {marked[least]} has the lowest mean balanced "
+               f"error, {means[least]}, and {marked[most]} the highest, {means[most]}."
+               if len(order) > 1 else f"Over {len(CORRUPTIONS)} corruptions {marked[least]} has a "
+               f"mean balanced error of {means[least]}.")
     text = [f"What costs most: {'; '.join(f'`{name}`: {_worst(errors[name])}' for name in order)}.",
-            "Each figure is a mean over the severities; no interval is in the record.",
-            *unlike_words(short)[:1]]
+            "Each figure is a mean over the severities; no interval is in the record."]
     labels = {name: name for name in order} | {run.name: label_of(run) for run in short}
     fig = Figure(figsize=(8.2, 2.1 + 0.4 * len(order)), layout="constrained")
     plot_heat({labels[name]: errors[name] for name in order}, fig.subplots()).set_title(
@@ -409,8 +409,8 @@ _WHY = [
     "three of eleven fixed distortions. Its level was set on validation cells, so only differences "
     "between runs can be compared.",
     "A step may be repeated with a smaller network than the report's. What a network began with is "
-    "named in each row: ImageNet's weights, a file, or random ones. The profile says how long it "
-    "trained: quick is seven epochs a phase at most.",
+    "named in each row: ImageNet's weights, a file, or random ones. So is for how many epochs it "
+    "trained; the profile quick lowers them to seven a phase.",
     "ImageDataGenerator is legacy code; the same operations run as layers inside the training "
     "step."]
 _WHY_PBC96 = (

@@ -14,7 +14,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .analysis import class_colours, plot_matrix
-from .comparable import epochs_words, label_of, labels_of, shortened, unlike_words
+from bloodcell_nb.comparable import (
+    epochs_words,
+    label_of,
+    labels_of,
+    shortened,
+    unlike_words,
+    views_of,
+)
 from bloodcell_nb.ladder import (
     SPLITS,
     StepGain,
@@ -314,9 +321,10 @@ def ensemble(
             in zip(found, labels_of(found), strict=True)]
     above = [gain.run for gain in over if gain.stand_in["interval_95"][0] > 0]
     first, results = found[0], results_of(found[0])
-    relations = [relation(gain, f"`{gain['best_member']}` (its best member there)")
+    member = "its best member there" + ", with as many views" * (views_of(first) > 1)
+    relations = [relation(gain, f"`{gain['best_member']}` ({member})")
                  for gain in map(results["gain"].get, SPLITS)]
-    finding = (f"On the stand-in `{first.name}` is {relations[1]}; on the clean cells it is "
+    finding = (f"On the stand-in {named(first)} is {relations[1]}; on the clean cells it is "
                f"{relations[0]}.")
     text = ["Above their best member on the stand-in by more than chance: "
             f"{len(above)} of {len(found)}{', ' if above else ''}{listed(above)}."]

@@ -1,0 +1,200 @@
+"""What the page and the tables say of runs that are not alike, of shares of no cells, of odd names;
+and that a page replaces nothing that it did not write.
+"""
+import csv
+import json
+import shutil
+from html import unescape
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from bloodcell_nb.comparable import code_words, label_of
+from bloodcell_nb.data import DataError
+from bloodcell_nb.findings import data
+from bloodcell_nb.ladder import results_table
+from bloodcell_nb.page import build_report, check_page_free
+from bloodcell_nb.records import read_runs
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "reports" / "pbc96"
+HEAVY, MEAN, EVALUATED = ("efficientnet_lite0_heavy", "ensemble_lite0_atto",
+                          "evaluate_efficientnet_lite0_heavy")
+CLASSES = {"basophil": "$a_$", "monocyte": "<b>mono</b>"}  # names that a user may give
+
+
+def copy(names, folder):
+    "Copy committed records, without networks, notebooks and figures."
+    for name in names:
+        shutil.copytree(RECORDS / name, folder / name, ignore=shutil.ignore_patterns(
+            "*.keras", "notebook.*", "figures"))
+
+
+def edit(path, change):
+    "Change a record by a function of what it holds."
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def renamed(value):
+    "The same with the classes' names replaced."
+    if isinstance(value, dict):
+        return {CLASSES.get(key, key): renamed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [renamed(item) for item in value]
+    return CLASSES.get(value, value) if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    "A folder of runs that are not alike, two of them with shares of nothing, and its page."
+    folder = tmp_path_factory.mktemp("mixed")
+    copy(["analysis", "custom_cnn", HEAVY, MEAN, EVALUATED, "robustness_small"], folder)
+    for path in folder.glob("*/metrics.json"):
+        path.write_text(json.dumps(renamed(json.loads(path.read_text()))))
+    edit(folder / HEAVY / "metrics.json",
+         lambda record: record.update(git={"commit": "ab" * 20, "clean": True}))
+    none = {"sure": 0.0, "right_where_sure": None, "sure_and_familiar": 0.0,
+            "right_where_sure_and_familiar": None}
+    edit(folder / EVALUATED / "metrics.json",
+         lambda record: record["results"]["trust"]["test"].update(none))
+    edit(folder / "robustness_small" / "metrics.json", lambda record: [
+        model.update(in_alexnets=missing) for model, missing in zip(
+            record["results"]["models"].values(),
+            (None, {"balanced_error": None, "relative_balanced_error": None}), strict=False)])
+    return folder, unescape(build_report(folder).read_text(encoding="utf-8"))
+
+
+def test_an_evaluation_is_no_training():
+    "It began with no weights: it is a finished network's."
+    rows = {row["run"]: row for row in csv.DictReader((RECORDS / "results.csv").open())}
+    kinds = {name: row["kind"] for name, row in rows.items()}
+    assert {kinds[name] for name in kinds if name.startswith("evaluate_")} == {"evaluation"}
+    assert [kinds[name] for name in (HEAVY, MEAN)] == ["training", "ensemble"]
+    assert [rows[EVALUATED][key] for key in ("weights", "network", "epochs")] == ["", HEAVY, ""]
+    assert f"| {EVALUATED} | evaluation | 1 |" in results_table(RECORDS)
+
+
+def test_epochs_and_views_stand_in_each_table(mixed):
+    "Of a quick run beside full ones, of eight views beside one."
+    folder, page = mixed
+    table = results_table(folder)
+    assert "| custom_cnn | 7 of 60 (quick) | 1 |" in table and f"| {HEAVY} | 20 | 1 |" in table
+    assert f"| {MEAN} | ensemble | 8 |" in table
+    for words in ("custom_cnn` (quick: 7 of 60 epochs)", f"{MEAN}` (8 views)"):
+        assert words.replace("`", "</code>") in page
+    assert "With one view it is right on 0.791." in page, "the best, beside runs of one view"
+    rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
+    assert [rows[name][key] for name in ("custom_cnn", MEAN)
+            for key in ("epochs", "recipe_epochs", "views")] == ["7", "60", "1", "", "", "8"]
+
+
+def test_what_is_set_by_hand_is_a_shorter_run_too(tmp_path):
+    "bloodcell run custom_cnn --set epochs=3 --profile full"
+    copy(["custom_cnn"], tmp_path)
+    edit(tmp_path / "custom_cnn" / "status.json", lambda status: status.update(profile="full"))
+    edit(tmp_path / "custom_cnn" / "metrics.json", lambda record: (
+        record["recipe"].update(epochs=3), record["results"]["training"].update(epochs=3)))
+    assert [label_of(run) for run in read_runs(tmp_path)] == ["custom_cnn (3 of 60 epochs)"]
+
+
+def test_the_members_have_the_views_that_the_page_says():
+    "A gain compares like with like, so no sentence says that members do without."
+    for path in (RECORDS / "index.html", ROOT / "nbs" / "08_report.ipynb"):
+        assert "do without" not in path.read_text(encoding="utf-8")
+
+
+def test_the_code_of_records_is_named_and_other_code_marked(mixed):
+    folder, page = mixed
+    assert "5 of 6 records are of older code, whose commit is not recorded" in page
+    assert "† marks the others, 1 of commit abababa." in page
+    code = json.loads((RECORDS / HEAVY / "metrics.json").read_text())["code"]
+    assert f"code abababa ({code})" in page
+    rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
+    assert (rows[HEAVY]["commit"], rows[MEAN]["commit"]) == ("ab" * 20, "")
+    for path, place in ((RECORDS / "index.html", RECORDS), (ROOT / "README.md", RECORDS),
+                        (RECORDS.parent / "bccd" / "index.html", RECORDS.parent / "bccd")):
+        words = code_words([run for run in read_runs(place) if run.metrics])
+        said = words.partition(" records are of ")[2].split(",")[0].split(" (")[0].rstrip(".")
+        assert f" records are of {said}" in path.read_text(encoding="utf-8"), path
+
+
+def test_a_share_of_nothing_costs_no_part(mixed):
+    "No sure answer, fewer severities than AlexNet's five."
+    _, page = mixed
+    assert "Left out of the tables" not in page
+    assert "is sure of 0.0% of the cells." in page and "holds here cannot be told." in page
+    assert page.count("<td>not measured</td>") == 4
+
+
+def test_class_names_are_text(mixed):
+    "In figures, where $a_$ would be mathematics that cannot be read, and in HTML."
+    folder, page = mixed
+    assert "the part" not in page.partition("Left out")[2]
+    assert (folder / "figures" / "failures.png").is_file() and 'src="figures/data.png"' in page
+    raw = (folder / "index.html").read_text(encoding="utf-8")
+    assert "$a_$" in raw and "<b>" not in raw and "&lt;b&gt;mono" in raw
+
+
+def test_a_class_keeps_its_colour_where_others_are_missing(tmp_path):
+    copy(["analysis"], tmp_path)
+    whole, = read_runs(tmp_path)
+    five = [0, 1, 4, 5, 6]
+
+    def subset(record):
+        results = record["results"]
+        results["likeness"] = [[row[k] for k in five] for row in
+                               [results["likeness"][k] for k in five]]
+        for key in ("class_names", "kept_counts"):
+            results[key] = [results[key][k] for k in five]
+
+    edit(tmp_path / "analysis" / "metrics.json", subset)
+    part, = read_runs(tmp_path)
+    bars = [[bar.get_facecolor() for bar in data([run]).figure.axes[0].patches]
+            for run in (whole, part)]
+    assert bars[1] == [bars[0][k] for k in five]
+
+
+def png(path, software):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", software)
+    Image.new("L", (8, 8)).save(path, pnginfo=info if software else None)
+
+
+THEIRS = {  # files that a user may have in the folder
+    "index.html": lambda path: path.write_text("<title>My thesis</title>"),
+    "cells.html": lambda path: path.write_text("<title>Images of real cells</title> of mine"),
+    "results.csv": lambda path: path.write_text("run,accuracy\n1,0.9\n"),
+    "figures/problem.png": lambda path: png(path, "Matplotlib version3.11.2, its address"),
+    "figures/worth.png": lambda path: png(path, ""),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_page_replaces_nothing_that_it_did_not_write(name, tmp_path):
+    copy([HEAVY], tmp_path)
+    (tmp_path / "figures").mkdir()
+    THEIRS[name](tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(DataError) as error:
+        build_report(tmp_path)
+    assert name in str(error.value) and len(str(error.value).splitlines()) == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(DataError):  # before anything runs
+        check_page_free(tmp_path)
+
+
+def test_a_page_replaces_its_own_also_an_older_one(tmp_path):
+    copy([HEAVY], tmp_path)
+    check_page_free(tmp_path / "not_there_yet")
+    path = build_report(tmp_path)
+    first = path.read_text(encoding="utf-8")
+    assert '<meta name="generator" content="bloodcell_nb">' in first
+    # as they were before pages and figures bore the name
+    path.write_text(first.replace('<meta name="generator" content="bloodcell_nb">\n', ""))
+    png(tmp_path / "figures" / "problem.png", "Matplotlib version3.11.2, its address")
+    (tmp_path / "figures" / "notes.txt").write_text("mine")  # the page writes none of this name
+    assert build_report(tmp_path).read_text(encoding="utf-8") == first
+    assert (tmp_path / "figures" / "notes.txt").read_text() == "mine"
