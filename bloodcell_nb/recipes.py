@@ -7,7 +7,7 @@ __all__ = ['Share', 'Rate', 'RunName', 'WEIGHT_DECAY', 'SCHEMAS', 'PROFILES', 'R
            'TrainingRecipe', 'CustomCNNRecipe', 'Phase', 'TransferRecipe', 'EfficientNetRecipe', 'ConvNeXtRecipe',
            'ReaderRecipe', 'EnsembleRecipe', 'RobustnessRecipe', 'EvaluationRecipe', 'check_recipe', 'first_error',
            'read_recipe', 'recipe_of', 'project_root', 'working_root', 'recipes', 'Study', 'studies', 'read_study',
-           'find_recipe', 'with_profile', 'lowered_sizes', 'runs_folder', 'runs_read', 'keras_backend']
+           'find_recipe', 'list_recipes', 'with_profile', 'lowered_sizes', 'runs_folder', 'runs_read', 'keras_backend']
 
 # %% ../nbs/reference/recipes.ipynb #3ebdaf11
 import difflib
@@ -388,6 +388,18 @@ def find_recipe(
         raise RecipeError(f"no recipe {cut(name)}; there are {', '.join(close)} and others, as "
                           "bloodcell recipes lists them, or name a .yaml file")
     return path
+
+# %% ../nbs/reference/recipes.ipynb #listrec1
+def list_recipes():
+    """Print each recipe with its notebook, each study with its number of runs, and the first line
+    of its file.
+    """
+    for kind, paths in (("recipe", recipes()), ("study", studies())):
+        for name, path in paths.items():
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            what = (read_recipe(path).notebook if kind == "recipe"
+                    else f"{len(read_study(name)[1])} runs")
+            print(f"{name:<32} {what:<16} {first.lstrip('# ') if first.startswith('#') else ''}")
 
 # %% ../nbs/reference/recipes.ipynb #868471e1
 PROFILES = {
