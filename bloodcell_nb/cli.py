@@ -226,8 +226,8 @@ def evaluate_network(
         "notebook": "09_evaluation", "source": str(source), "model": str(place.resolve()),
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower()), "views": views,
         "networks": network_sums(classifier), "classes": _pairs(classes), "shift": shift})
-    print(evaluation_cells(recipe, classifier))
-    root = _runs_root(out, source)
+    unseen, root = evaluation_cells(recipe, classifier), _runs_root(out, source)
+    print(unseen)
     states, _ = run_all([recipe], root, "full", 1, None, None)
     _write_page(root)
     return int("failed" in states)
