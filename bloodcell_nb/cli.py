@@ -227,8 +227,8 @@ def evaluate_network(
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower()), "views": views,
         "networks": network_sums(classifier), "classes": _pairs(classes), "shift": shift})
     unseen, root = evaluation_cells(recipe, classifier), _runs_root(out, source)
-    print(unseen)
     states, _ = run_all([recipe], root, "full", 1, None, None)
+    print(unseen)
     _write_page(root)
     return int("failed" in states)
 
