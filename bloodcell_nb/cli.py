@@ -237,9 +237,10 @@ def evaluate_network(
         "notebook": "09_evaluation", "source": str(source), "model": str(place.resolve()),
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower()), "views": views,
         "networks": network_sums(classifier), "classes": _pairs(classes), "shift": shift})
-    print(evaluation_cells(recipe, classifier))
+    unseen = evaluation_cells(recipe, classifier)
     root = check_writable(_runs_root(out, source, [recipe]), out)
     states, _ = run_all([recipe], root, "full", 1, None, None)
+    print(unseen)
     _write_page(root)
     return int("failed" in states)
 
