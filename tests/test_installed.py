@@ -82,19 +82,24 @@ def test_an_installed_package_works_without_a_clone(run):
     Image.fromarray(draw_cells(8).images[0]).save(run.place / "work" / "cell.png")
     listed = run(sys.executable, script, "recipes")
     assert [line.split()[0] for line in listed.splitlines()][:len(recipes())] == [*recipes()]
-    code = ("from bloodcell_nb.cli import main; from bloodcell_nb.records import code_fingerprint;"
-            "import bloodcell_nb; print(bloodcell_nb.__file__, code_fingerprint('01_analysis'));"
-            "print([main(['predict', 'cell.png']), main(['submission', 'convnext_atto_heavy']),"
-            f"main(['card', '{BEST}'])])")
-    lines = run(sys.executable, "-c", code).splitlines()
-    assert lines[0] == f"{site / 'bloodcell_nb' / '__init__.py'} {code_fingerprint('01_analysis')}"
-    assert lines[1].startswith("cell.png: ") and lines[2] == "wrote submission.zip"
-    assert lines[3] == "[0, 0, 2]"
-    run(sys.executable, script, "run", "analysis", "--data", "synthetic:n=120", "--profile",
-        "smoke")
-    folder = run.place / "work" / "reports" / "synthetic"
-    assert json.loads((folder / "analysis" / "status.json").read_text())["state"] == "done"
-    assert (folder / "index.html").is_file() and sorted(site.rglob("*")) == before
+    source, own = "synthetic:n=120", "reports/synthetic/custom_cnn"
+    run(sys.executable, script, "run", "custom_cnn", "--data", source, "--profile", "smoke")
+    record = json.loads((run.place / "work" / own / "metrics.json").read_text(encoding="utf-8"))
+    assert record["code"] == code_fingerprint("03_custom_cnn")
+    assert (run.place / "work" / "reports" / "synthetic" / "index.html").is_file()
+    lines = run(sys.executable, "-c", f"""
+import bloodcell_nb
+from bloodcell_nb.cli import main
+print(bloodcell_nb.__file__)
+print([main(words.split()) for words in (
+    "predict cell.png", "publish {own} --data {source}", "predict cell.png --model custom_cnn",
+    "predict cell.png --model models/custom_cnn", "submission {BEST}", "card {BEST}")])
+""").splitlines()
+    assert lines[0] == str(site / "bloodcell_nb" / "__init__.py")
+    assert lines[1].startswith("cell.png: ") and lines[2] == "published: models/custom_cnn"
+    assert lines[3].startswith("cell.png: ") and lines[4:] == ["wrote submission.zip",
+                                                              "[0, 0, 2, 0, 0, 2]"]
+    assert sorted(site.rglob("*")) == before
 
 
 def test_new_networks_go_to_the_clone_or_to_the_working_folder(tmp_path, monkeypatch):

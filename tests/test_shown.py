@@ -10,6 +10,7 @@ from bloodcell_nb.cli import _pairs, _parser, main
 from bloodcell_nb.custom_cnn import custom_cnn
 from bloodcell_nb.models import find_model
 from bloodcell_nb.recipes import find_recipe, read_recipe, read_study
+from bloodcell_nb.sources import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,7 +21,7 @@ STUDY, KILLED = "test_command.py::test_a_study", "test_command.py::test_killed_r
 EVALUATE = "test_models.py::test_evaluate_the_courses_file"
 # what runs it: a test, or a line of what CI runs
 RUN_BY = {
-    "make report": INSTALLED,  # its study, at smoke size
+    "make report": "test_shown.py::test_make_report_asks_for_what_there_is",  # ten minutes
     "make test": ".ci/run: make test",
     "make lab": "test_shown.py::test_lab_starts",
     "make docs": ".ci/run: make docs",
@@ -103,12 +104,26 @@ def test_options_in_comments_are_there(capsys):
     assert len(lines) >= 2
 
 
+def command_of(target, program):
+    "What make would run for a target with a program, as words."
+    lines = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True,
+                           encoding="utf-8", check=True).stdout.splitlines()
+    return shlex.split(next(line for line in lines if line.startswith(f"{program} ")))
+
+
+def test_make_report_asks_for_what_there_is():
+    "Its study, whose recipes are read, and drawn cells."
+    options = _parser().parse_args(command_of("report", "bloodcell")[1:])
+    assert {recipe.notebook for recipe in read_study(options.study)[1]} == {
+        "01_analysis", "03_custom_cnn", "04_efficientnet", "05_convnext", "06_ensemble",
+        "07_robustness"}
+    assert fingerprint(options.data) and options.out == "reports/synthetic"
+
+
 def test_lab_starts():
     "As root too, in a container: the address is told."
-    lines = subprocess.run(["make", "--dry-run", "lab"], cwd=ROOT, capture_output=True,
-                           encoding="utf-8", check=True).stdout.splitlines()
-    command = next(line for line in lines if line.startswith("jupyter lab "))
-    process = subprocess.Popen([*shlex.split(command), "--no-browser", "--port=0"], cwd=ROOT,
+    command = command_of("lab", "jupyter lab")
+    process = subprocess.Popen([*command, "--no-browser", "--port=0"], cwd=ROOT,
                                stderr=subprocess.PIPE, encoding="utf-8")
     try:
         said = []
