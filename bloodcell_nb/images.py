@@ -69,7 +69,9 @@ def _in_folder(root):
     files, folders, left = [], [], [("", {os.path.realpath(root)})]
     while left:
         place, above = left.pop()
-        for entry in os.scandir(root / place):
+        with os.scandir(root / place) as entries:
+            found = list(entries)
+        for entry in found:
             name = place + entry.name
             if is_hidden(entry.name):
                 continue

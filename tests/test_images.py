@@ -117,7 +117,7 @@ def test_a_zip_of_windows(tmp_path, drawn):
     assert np.array_equal(windows.images, folder.images) and list(windows.ids) == list(folder.ids)
 
 
-NAMES = ["2024-05-01 12:30:07.png", "é" * 100 + ".png", "caf\udce9.png", "two\nlines \x1b[31m.png"]
+NAMES = ["2024-05-01 12:30:07.png", "con.png", "caf\udce9.png", "two\nlines \x1b[31m.png"]
 
 
 @pytest.mark.parametrize("name", NAMES)

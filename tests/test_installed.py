@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import bloodcell_nb
-from bloodcell_nb.models import BEST
+from bloodcell_nb.models import find_model
 from bloodcell_nb.recipes import project_root, recipes, working_root
 from bloodcell_nb.records import code_fingerprint
 from bloodcell_nb.synthetic import draw_cells
@@ -83,6 +83,7 @@ def test_an_installed_package_works_without_a_clone(run):
     listed = run(sys.executable, script, "recipes")
     assert [line.split()[0] for line in listed.splitlines()][:len(recipes())] == [*recipes()]
     source, own = "synthetic:n=120", "reports/synthetic/custom_cnn"
+    best = find_model().name
     run(sys.executable, script, "run", "custom_cnn", "--data", source, "--profile", "smoke")
     record = json.loads((run.place / "work" / own / "metrics.json").read_text(encoding="utf-8"))
     assert record["code"] == code_fingerprint("03_custom_cnn")
@@ -93,7 +94,7 @@ from bloodcell_nb.cli import main
 print(bloodcell_nb.__file__)
 print([main(words.split()) for words in (
     "predict cell.png", "publish {own} --data {source}", "predict cell.png --model custom_cnn",
-    "predict cell.png --model models/custom_cnn", "submission {BEST}", "card {BEST}")])
+    "predict cell.png --model models/custom_cnn", "submission {best}", "card {best}")])
 """).splitlines()
     assert lines[0] == str(site / "bloodcell_nb" / "__init__.py")
     assert lines[1].startswith("cell.png: ") and lines[2] == "published: models/custom_cnn"
