@@ -171,7 +171,7 @@ _WITH_RANGE = ("RandomBrightness", "RandomChannelShift", "AutoContrast", "Random
                "Solarization", "RandAugment", "AugMix")  # layers that ask for it
 KERAS_CV = (*_WITH_RANGE, "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation",
             "RandomShear", "ChannelShuffle", "RandomGaussianBlur", "RandomCutout",
-            "GridMask")  # operations that keras-cv has
+            "GridMask")  # operations that are taken from it
 
 
 def _keras_cv_parameters(name, ours):
