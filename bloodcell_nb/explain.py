@@ -61,7 +61,8 @@ def save_network(
     model: keras.Model,
     path: Path,  # .keras, that Keras 3.6 and later read
 ):
-    "Save a network whole or not at all."
+    "Save a network, whole or not at all, in a folder that is made if need be."
+    Path(path).parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=".") as work:
         saved, copy = Path(work) / "saved.keras", Path(work) / "copy.keras"
         model.save(saved)

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from .analysis import balance_classes, duplicate_groups, perceptual_hashes
 from .data import Cells, fold_indices, split_indices
 from .events import event_callbacks
+from .explain import save_network
 from .gradients import speed_up_training
 from .growing import GrowingImages, policies_of
 from .memory import keep_freed_memory
@@ -445,8 +446,7 @@ def evaluate(
     # each lies like a run of its own inside the run's folder
     for k, weights in enumerate(fitted.snapshots, 1):
         network, folder = fitted._network(weights), run.folder / f"snapshot_{k}"
-        folder.mkdir(exist_ok=True)
-        network.save(folder / "model.keras")
+        save_network(network, folder / "model.keras")
         for part, cells in parts.items():
             run.predictions(cells, predict(network, cells), part, folder)
     return {"training": fitted.record(), **scores}, found
@@ -494,7 +494,7 @@ def finish_training(
     run: Run,
 ) -> dict:  # the record
     "Save the model, write the record, remove what was only there for resuming."
-    fitted.final.save(run.folder / "model.keras")
+    save_network(fitted.final, run.folder / "model.keras")
     record = run.finish(results)
     shutil.rmtree(run.folder / "state", ignore_errors=True)
     return record
