@@ -103,6 +103,10 @@ def _read_named(names, size, messages):
     return images, paths, len(wrong)
 
 # %% ../nbs/reference/answers.ipynb #2a61ea53
+_UNLIKE = {"synthetic": "; a drawn (synthetic) cell rather than one like the training cells",
+           "other": "; unlike the training cells"}
+
+
 @dataclass(frozen=True)
 class Answer:
     "What a classifier says of one image."
@@ -112,13 +116,14 @@ class Answer:
     sure: bool | None  # None: the classifier has no threshold
     familiar: bool | None
     probabilities: dict  # of each class
+    kind: str | None = None  # cell, synthetic (more like drawn cells) or other
 
     def __str__(self):
         ranked = sorted(self.probabilities, key=self.probabilities.get, reverse=True)[:2]
         first, second = (f"{name} {self.probabilities[name]:.3f}" for name in ranked)
         text = (f"not sure, {first} or {second}" if self.sure is False
                 else f"{first}  (then {second})")
-        unlike = "; unlike the training cells" if self.familiar is False else ""
+        unlike = _UNLIKE.get(self.kind, _UNLIKE["other"]) * (self.familiar is False)
         return f"{printable(self.file)}: {text}{unlike}"
 
 # %% ../nbs/reference/answers.ipynb #4245a6cf
@@ -131,12 +136,11 @@ def answer(
     probabilities = classifier.predict(images)
     likely, known = probabilities.max(axis=1), len(images) * [None]
     sure = known if classifier.sure_above is None else likely >= classifier.sure_above
-    if classifier.familiar_above is not None:
-        known = classifier.similarity(images) >= classifier.familiar_above
+    kinds = known if classifier.familiar_above is None else classifier.kinds(images).tolist()
     return [Answer(str(name), classifier.class_names[one.argmax()], float(one.max()),
                    None if sure[k] is None else bool(sure[k]),
-                   None if known[k] is None else bool(known[k]),
-                   dict(zip(classifier.class_names, map(float, one), strict=True)))
+                   None if kinds[k] is None else kinds[k] == "cell",
+                   dict(zip(classifier.class_names, map(float, one), strict=True)), kinds[k])
             for k, (name, one) in enumerate(zip(names, probabilities, strict=True))]
 
 # %% ../nbs/reference/answers.ipynb #715e8e2b
@@ -153,9 +157,10 @@ def write_answers(
     elif form == "csv":
         classes = list(answers[0].probabilities) if answers else []
         rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(["file", "label", "probability", "sure", "familiar", *classes])
+        rows.writerow(["file", "label", "probability", "sure", "familiar", "kind", *classes])
         for one in answers:
             rows.writerow([printable(one.file), one.label, one.probability, one.sure, one.familiar,
+                           one.kind,
                            *one.probabilities.values()])
     else:
         stream.writelines(f"{one}\n" for one in answers)

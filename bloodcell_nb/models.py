@@ -10,7 +10,6 @@ __all__ = ['KNOWN_CELLS', 'published', 'under_shift', 'find_model', 'network_sum
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +26,11 @@ from bloodcell_nb.ensemble import (
     risk_coverage,
     with_temperature,
 )
+from .negatives import fit_kinds, no_cells, resized
 from .recipes import check_recipe, project_root, working_root
 from .records import model_file, read_runs, write_json, write_text
 from .sources import fingerprint
+from .synthetic import draw_cells
 
 # %% ../nbs/reference/models.ipynb #dc0d130e
 def published() -> dict[str, Path]:  # folder of each network, by name
@@ -94,32 +95,42 @@ def sure_threshold(
 
 # %% ../nbs/reference/models.ipynb #0ff1aa19
 KNOWN_CELLS = 2000  # training cells whose features are kept
-_FAMILIAR = 0.99  # share of the validation cells that are familiar
+_DRAWN_CELLS = 400  # that they are told from
+_FAMILIAR = 0.995  # share of the validation cells that pass either threshold
 
 
-def _write_features(model, splits, path, seed=0):
-    """Keep features of a sample of training images, each of length 1, in half precision, and
-    hashes of all cells that the network was trained or chosen on.
+def _write_features(model, splits, path, synthetic=False, seed=0):
+    """Keep features of a sample of training images, each of length 1, in half precision, what
+    tells them from drawn cells (unless they are such) and from images of no cell, and hashes of
+    all cells that the network was trained or chosen on.
     """
     from bloodcell_nb.explain import embed
     from bloodcell_nb.splits import seen_hashes
 
     images = splits.train.images
     picked = np.random.default_rng(seed).permutation(len(images))[:KNOWN_CELLS]
-    features = embed(model, images[np.sort(picked)])
-    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
-    np.savez_compressed(path, features=features.astype(np.float16), hashes=seen_hashes(splits))
+    cells, size = images[np.sort(picked)], images.shape[1:3]
+    shown = {"cell": cells, "synthetic": draw_cells(_DRAWN_CELLS, seed).images,
+             "other": np.concatenate(list(no_cells(resized(cells, (96, 96)), seed=seed).values()))}
+    features = {kind: embed(model, resized(some, size)) for kind, some in shown.items()
+                if not (synthetic and kind == "synthetic")}
+    for some in features.values():
+        some /= np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-9)
+    np.savez_compressed(path, features=features["cell"].astype(np.float16),
+                        kinds=fit_kinds(features), hashes=seen_hashes(splits))
 
 
 def _settings(classifier, val, members):
     "Weights, temperature and thresholds, chosen on validation cells."
     raw = classifier.predict(val.images)
     temperature = fit_temperature(raw, val.labels)
-    similar = classifier.similarity(val.images)
+    similar, probable = classifier.compare(val.images)
+    familiar = {"familiar_above": similar} | (
+        {} if probable is None else {"cell_above": probable[:, 0]})
     return {"members": members, "weights": list(classifier.weights), "views": 1,
             "class_names": list(classifier.class_names), "temperature": temperature,
             "sure_above": sure_threshold(val.labels, with_temperature(raw, temperature)),
-            "familiar_above": float(np.quantile(similar, 1 - _FAMILIAR))}
+            **{key: float(np.quantile(values, 1 - _FAMILIAR)) for key, values in familiar.items()}}
 
 
 def _validation(classifier, val):
@@ -168,6 +179,7 @@ def publish(
 # %% ../nbs/reference/models.ipynb #57cbe36d
 def _fill(work, record, source, models):
     "Write what a published network consists of."
+    from bloodcell_nb.explain import copy_network
     from bloodcell_nb.splits import prepare
 
     # the record names recipes of this project's form
@@ -175,9 +187,9 @@ def _fill(work, record, source, models):
     members = list(getattr(recipe, "members", [])) or [record.name]
     splits = prepare(recipe)
     if members == [record.name]:
-        shutil.copyfile(model_file(record.folder), work / "model.keras")
+        copy_network(model_file(record.folder), work / "model.keras")
         classifier = load_classifier([work])
-        _write_features(classifier.models[0], splits, work / "features.npz")
+        _write_features(classifier.models[0], splits, work / "features.npz", record.synthetic)
     else:
         if missing := [name for name in members if not (models / name / "model.keras").exists()]:
             raise DataError(f"{models} holds no {missing[0]}, a member of {record.name}; publish "

@@ -184,8 +184,8 @@ def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
             if re.fullmatch("[0-9a-f]{40}", commit) else None)
 
 # %% ../nbs/reference/records.ipynb #f68d537f
-_LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "keras-cv", "numpy",
-              "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
+_LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "keras-cv", "h5py",
+              "numpy", "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
               "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil",
               "pooch", "tqdm", "traitlets", "papermill", "nbclient",
               "nbconvert", "nbformat", "bleach", "onnx", "onnxruntime",

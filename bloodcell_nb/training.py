@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from .analysis import balance_classes, duplicate_groups, perceptual_hashes
 from .data import Cells, DataError, fold_indices, split_indices
 from .events import event_callbacks
+from .explain import save_network
 from .gradients import speed_up_training
 from .growing import GrowingImages, policies_of
 from .memory import keep_freed_memory
@@ -341,8 +342,7 @@ def evaluate(
     # each lies like a run of its own inside the run's folder
     for k, weights in enumerate(fitted.snapshots, 1):
         network, folder = fitted._network(weights), run.folder / f"snapshot_{k}"
-        folder.mkdir(exist_ok=True)
-        network.save(folder / "model.keras")
+        save_network(network, folder / "model.keras")
         for part, cells in parts.items():
             run.predictions(cells, predict(network, cells), part, folder)
         np.savez_compressed(folder / "hashes.npz", hashes=seen)
@@ -394,5 +394,5 @@ def finish_training(
 
     What resuming needs stays until the run is whole, its notebook too: the engine removes it.
     """
-    fitted.final.save(run.folder / "model.keras")
+    save_network(fitted.final, run.folder / "model.keras")
     return run.finish(results)

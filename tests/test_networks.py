@@ -1,0 +1,236 @@
+"Networks from elsewhere, looked at once when they are loaded; and ours, read elsewhere."
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from test_command import one_line_error
+
+from bloodcell_nb.classifier import Classifier, load_classifier, write_submission
+from bloodcell_nb.custom_cnn import custom_cnn
+from bloodcell_nb.data import DataError
+from bloodcell_nb.explain import MAX_NETWORK_BYTES, copy_network, load_model, save_network
+from bloodcell_nb.models import _settings, _write_features, find_model
+from bloodcell_nb.negatives import no_cells
+from bloodcell_nb.recipes import project_root, read_recipe, recipes
+from bloodcell_nb.sources import load
+from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.transfer import transfer_model
+
+OLDER = project_root() / ".venv" / "older"  # a folder for each version: `make test` fills it
+
+
+def network(shape=(96, 96, 3), classes=8, activation="softmax", dtype="uint8"):
+    image = keras.Input(shape, dtype=dtype)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, strides=4)(layers.Rescaling(1 / 255)(
+        image)))
+    return keras.Model(image, layers.Dense(classes, activation)(x))
+
+
+def spoiled(value):
+    model = network()
+    model.layers[-1].bias.assign(np.full(8, value))
+    return model
+
+
+FOREIGN = {
+    "logits": (lambda: network(activation=None), ["no probabilities", "end it with a softmax"]),
+    "several_labels": (lambda: network(activation="sigmoid"), ["no probabilities"]),
+    "not_a_number": (lambda: spoiled(np.nan), ["not finite"]),
+    "grey": (lambda: network((96, 96, 1)), ["(96, 96, 1)", "expected three channels"]),
+    "any_size": (lambda: network((None, None, 3)), ["any size", "keras.Input((96, 96, 3))"]),
+    "one_class": (lambda: network(classes=1), ["gives 1 classes; expected 8"]),
+    "two_inputs": (lambda: keras.Model([one := keras.Input((8,)), two := keras.Input((8,))],
+                                       layers.Dense(8, "softmax")(layers.Add()([one, two]))),
+                   ["expected a classifier of images"])}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_network_costs_one_line(tmp_path, capsys, name):
+    build, words = FOREIGN[name]
+    keras.utils.set_random_seed(0)
+    build().save(tmp_path / f"{name}.keras")
+    cat = project_root() / "nbs" / "images" / "cat.png"
+    one_line_error(capsys, ["predict", cat, "--model", tmp_path / f"{name}.keras"], name, *words)
+    one_line_error(capsys, ["submission", tmp_path / f"{name}.keras", "--out",
+                            tmp_path / "a.zip"], *words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.keras"]
+
+
+def test_float_networks_and_half_precision_are_answered(tmp_path):
+    for dtype, last in (("float32", "float32"), ("int32", "float32"), ("uint8", "float16"),
+                        ("uint8", "bfloat16")):
+        model = network(dtype=dtype)
+        model = keras.Model(model.inputs, layers.Activation("linear", dtype=last)(model.output))
+        model.save(tmp_path / "model.keras")
+        assert load_model(tmp_path).output_shape == (None, 8)
+
+
+def rewritten(path, config=None, weights=None):
+    "A saved network with another configuration or other weights, deflated."
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    if config:
+        entries["config.json"] = config(entries["config.json"].decode()).encode()
+    if weights:
+        entries["model.weights.h5"] = weights
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def hollow(shape):
+    "An HDF5 file of a data set that says that it is large, and holds nothing."
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        file.create_dataset("layers/dense/vars/0", shape, "float32", chunks=(1, 1024))
+    return stream.getvalue()
+
+
+def test_a_network_that_unpacks_to_too_much_is_not_loaded(tmp_path, monkeypatch):
+    "Deflated, chunks that HDF5 never stored, and a configuration that asks for more."
+    path = tmp_path / "model.keras"
+    loaded = []
+    monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: loaded.append(1))
+    network().save(path)
+    rewritten(path, weights=hollow((2**20, 2**14)))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"unpacks to 64.00 GiB; expected at most 2 GiB"):
+        load_model(path)
+    network().save(path)
+    rewritten(path, config=lambda text: text.replace('"units": 8', '"units": 2000000000'))
+    with pytest.raises(DataError, match="a layer is 2000000000 wide"):
+        load_model(path)
+    network().save(path)
+    rewritten(path, weights=bytes(100 * 2**20))
+    monkeypatch.setattr("bloodcell_nb.explain.MAX_NETWORK_BYTES", 90 * 2**20)
+    with pytest.raises(DataError, match="unpacks to 0.10 GiB"):
+        load_model(path)
+    assert MAX_NETWORK_BYTES == 2 * 2**30 and path.stat().st_size < 2**20 and not loaded
+
+
+GOOD = {"members": ["first", "second"], "weights": [0.5, 1.5], "temperature": 0.8, "views": 8,
+        "class_names": list("abcdefgh"), "sure_above": 0.7, "familiar_above": 0.8,
+        "cell_above": 0.3, "validation": {"clean": 0.97, "corrupted": 0.9, "stand_in": 0.7}}
+
+
+@pytest.mark.parametrize("key, value, words", [
+    ("temperature", 0, "temperature is 0"), ("temperature", float("nan"), "temperature is nan"),
+    ("temperature", -1, "greater than 0"), ("temperature", "1", "valid number"),
+    ("members", [], "at least 1 item"), ("members", ["first", "first"], "each once"),
+    ("members", "first", "valid list"), ("members", [["first"], "x"], "valid string"),
+    ("weights", [1.5, -0.5], "greater than or equal to 0"), ("weights", [1], "one a member"),
+    ("weights", [0, 0], "expected one above 0"), ("weights", [1, float("inf")], "weights.1 is inf"),
+    ("views", 3, "1, 2, 4 or 8"), ("class_names", ["a"] * 8, "each once"),
+    ("class_names", [1, 2], "valid string"), ("sure_above", float("nan"), "sure_above is nan"),
+    ("familiar_above", float("inf"), "familiar_above is inf"), ("cell_above", "x", "valid number"),
+    ("validation", {"test": 0.9}, "validation.test"), ("surely", 1, "unknown key surely"),
+    (None, [], "valid dict"), (None, "no JSON", "cannot be read")])
+def test_ensemble_json_is_checked(tmp_path, key, value, words):
+    settings = GOOD | {key: value} if key else value
+    text = value if value == "no JSON" else json.dumps(settings)
+    (tmp_path / "ensemble.json").write_text(text, encoding="utf-8")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.keras").touch()
+    with pytest.raises(DataError, match=r"ensemble\.json: ") as refused:
+        load_classifier([tmp_path], tmp_path)
+    assert words in str(refused.value) and len(str(refused.value)) < 400, str(refused.value)
+    (tmp_path / "ensemble.json").write_text(json.dumps(GOOD))
+    found = load_classifier([tmp_path], tmp_path)
+    assert found.weights == (0.25, 0.75) and found.views == 8 and found.cell_above == 0.3
+
+
+_READ = """
+import sys
+import keras
+import numpy as np
+given = np.load(sys.argv[1])
+for name in given.files:
+    if name != "images":
+        network = keras.saving.load_model(f"{name}.keras", compile=False, safe_mode=True)
+        answers = network.predict(given["images"], verbose=0)
+        print(keras.__version__, name, float(np.abs(answers - given[name]).max()))
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    "Networks as they are published, trained and handed in, and what they answer."
+    place = tmp_path_factory.mktemp("saved")
+    write_submission([find_model()], place / "submission.zip")
+    with zipfile.ZipFile(place / "submission.zip") as archive:
+        archive.extractall(place)
+    keras.utils.set_random_seed(0)
+    save_network(custom_cnn((96, 96), filters=(8, 16), dense_units=16), place / "cnn.keras")
+    mobile = read_recipe(recipes()["mobilenet_translation_mixup"]).model_copy(
+        update={"weights": "none"})
+    save_network(transfer_model(mobile, (96, 96)), place / "mobile.keras")
+    images = draw_cells(8).images
+    answers = {path.stem: load_model(path).predict(images, verbose=0)
+               for path in place.glob("*.keras")}
+    np.savez(place / "given.npz", images=images, **answers)
+    return place
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.10.0", "3.13.2", "3.14.0"])
+def test_older_keras_reads_what_travels(saved, version):
+    if not (OLDER / version / "keras").is_dir():
+        pytest.skip(f"Keras {version}: make {OLDER.relative_to(project_root())}/.installed")
+    done = subprocess.run([sys.executable, "-c", _READ, saved / "given.npz"], cwd=saved, text=True,
+                          capture_output=True,
+                          env=os.environ | {"PYTHONPATH": str(OLDER / version)})
+    assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(version)]
+    assert len(lines) == 4 and all(float(line[2]) < 1e-5 for line in lines), lines
+
+
+def test_a_network_of_a_coming_keras_names_both_versions(tmp_path):
+    network().save(tmp_path / "model.keras")
+    rewritten(tmp_path / "model.keras", config=lambda text: text.replace(
+        '"padding": "valid"', '"padding": "valid", "shape_of_things": 1'))
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        saved = json.loads(archive.read("metadata.json"))["keras_version"]
+    with pytest.raises(DataError, match=f"saved by Keras {saved}, read by {keras.__version__} "):
+        load_model(tmp_path)
+
+
+def test_a_copy_is_the_same_each_time(tmp_path):
+    "Byte by byte: a network is known by its hash."
+    network().save(tmp_path / "model.keras")
+    copies = [tmp_path / f"{k}.keras" for k in range(3)]
+    copy_network(tmp_path / "model.keras", copies[0])
+    copy_network(tmp_path / "model.keras", copies[1])
+    copy_network(copies[0], copies[2])
+    assert len({path.read_bytes() for path in copies}) == 1
+
+
+def test_familiar_knows_what_is_no_cell(tmp_path, pbc96):
+    """Published from 600 training cells: masks, drawings, text, tissue and drawn cells, made from
+    other cells than those that were fitted to, are told from validation cells.
+    """
+    file = find_model("efficientnet_lite0_heavy") / "model.keras"
+    cells, rng = load(pbc96), np.random.default_rng(0)
+    train, val = (part[rng.permutation(len(part))[:count]] for part, count in (
+        (cells.part("train"), 600), (cells.part("val"), 320)))
+    copy_network(file, tmp_path / "model.keras")
+    classifier = Classifier((tmp_path / "model.keras",), (1.0,), class_names=val.class_names)
+    _write_features(classifier.models[0], train.images, tmp_path / "features.npz")
+    settings = _settings(classifier, val, [Path(tmp_path).name])
+    (tmp_path / "ensemble.json").write_text(json.dumps(settings))
+    published = load_classifier([tmp_path])
+    assert (published.kinds(val.images) != "cell").mean() <= 0.02
+    made = no_cells(val.images, 16, seed=1)
+    unlike = {kind: (published.kinds(images) == "other").mean() for kind, images in made.items()}
+    assert min(unlike[kind] for kind in ("mask", "discs", "text", "strokes", "empty field", "noise",
+                                         "pattern", "red cells", "tissue", "photograph")) > 0.85
+    assert np.mean(list(unlike.values())) > 0.9, unlike
+    assert (published.kinds(draw_cells(48, seed=5).images) == "synthetic").mean() > 0.8
