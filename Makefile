@@ -30,8 +30,13 @@ test-notebooks test-pytest: export OMP_NUM_THREADS := 1
 test-notebooks:
 	nbdev_test --n_workers 2 --do_print --timing
 
-test-pytest:
+test-pytest: .venv/older/.installed
 	pytest
+
+# Keras alone, on the locked TensorFlow: what travels is read by these too
+.venv/older/.installed: .venv/.installed
+	for version in 3.6.0 3.10.0 3.13.2 3.14.0; do $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target .venv/older/$$version keras==$$version || echo "no Keras $$version here: not tested"; done
+	touch $@
 
 test-all: test  ## also every recipe, at smoke size; pretrained networks without their weights
 	bloodcell run $(sort $(basename $(notdir $(wildcard recipes/*.yaml)))) --data synthetic:n=400 --profile smoke --set weights=none --jobs 2 --out reports/synthetic/smoke
