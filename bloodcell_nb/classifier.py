@@ -233,7 +233,7 @@ def kinds(
     similar, probable = self.compare(images)
     if probable is None or self.cell_above is None:
         return np.where(similar >= self.familiar_above, "cell", "other")
-    names = np.array(["synthetic", "other"] if probable.shape[1] == 3 else ["other"])
+    names = np.array(KINDS[-(probable.shape[1] - 1):])  # drawn cells may be the training cells
     unlike = names[probable[:, 1:].argmax(axis=1)]
     return np.where((similar >= self.familiar_above) & (probable[:, 0] >= self.cell_above),
                     "cell", unlike)

@@ -38,8 +38,11 @@ _NEWER_KEYS = {"input_axes": None, "output_axes": None, "quantization_config": N
 def _without_newer(config):
     "A configuration without the keys that older versions of Keras do not know."
     if isinstance(config, dict):
-        return {key: _without_newer(value) for key, value in config.items()
+        kept = {key: _without_newer(value) for key, value in config.items()
                 if not (key in _NEWER_KEYS and value == _NEWER_KEYS[key])}
+        if str(kept.get("module")).startswith("keras.src.ops"):  # an operation took no name
+            kept["config"].pop("name", None)
+        return kept
     return [_without_newer(value) for value in config] if isinstance(config, list) else config
 
 

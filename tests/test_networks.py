@@ -20,10 +20,10 @@ from bloodcell_nb.data import DataError
 from bloodcell_nb.explain import MAX_NETWORK_BYTES, copy_network, load_model, save_network
 from bloodcell_nb.models import _settings, _write_features, find_model
 from bloodcell_nb.negatives import no_cells
-from bloodcell_nb.recipes import project_root, read_recipe, recipes
+from bloodcell_nb.recipes import project_root
 from bloodcell_nb.sources import load
 from bloodcell_nb.synthetic import draw_cells
-from bloodcell_nb.transfer import transfer_model
+from bloodcell_nb.transfer import preprocess
 
 OLDER = project_root() / ".venv" / "older"  # a folder for each version: `make test` fills it
 
@@ -171,9 +171,11 @@ def saved(tmp_path_factory):
         archive.extractall(place)
     keras.utils.set_random_seed(0)
     save_network(custom_cnn((96, 96), filters=(8, 16), dense_units=16), place / "cnn.keras")
-    mobile = read_recipe(recipes()["mobilenet_translation_mixup"]).model_copy(
-        update={"weights": "none"})
-    save_network(transfer_model(mobile, (96, 96)), place / "mobile.keras")
+    x = image = keras.Input((96, 96, 3), dtype="uint8")  # operations beside layers
+    x = layers.Conv2D(4, 3, 4)(layers.Resizing(48, 48)(preprocess(x, "caffe")))
+    x = layers.BatchNormalization()(layers.SeparableConv2D(8, 3)(x))
+    x = layers.Dense(8, "softmax")(layers.GlobalAveragePooling2D()(x))
+    save_network(keras.Model(image, x), place / "operations.keras")
     images = draw_cells(8).images
     answers = {path.stem: load_model(path).predict(images, verbose=0)
                for path in place.glob("*.keras")}
