@@ -267,7 +267,7 @@ def _worst(errors):
     means = errors.mean(axis=1)
     return (f"{list(CORRUPTIONS)[means.argmax()].replace('_', ' ')} ({means.max():.3f})")
 
-
+# %% ../nbs/reference/beyond.ipynb #robustn1
 def robustness(
     runs: list[Finished],  # of one data set
 ) -> Section | None:

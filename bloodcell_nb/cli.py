@@ -182,7 +182,7 @@ def run_recipes(
         _write_page(root)
     return int("failed" in states)
 
-
+# %% ../nbs/reference/cli.ipynb #runsroot
 def _runs_root(out, source, chosen):
     "Folder of the runs; raises DataError for what is none, or holds what is not ours."
     from bloodcell_nb.page import check_page_free

@@ -17,7 +17,7 @@ from PIL import Image
 from bloodcell_nb import classifier
 from bloodcell_nb.cli import main
 from bloodcell_nb.data import CLASS_NAMES
-from bloodcell_nb.evaluation import evaluation_cells
+from bloodcell_nb.evaluation import _labelled
 from bloodcell_nb.recipes import check_recipe
 from bloodcell_nb.records import Run, run_key
 from bloodcell_nb.sources import fingerprint, load
@@ -194,7 +194,7 @@ def test_a_subset_of_the_classes_is_a_source(tmp_path, drawn, command):
                                "source": str(place)})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            judged = evaluation_cells(recipe, CLASS_NAMES, 96)
+            judged = _labelled(recipe, CLASS_NAMES, 96)
         assert judged.class_names == CLASS_NAMES and (judged.counts > 0).sum() == 5
 
 
