@@ -32,7 +32,7 @@ from bloodcell_nb.ensemble import (
     with_temperature,
 )
 from .images import check_names
-from .negatives import kind_probabilities
+from .negatives import KINDS, kind_probabilities
 from .recipes import first_error
 from .records import model_file
 
