@@ -491,8 +491,8 @@ def main(arguments: list = None) -> int:  # exit code, as `bloodcell --help` lis
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"bloodcell: {error.filename or 'a file cannot be written'}: {error.strerror or error}",
-              file=sys.stderr)
+        place = error.filename or "a file cannot be written"
+        print(f"bloodcell: {place}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bloodcell: interrupted; the same command goes on from here", file=sys.stderr)

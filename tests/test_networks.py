@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import keras
@@ -227,7 +228,8 @@ def test_familiar_knows_what_is_no_cell(tmp_path, pbc96):
         (cells.part("train"), 600), (cells.part("val"), 320)))
     copy_network(file, tmp_path / "model.keras")
     classifier = Classifier((tmp_path / "model.keras",), (1.0,), class_names=val.class_names)
-    _write_features(classifier.models[0], train.images, tmp_path / "features.npz")
+    splits = SimpleNamespace(train=train, val=val)
+    _write_features(classifier.models[0], splits, tmp_path / "features.npz")
     settings = _settings(classifier, val, [Path(tmp_path).name])
     (tmp_path / "ensemble.json").write_text(json.dumps(settings))
     published = load_classifier([tmp_path])
