@@ -204,7 +204,7 @@ def _known_cells(classifier):
 
 
 @patch
-def compare(
+def similarities(
     self: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
     batch_size: int = 256,
@@ -229,8 +229,8 @@ def kinds(
     self: Classifier,  # with a threshold of familiarity
     images: np.ndarray,  # uint8 (n, h, w, 3)
 ) -> np.ndarray:  # cell (familiar), synthetic (more like the drawn cells) or other, (n,)
-    "Tell of which kind images are; raises DataError as `compare` does."
-    similar, probable = self.compare(images)
+    "Tell of which kind images are; raises DataError as `similarities` does."
+    similar, probable = self.similarities(images)
     if probable is None or self.cell_above is None:
         return np.where(similar >= self.familiar_above, "cell", "other")
     names = np.array(KINDS[-(probable.shape[1] - 1):])  # drawn cells may be the training cells

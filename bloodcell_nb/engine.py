@@ -366,8 +366,8 @@ def _is_over(deadline):
 @contextmanager
 def _sharing(root):
     "Keep what all runs of a folder share from being removed; gives the lock."
-    lock = ReadWriteLock(hidden_folder(root) / "shared.db", is_singleton=False)
     try:
+        lock = ReadWriteLock(hidden_folder(root) / "shared.db", is_singleton=False)
         lock.acquire_read()
     except (OSError, sqlite3.Error) as error:
         raise RecipeError(f"{root}: cannot be written ({error}); name a folder for the runs that "

@@ -124,7 +124,7 @@ def _settings(classifier, val, members):
     "Weights, temperature and thresholds, chosen on validation cells."
     raw = classifier.predict(val.images)
     temperature = fit_temperature(raw, val.labels)
-    similar, probable = classifier.compare(val.images)
+    similar, probable = classifier.similarities(val.images)
     familiar = {"familiar_above": similar} | (
         {} if probable is None else {"cell_above": probable[:, 0]})
     return {"members": members, "weights": list(classifier.weights), "views": 1,
