@@ -190,9 +190,7 @@ def test_older_keras_reads_what_travels(saved, version):
         pytest.skip(f"Keras {version}: make {OLDER.relative_to(project_root())}/.installed")
     done = subprocess.run([sys.executable, "-c", _READ, saved / "given.npz"], cwd=saved, text=True,
                           capture_output=True,
-                          # without TensorFlow: quicker, and another implementation
-                          env=os.environ | {"PYTHONPATH": str(OLDER / version),
-                                            "KERAS_BACKEND": "numpy"})
+                          env=os.environ | {"PYTHONPATH": str(OLDER / version)})
     assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith(version)]
     assert len(lines) == 4 and all(float(line[2]) < 1e-5 for line in lines), lines

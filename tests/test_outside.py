@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import papermill
 import pytest
+from PIL import Image
 
 from bloodcell_nb import engine
 from bloodcell_nb.cli import main
@@ -22,6 +23,7 @@ def crowded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("synthetic", "medmnist"):
         (tmp_path / name / "basophil").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "basophil" / "1.png")
     for name in ("imagenet", "none"):
         (tmp_path / name).write_text("no weights")
     return tmp_path
