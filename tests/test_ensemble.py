@@ -132,7 +132,7 @@ def test_submission_in_a_clean_process(runs, tmp_path, capsys):
         archive.extractall(tmp_path / "empty")
     imports = re.findall(r"^(?:import|from) (\w+)", (tmp_path / "empty" / "model.py").read_text(),
                          re.M)
-    assert set(imports) == {"json", "os", "keras", "numpy"}
+    assert set(imports) == {"json", "os", "zipfile", "keras", "numpy"}
     from bloodcell_nb.classifier import load_classifier, try_submission
     from bloodcell_nb.sources import load
 
