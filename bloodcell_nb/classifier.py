@@ -255,7 +255,7 @@ BATCH = 16  # images at once; memory is short
 
 {dihedral}
 
-def load(path):
+def open_network(path):
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
@@ -270,7 +270,7 @@ class Model:
         with open(os.path.join(HERE, "ensemble.json"), encoding="utf-8") as file:
             self.settings = json.load(file)
         files = [os.path.join(HERE, name) for name in self.settings["files"]]
-        self.models = [load(path) for path in files]
+        self.models = [open_network(path) for path in files]
 
     def predict(self, X):
         "Labels, (n,), of images 0 to 255, (n, h, w, 3)."
