@@ -10,9 +10,7 @@ import argparse
 import json
 import os
 import re
-import signal
 import sys
-import threading
 import time
 import warnings
 from dataclasses import replace
@@ -23,6 +21,7 @@ import numpy as np
 from .data import DataError, DataWarning, printable
 from .engine import PAGE_SECONDS, locked, quiet_stderr, run_all
 from .events import check_events_folder, check_writable
+from .forks import terminated_as_interrupted
 from bloodcell_nb.recipes import (
     PROFILES,
     RecipeError,
@@ -474,11 +473,9 @@ def main(arguments: list = None) -> int:  # exit code, as `bloodcell --help` lis
         if hasattr(stream, "reconfigure"):  # what a terminal that is not UTF-8 lacks is escaped
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         keras_backend()  # one that is not there is refused before anything starts
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), terminated_as_interrupted():
             warnings.showwarning = _say
             code = _obey(options)
         sys.stdout.flush()

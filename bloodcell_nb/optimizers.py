@@ -6,6 +6,7 @@
 __all__ = ['cycle_ends', 'CosineCycles', 'make_optimizer', 'compiles_with_xla', 'training_metrics']
 
 # %% ../nbs/reference/optimizers.ipynb #936901b5
+import math
 from functools import partial
 from types import MethodType
 
@@ -67,7 +68,7 @@ def make_optimizer(
 ) -> keras.Optimizer:
     """The recipe's optimizer with its schedule.
 
-    Kernels decay; norms, biases and layer scales, which have one axis, do not.
+    Kernels decay; norms, biases and layer scales, which vary along one axis, do not.
     """
     rate, floor = recipe.learning_rate, min(recipe.final_learning_rate, recipe.learning_rate)
     schedules, every = keras.optimizers.schedules, steps * recipe.epochs
@@ -86,7 +87,8 @@ def make_optimizer(
              "sgd": partial(keras.optimizers.SGD, momentum=0.9, nesterov=True)}
     average = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
     optimizer = kinds[recipe.optimizer](rate, weight_decay=recipe.weight_decay or None, **average)
-    optimizer.exclude_from_weight_decay([one for one in variables if len(one.shape) < 2])
+    optimizer.exclude_from_weight_decay(
+        [one for one in variables if math.prod(one.shape) == max(one.shape, default=1)])
     if recipe.optimizer in ("adam", "adamw") and keras.backend.backend() == "tensorflow":
         optimizer.update_step = MethodType(_adam_step, optimizer)
     return optimizer

@@ -84,8 +84,7 @@ def _modules(code, seen):
 def code_fingerprint(
     notebook: str,  # without .ipynb
 ) -> str:  # 16 hexadecimal digits
-    """Identify the code of a notebook, of all modules of the project that it uses, and the
-    pretrained weights that they name.
+    """Identify the code of a notebook, and of all modules of the project that it uses.
 
     Raises RecipeError where it does not lie in nbs/.
     """
@@ -100,9 +99,6 @@ def code_fingerprint(
         _modules(source, files)
     code = [*map(str.encode, sources), *(file.read_text(encoding="utf-8").encode()  # any newlines
                                          for file in sorted(files))]
-    weights = sorted((Path(bloodcell_nb.__file__).parent / "weights").glob("*.npz"))
-    code += [file.read_bytes() for file in weights
-             if any(file.name.encode() in text for text in code)]
     return hashlib.sha256(b"\0".join(code)).hexdigest()[:16]
 
 # %% ../nbs/reference/records.ipynb #fccdfbf7

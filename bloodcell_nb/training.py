@@ -105,7 +105,7 @@ class Batches(keras.utils.PyDataset):
 # %% ../nbs/reference/training.ipynb #82557dbd
 class Snapshots(keras.callbacks.Callback):
     """Keep the weights at the end of each cycle of cosine_restarts, where the learning rate is
-    lowest (Huang et al. 2017).
+    lowest (Huang et al. 2017), unless they are no numbers.
     """
 
     def __init__(self, folder, epochs: int):
@@ -113,7 +113,7 @@ class Snapshots(keras.callbacks.Callback):
         self.folder, self.ends = folder, cycle_ends(epochs)
 
     def on_epoch_end(self, epoch, logs=None):
-        if epoch + 1 in self.ends:
+        if epoch + 1 in self.ends and np.isfinite(list((logs or {}).values())).all():
             self.model.network.save_weights(
                 self.folder / f"snapshot_{self.ends.index(epoch + 1) + 1}.weights.h5")
 

@@ -65,10 +65,13 @@ def _original_scale(network, pretrained):
         norm.set_weights([np.array([0.485, 0.456, 0.406]), np.square(_STDDEV), np.array(0)])
         norm.finalize_state()
     scale = layers.Rescaling([deviation**-0.5 for deviation in _STDDEV])
-    return keras.models.clone_model(
-        network, clone_function=lambda layer: layer,
-        call_function=lambda layer, *given, **options: scale(layer(*given, **options))
-        if layer is norm else layer(*given, **options))
+    # its layers are new ones: shared ones would keep the outputs of the graph without the scale
+    scaled = keras.models.clone_model(
+        network, call_function=lambda layer, *given, **options: scale(layer(*given, **options))
+        if layer.name == norm.name else layer(*given, **options))
+    scaled.set_weights(network.get_weights())
+    scaled.get_layer(norm.name).finalize_state()
+    return scaled
 
 
 def _built(name, image_size, weights, options):

@@ -10,6 +10,7 @@ import pytest
 from bloodcell_nb import transfer
 from bloodcell_nb.data import Cells, DataError
 from bloodcell_nb.growing import policies_of
+from bloodcell_nb.optimizers import cycle_ends
 from bloodcell_nb.policies import augmented
 from bloodcell_nb.recipes import check_recipe
 from bloodcell_nb.records import Run
@@ -161,6 +162,16 @@ def test_a_training_stops_at_nan_and_keeps_the_best_finite_epoch(tmp_path, capsy
         fit(little(), CELLS, CELLS, recipe, run, "at once", [NaNAt(0)])
     assert "\n" not in str(error.value) and len(str(error.value)) < 200
     assert not list(Path(tmp_path / "state" / "at once").glob("*"))
+
+
+def test_a_snapshot_of_nan_is_not_kept(tmp_path):
+    recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": "one", "epochs": 14,
+                           "schedule": "cosine_restarts", "snapshots": True, "eager": True,
+                           "patience": 14,
+                           "out": str(tmp_path), "source": "synthetic:n=64"})
+    first, second, *_ = cycle_ends(14)
+    fitted = fit(little(), CELLS, CELLS, recipe, Run(recipe), "cut", [NaNAt(second - 1)])
+    assert len(fitted.snapshots) == 1 and fitted.history["loss"][first:]
 
 
 class Cut(keras.callbacks.Callback):

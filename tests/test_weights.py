@@ -83,6 +83,10 @@ def test_a_file_of_weights_makes_the_network_that_imagenet_makes(b0, monkeypatch
     assert [type(layer) for layer in fresh.layers] == [type(layer) for layer in known.layers]
     mean = next(layer for layer in fresh.layers if isinstance(layer, keras.layers.Normalization))
     np.testing.assert_allclose(np.ravel(mean.mean), [0.485, 0.456, 0.406], rtol=1e-6)
+    for network in (again, fresh):  # its layers belong to one graph, which can be cut
+        outputs = [layer.output for layer in network.layers]
+        np.testing.assert_array_equal(keras.Model(network.input, outputs)(PIXELS)[-1],
+                                      features(network))
 
 
 def test_the_float32_copy_of_a_network_is_the_network():
