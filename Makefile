@@ -21,9 +21,9 @@ report: setup  ## the whole course on drawn cells, then the page
 test: setup  ## export and clean leave nothing to do, ruff, the notebooks, pytest
 	tests/check_tree.sh
 	ruff check .
-	$(MAKE) --no-print-directory -j2 --output-sync=target test-notebooks test-pytest
+	$(MAKE) --no-print-directory test-notebooks test-pytest
 
-# side by side, with one thread each: TensorFlow's threads would wait for one another
+# two processes with one thread each: TensorFlow's threads would wait for one another
 test-notebooks test-pytest: export TF_NUM_INTRAOP_THREADS := 1
 test-notebooks test-pytest: export OMP_NUM_THREADS := 1
 
@@ -31,7 +31,7 @@ test-notebooks:
 	nbdev_test --n_workers 2 --do_print --timing
 
 test-pytest: .venv/older/.installed
-	pytest
+	pytest -n 2 --dist loadscope
 
 # Keras alone, on the locked TensorFlow: what travels is read by these too
 .venv/older/.installed: .venv/.installed

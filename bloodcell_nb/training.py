@@ -230,8 +230,9 @@ def fit(
             further.append(GrowingImages(model, policies, recipe))
         trained.fit(batches, epochs=recipe.epochs, initial_epoch=progress.epoch, shuffle=False,
                     verbose=0, validation_batch_size=256, validation_data=_watched(val, recipe),
-                    callbacks=[*remembered, *further, times, progress,
-                               *event_callbacks(run, name), *callbacks])
+                    # an epoch's events are there before a state says that it is over
+                    callbacks=[*remembered, *further, times, *event_callbacks(run, name), progress,
+                               *callbacks])
     return _fitted(model, progress)
 
 # %% ../nbs/reference/training.ipynb #fitted01

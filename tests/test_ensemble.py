@@ -6,129 +6,140 @@ import zipfile
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from test_command import SOURCE, bloodcell, one_line_error, recipe
 
+from bloodcell_nb.cli import main
+from bloodcell_nb.data import DataError
+from bloodcell_nb.ensemble import read_predictions
 from bloodcell_nb.synthetic import draw_cells
+
+NO_TRAINING = {"filters": None, "dense_units": None, "batch_size": None, "epochs": None}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    "Two finished runs, their ensemble, its test under shift, and an image."
+def study(tmp_path_factory):
+    "A study of two seeds, their ensemble and its test under shift, and what the command said."
     folder = tmp_path_factory.mktemp("runs")
-    first, second = recipe(folder, "first", epochs=2), recipe(folder, "second", epochs=3, filters=[
-        8], seed=1, schedule="cosine_restarts", snapshots=True)
-    together = recipe(folder, "together", notebook="06_ensemble", members=["first", "second"],
-                      weighting="weighted", views=2,
-                      filters=None, dense_units=None, batch_size=None, epochs=None)
-    shifted = recipe(folder, "shifted", notebook="07_robustness", models=["first", "together"],
-                     filters=None, dense_units=None, batch_size=None, epochs=None)
-    done = bloodcell("run", first, second, together, shifted, "--data", SOURCE, "--profile", "full",
-                     "--jobs", "2", "--out", folder / "out")
+    recipe(folder, "one", epochs=2, schedule="cosine_restarts", snapshots=True)
+    recipe(folder, "together", notebook="06_ensemble", weighting="weighted", views=2,
+           members=["one", "one_seed1", "one/snapshot_1"], **NO_TRAINING)
+    recipe(folder, "shifted", notebook="07_robustness", models=["one", "together"], **NO_TRAINING)
+    (folder / "study.yaml").write_text(yaml.safe_dump({
+        "runs": {str(folder / f"{name}.yaml"): seeds for name, seeds in (
+            ("shifted", [0]), ("together", [0]), ("one", [0, 1]))}, "jobs": 2,
+        "set": {"epochs": 3}}))
+    command = ("run", "--study", folder / "study.yaml", "--data", SOURCE, "--profile", "full",
+               "--out", folder / "out")
+    done = bloodcell(*command, "--budget", "1000")
     assert done.returncode == 0, done.stdout + done.stderr
     Image.fromarray(draw_cells(16).images[0]).save(folder / "cell.png")
-    return folder
+    return folder, done.stdout, command
+
+
+@pytest.fixture
+def runs(study):
+    return study[0]
 
 
 def results(runs, name):
     return json.loads((runs / "out" / name / "metrics.json").read_text())["results"]
 
 
+def test_a_study(study, capsys):
+    "Seeds, two runs at a time, an ensemble that waits for its members; done, it is skipped."
+    folder, said, command = study
+    lines = [line.split(":")[0] for line in said.splitlines() if ": done" in line]
+    assert set(lines[:2]) == {"one", "one_seed1"} and lines[2:] == ["together", "shifted"]
+    assert "4 runs: 4 done" in said
+    records = [json.loads((folder / "out" / name / "metrics.json").read_text())
+               for name in ("one", "one_seed1")]
+    assert ([(record["recipe"]["seed"], record["results"]["training"]["epochs"])
+             for record in records] == [(0, 3), (1, 3)])
+    first, second = (record["results"]["training"]["history"] for record in records)
+    assert first != second
+    assert not (folder / "out" / ".shared.partial").exists()
+    assert main(list(map(str, command))) == 0 and "4 skipped" in capsys.readouterr().out
+
+
 def test_ensemble_and_its_shift(runs):
-    together = results(runs, "together")
-    assert together["members"] == ["first", "second"] and abs(sum(together["weights"]) - 1) < 1e-6
+    members, together = ["one", "one_seed1", "one/snapshot_1"], results(runs, "together")
+    assert together["members"] == members and abs(sum(together["weights"]) - 1) < 1e-6
     assert {"test", "corrupted", "stand_in", "gain", "methods"} <= set(together)
-    assert (json.loads((runs / "out" / "together" / "ensemble.json").read_text())["members"] == [
-        "first", "second"]), "no path of this machine"
+    settings = json.loads((runs / "out" / "together" / "ensemble.json").read_text())
+    assert settings["members"] == members, "no path of this machine"
     shifted = results(runs, "shifted")["models"]
-    assert (set(shifted) == {"first", "together"}
-            and np.shape(list(shifted["first"]["corruption_errors"].values())) == (11, 5))
+    assert (set(shifted) == {"one", "together"}
+            and np.shape(list(shifted["one"]["corruption_errors"].values())) == (11, 5))
     assert shifted["together"]["stand_in"]["accuracy"] == together["stand_in"]["accuracy"]
     page = (runs / "out" / "index.html").read_text()
     assert "together" in page and "shifted" in page
 
 
-def test_snapshots_and_seeds_answer_together(runs, capsys):
-    out = runs / "out"
-    one = runs / "first.yaml"
-    seed = bloodcell("run", one, "--data", SOURCE, "--profile", "full", "--out", out, "--set",
-                     "seed=3", "--set", "recipe=first_seed_3")
-    assert "first_seed_3: done" in seed.stdout, seed.stdout + seed.stderr
-    one_line_error(capsys, ["run", one, runs / "second.yaml", "--out", out, "--set", "recipe=both"],
-                   "two runs would lie in the folder both")
-    members = ["second/snapshot_1", "second/snapshot_2", "first", "first_seed_3"]
-    cycles = recipe(runs, "cycles", notebook="06_ensemble", members=members, weighting="greedy",
-                    filters=None, dense_units=None, batch_size=None, epochs=None)
-    done = bloodcell("run", cycles, "--data", SOURCE, "--profile", "full", "--out", out)
-    assert "cycles: done" in done.stdout, done.stdout + done.stderr
-    assert results(runs, "cycles")["members"] == members
-
-
-def test_predict(runs):
+def test_predict(runs, capsys):
     import keras
 
     from bloodcell_nb.data import CLASS_NAMES
 
-    image = np.asarray(Image.open(runs / "cell.png"))[None]
-    first, second = (keras.saving.load_model(runs / "out" / name / "model.keras", compile=False)
-                     for name in ("first", "second"))
-    alone = first.predict(image, verbose=0)[0]
-    settings = json.loads((runs / "out" / "together" / "ensemble.json").read_text())
+    image, out = np.asarray(Image.open(runs / "cell.png"))[None], runs / "out"
+    settings = json.loads((out / "together" / "ensemble.json").read_text())
+    models = [keras.saving.load_model(out / name / "model.keras", compile=False)
+              for name in settings["members"]]
+    alone = models[0].predict(image, verbose=0)[0]
     views = np.concatenate([image, image[:, :, ::-1]])  # the ensemble was made with two
     assert settings["views"] == 2
-    members = [model.predict(views, verbose=0).mean(axis=0) for model in (first, second)]
-    both = np.average(members, axis=0, weights=settings["weights"]) ** (1 / settings["temperature"])
-    for place, expected in (("first", alone), ("together", both / both.sum()),
-                            ("first/model.keras", alone)):
-        done = bloodcell("predict", "--model", runs / "out" / place, runs / "cell.png",
-                         "--grad-cam", runs / "cam")
-        assert done.returncode == 0, done.stderr
-        name, probability = done.stdout.splitlines()[0].partition("cell.png: ")[2].split("  ")[
+    members = [model.predict(views, verbose=0).mean(axis=0) for model in models]
+    mean = np.average(members, axis=0, weights=settings["weights"]) ** (1 / settings["temperature"])
+    for place, expected in (("one", alone), ("together", mean / mean.sum()),
+                            ("one/model.keras", alone)):
+        assert main(["predict", "--model", str(out / place), str(runs / "cell.png"), "--grad-cam",
+                     str(runs / "cam")]) == 0
+        said = capsys.readouterr().out
+        name, probability = said.splitlines()[0].partition("cell.png: ")[2].split("  ")[
             0].rsplit(" ", 1)
-        assert (name == CLASS_NAMES[expected.argmax()] and abs(
-            float(probability) - expected.max()) < 0.001), (place, done.stdout, expected)
+        assert (name == CLASS_NAMES[expected.argmax()]
+                and abs(float(probability) - expected.max()) < 0.001), (place, said, expected)
         assert Image.open(runs / "cam" / "cell_grad_cam.png").size == (576, 288)
 
 
 def test_bad_input_costs_one_line(runs, capsys):
     out, cell = runs / "out", runs / "cell.png"
     (runs / "text.png").write_text("no image")
-    (runs / "cut.keras").write_bytes((out / "first" / "model.keras").read_bytes()[:2000])
-    one_line_error(capsys, ["predict", "--model", out / "first", runs / "text.png"],
+    (runs / "cut.keras").write_bytes((out / "one" / "model.keras").read_bytes()[:2000])
+    one_line_error(capsys, ["predict", "--model", out / "one", runs / "text.png"],
                    "text.png cannot be read as an image")
     one_line_error(capsys, ["predict", "--model", runs / "cut.keras", cell], "cut.keras",
                    "not a Keras model that can be loaded safely")
     one_line_error(capsys, ["predict", "--model", out / "none", cell], "no network",
                    "a .keras file, or the folder of a finished run")
-    one_line_error(capsys, ["submission", out / "first", "--out", runs / "cell.png"],
+    one_line_error(capsys, ["submission", out / "one", "--out", runs / "cell.png"],
                    "ends in .zip")
-    one_line_error(capsys, ["submission", out / "first", out / "together", "--out", runs / "a.zip"],
+    one_line_error(capsys, ["submission", out / "one", out / "together", "--out", runs / "a.zip"],
                    "together is an ensemble already")
-    shutil.copytree(out / "first", runs / "weightless",
+    shutil.copytree(out / "one", runs / "weightless",
                     ignore=shutil.ignore_patterns("model.keras"))
     one_line_error(capsys, ["submission", runs / "weightless", "--out", runs / "a.zip"],
                    "weightless holds no model.keras")
     assert not (runs / "a.zip").exists()
     (runs / "outside").mkdir()
     (runs / "outside"
-     / "ensemble.json").write_text(json.dumps({"members": ["../../first"], "weights": [1.0]}))
+     / "ensemble.json").write_text(json.dumps({"members": ["../../one"], "weights": [1.0]}))
     one_line_error(capsys, ["predict", "--model", runs / "outside", cell],
                    "outside/ensemble.json, members: '..' cannot name a file or folder")
-    missing = bloodcell("run", recipe(runs, "missing", notebook="06_ensemble", members=[
-        "first", "nobody"], filters=None, dense_units=None, batch_size=None,
-                                      epochs=None), "--data", SOURCE, "--profile", "full", "--out",
-                        out)
-    assert missing.returncode == 1 and "nobody holds no predictions_val.npz" in missing.stdout
+    one_line_error(capsys, ["run", runs / "one.yaml", runs / "together.yaml", "--out", out, "--set",
+                            "recipe=both"], "two runs would lie in the folder both")
+    with pytest.raises(DataError, match="nobody holds no predictions_val.npz"):
+        read_predictions([out / "one", out / "nobody"], "val")
 
 
 def test_submission_in_a_clean_process(runs, tmp_path, capsys):
     out = tmp_path / "submission.zip"
-    done = bloodcell("submission", runs / "out" / "together", "--out", out)
-    assert done.returncode == 0, done.stderr
+    assert main(["submission", str(runs / "out" / "together"), "--out", str(out)]) == 0
     one_line_error(capsys, ["submission", runs / "out" / "together", "--out", out], "exists")
     with zipfile.ZipFile(out) as archive:
         assert (sorted(archive.namelist()) == ["ensemble.json", "model.py", "model_1.keras",
-                                               "model_2.keras"])
+                                               "model_2.keras", "model_3.keras"])
         archive.extractall(tmp_path / "empty")
     imports = re.findall(r"^(?:import|from) (\w+)", (tmp_path / "empty" / "model.py").read_text(),
                          re.M)

@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = ("make", "bloodcell", "papermill", "conda", "pip", "python", "nbdev_export", "source",
             "KERAS_BACKEND=jax")
 INSTALLED = "test_installed.py::test_an_installed_package_works_without_a_clone"
-STUDY, KILLED = "test_command.py::test_a_study", "test_command.py::test_killed_runs_go_on"
+STUDY, KILLED = "test_ensemble.py::test_a_study", "test_command.py::test_killed_runs_go_on"
 EVALUATE = "test_models.py::test_evaluate_the_courses_file"
 # what runs it: a test, or a line of what CI runs
 RUN_BY = {
@@ -42,7 +42,7 @@ RUN_BY = {
     "bloodcell run analysis custom_cnn --data SOURCE": INSTALLED,
     "bloodcell run custom_cnn --set epochs=3 --set seed=1": STUDY,
     "bloodcell run efficientnet_lite0_fast --profile full --data SOURCE":
-        "test_command.py::test_recipes_at_smoke_size_and_one_that_reads_them",
+        "test_command.py::test_a_recipe_at_smoke_size",
     "bloodcell run custom_cnn --tensorboard DIR": KILLED,
     "bloodcell predict": "test_models.py::test_predict_needs_no_training",
     "bloodcell predict cell.png --tta --json --grad-cam DIR":
