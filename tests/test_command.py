@@ -348,13 +348,12 @@ def test_jax(tmp_path):
                                "KERAS_BACKEND=jax")
     lacking = {"RandomApply": {"k": 2, "of": ["RandomChannelShift", "ChannelShuffle", "GridMask"]}}
     policy = [*read_recipe(recipes()["custom_cnn_simple"]).augmentation, lacking]
-    paths = [recipe(tmp_path, "augmented", epochs=1, augmentation=policy),
-             *(recipe(tmp_path, f"steps_{steps}", epochs=2, steps_per_execution=steps)
-               for steps in (1, 3))]
+    paths = [recipe(tmp_path, f"steps_{steps}", epochs=2, augmentation=policy,
+                    steps_per_execution=steps) for steps in (1, 3)]
     done = bloodcell("run", *paths, "--data", SOURCE, "--profile", "full", "--jobs", "2", "--out",
                      tmp_path, KERAS_BACKEND="jax")
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads((tmp_path / path.stem / "metrics.json").read_text()) for path in paths]
-    assert [record["environment"]["backend"] for record in records] == ["jax"] * 3
-    first, second = (record["results"]["training"]["history"]["val_loss"] for record in records[1:])
+    assert [record["environment"]["backend"] for record in records] == ["jax"] * 2
+    first, second = (record["results"]["training"]["history"]["val_loss"] for record in records)
     np.testing.assert_allclose(first, second, rtol=1e-4)  # 9 batches are 3 calls of 3
