@@ -116,7 +116,7 @@ def test_one_parameters_cell(path):
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1
     assert "#|" not in "".join(tagged[0]["source"])
-    for line in "".join(tagged[0]["source"]).splitlines():
+    for line in re.sub(r"\n +", " ", "".join(tagged[0]["source"])).splitlines():
         assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), line
 
 
