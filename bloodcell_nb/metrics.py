@@ -146,7 +146,8 @@ def plot_learning_curves(
         for prefix, style, colour in (("", "o-", "#0072B2"), ("val_", "s--", "#D55E00")):
             values = [value for _, history in phases for value in history.get(prefix + key, [])]
             ax.plot(np.arange(1, len(values) + 1), values, style, color=colour, markersize=3,
-                    label="validation: cross-entropy" if prefix else "training: what is minimised")
+                    label="validation (loss: cross-entropy)" if prefix
+                    else "training (loss: what is minimised)")
         start = 0.5
         for name, history in phases:
             if name:
