@@ -99,10 +99,11 @@ def relation(
     second: str,  # its name
 ) -> str:  # goes on after: the first is
     "Say whether the first is above the second by more than chance."
-    low, high = comparison["interval_95"]
-    word = ("above {} by" if low > 0 else "below {} by" if high < 0
-            else "not told apart from {}:").format(second)
-    return f"{word} {difference(comparison, 3)}"
+    value, (low, high) = comparison["difference"], comparison["interval_95"]
+    if not (low > 0 or high < 0):
+        return f"not told apart from {second}: {difference(comparison, 3)}"
+    word, ends = ("above", (low, high)) if low > 0 else ("below", (-high, -low))
+    return "{:.3f} [{:.3f}, {:.3f}] {} {}".format(abs(value), *ends, word, second)
 
 
 def _compared(first, second):

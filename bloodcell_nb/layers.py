@@ -408,17 +408,17 @@ def apply_some(
     table = ops.take(table, draw.of(count).order(), axis=0)
     order = ops.concatenate([draw.order(), ops.convert_to_tensor([n], "int32")])
     index = ops.take(order, table, axis=0)
-    index, some = [index[j] for j in range(count)], draw.of(index.shape[1])
+    index, draws = [index[j] for j in range(count)], draw.of(index.shape[1])
     # number n: an image too many, for the free places
     images = ops.concatenate([images, images[:1]])
     if steps or always:
-        matrix, shape = _product(images.shape, draw.of(n + 1), always), (some.n, *images.shape[1:])
+        matrix, shape = _product(images.shape, draw.of(n + 1), always), (draws.n, *images.shape[1:])
         for step, chosen in zip(steps, index, strict=False):
-            own = ops.matmul(ops.take(matrix, chosen, axis=0), _product(shape, some, [step]))
+            own = ops.matmul(ops.take(matrix, chosen, axis=0), _product(shape, draws, [step]))
             matrix = ops.scatter_update(matrix, chosen[:, None], own)
         images = warp(images, matrix, fill_mode)
     for operation, chosen in zip(operations, index[len(steps):], strict=True):
-        changed = ops.clip(operation(ops.take(images, chosen, axis=0), some), 0, 255)
+        changed = ops.clip(operation(ops.take(images, chosen, axis=0), draws), 0, 255)
         images = ops.scatter_update(images, chosen[:, None], changed)
     return images[:n]
 
@@ -449,9 +449,9 @@ AUG_MIX = ("AutoContrast", "Equalize", "Posterize", "Rotate", "Solarize", "Shear
 
 def rand_augment(images, draw: Draw, operations: int, magnitude: float):
     "Apply some of AutoAugment's operations to each image, all with one magnitude."
-    some = [lambda x, draw, f=f: f(x, draw, ops.full((draw.n, 1, 1, 1), magnitude))
+    changes = [lambda x, draw, f=f: f(x, draw, ops.full((draw.n, 1, 1, 1), magnitude))
             for f in AUTO_AUGMENT.values()]
-    return apply_some(images, draw, operations, some)
+    return apply_some(images, draw, operations, changes)
 
 
 def aug_mix(images, draw: Draw, severity: float, chains: int):
@@ -460,11 +460,11 @@ def aug_mix(images, draw: Draw, severity: float, chains: int):
     order = draw.of(total).order()
     x = ops.take(ops.tile(images, (chains, 1, 1, 1)), order, axis=0)
     low = min(0.01, severity)
-    some = [lambda x, draw, f=AUTO_AUGMENT[name]: f(x, draw, draw.uniform(low, severity))
+    changes = [lambda x, draw, f=AUTO_AUGMENT[name]: f(x, draw, draw.uniform(low, severity))
             for name in AUG_MIX]
     for long in filter(None, (total, round(total * 2 / 3), round(total / 3))):
         # a third of the chains ends after one operation, another after two
-        x = ops.concatenate([apply_some(x[:long], draw.of(long), 1, some), x[long:]])
+        x = ops.concatenate([apply_some(x[:long], draw.of(long), 1, changes), x[long:]])
     x = ops.take(x, ops.argsort(order), axis=0)
     # exponential: a Dirichlet draw
     weights = -ops.log(ops.maximum(draw.uniform(shape=(chains, 1, 1, 1)), 1e-7))

@@ -146,7 +146,8 @@ def plot_learning_curves(
         for prefix, style, colour in (("", "o-", "#0072B2"), ("val_", "s--", "#D55E00")):
             values = [value for _, history in phases for value in history.get(prefix + key, [])]
             ax.plot(np.arange(1, len(values) + 1), values, style, color=colour, markersize=3,
-                    label="validation: cross-entropy" if prefix else "training: what is minimised")
+                    label="validation (loss: cross-entropy)" if prefix
+                    else "training (loss: what is minimised)")
         start = 0.5
         for name, history in phases:
             if name:
@@ -158,7 +159,8 @@ def plot_learning_curves(
                        label="best epoch")
         ax.set(xlabel="epoch", ylabel="loss (nats)" if key == "loss" else key)
         whole_epochs(ax)
-    axes[0].legend(fontsize=8)
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3,
+                          loc="outside lower center")  # beside the curves, wherever they run
     return axes
 
 
@@ -227,6 +229,18 @@ def plot_reliability(
     return ax
 
 # %% ../nbs/reference/metrics.ipynb #52d8feb4
+_MONITORED = {"val_loss": "validation loss", "val_accuracy": "validation accuracy",
+              "val_macro_f1": "validation macro F1"}
+
+
+def _learns_from_augmented(fitted, recipe):
+    "Whether the policy applies in the phase that the best epoch lies in."
+    ends = np.cumsum([len(history["loss"]) for _, history in fitted.phases])
+    phases = getattr(recipe, "phases", None)
+    return bool(recipe.augmentation) and (
+        not phases or phases[np.searchsorted(ends, fitted.best_epoch)].augment)
+
+
 def draw_learning_curves(
     fitted,  # of `training.fit`: its phases and best epoch
     run: Run,
@@ -238,11 +252,11 @@ def draw_learning_curves(
     history, best, last = fitted.history, fitted.best_epoch - 1, len(fitted.history["loss"])
     gap = history["accuracy"][best] - history["val_accuracy"][best]
     return Markdown(
-        f"Epoch {best + 1} of {last} has the best {run.recipe.monitor.replace('_', ' ')}, and its "
+        f"Epoch {best + 1} of {last} has the best {_MONITORED[run.recipe.monitor]}, and its "
         f"weights are kept: accuracy {history['val_accuracy'][best]:.3f} on the validation split, "
         f"{abs(gap):.3f} {'below' if gap > 0 else 'above'} the training split's, which is measured "
-        "while the network still learns" + (" from augmented images." if run.recipe.augmentation
-                                            else ".")
+        "while the network still learns"
+        + " from augmented images" * _learns_from_augmented(fitted, run.recipe) + "."
         + (f" The training ended early: {fitted.not_finite}." if fitted.not_finite else ""))
 
 
@@ -303,12 +317,12 @@ def show_scores(
     results: dict,  # scores of the parts: test, corrupted, stand_in; those that there are
 ):
     "Show the headline scores on the clean, the corrupted and the heavily distorted test cells."
-    names = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "nll", "ece")
+    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
+             "macro_f1": "macro F1", "auc": "AUC", "nll": "NLL", "ece": "ECE"}
     parts = {"test": "clean test cells", "corrupted": "corrupted",
              "stand_in": "stand-in for the hidden test"}
     parts = {part: title for part, title in parts.items() if part in results}
-    names = [name for name in names if results["test"][name] is not None]
     show_table(["score [95 % interval]", *parts.values()], [
-        (name.replace("_", " "), *("{:.4f} [{:.4f}, {:.4f}]".format(
+        (words, *("{:.4f} [{:.4f}, {:.4f}]".format(
             results[part][name], *results[part]["interval_95"][name]) for part in parts))
-        for name in names])
+        for name, words in names.items() if results["test"][name] is not None])

@@ -466,16 +466,16 @@ def runs_read(
 # %% ../nbs/reference/recipes.ipynb #backend2
 def keras_backend() -> str:  # tensorflow, jax or torch
     "Find the backend that Keras will take; raises RecipeError for one that cannot be imported."
-    name, said = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
+    name, place = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
     if not name:
         path = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
         try:
-            name, said = json.loads(path.read_text(encoding="utf-8"))["backend"], str(path)
+            name, place = json.loads(path.read_text(encoding="utf-8"))["backend"], str(path)
         except (OSError, ValueError, KeyError, TypeError):
             return "tensorflow"
     if name not in ("tensorflow", "jax", "torch"):
-        raise RecipeError(f"{said} is {quoted(name)}; expected tensorflow, jax or torch")
+        raise RecipeError(f"{place} is {quoted(name)}; expected tensorflow, jax or torch")
     if find_spec(name) is None:
-        raise RecipeError(f"{said} is {name}, which is not installed; pip install {name}, or set "
+        raise RecipeError(f"{place} is {name}, which is not installed; pip install {name}, or set "
                           "another")
     return name

@@ -7,7 +7,6 @@ __all__ = ['Times', 'Progress', 'write_state', 'restore_state']
 
 # %% ../nbs/reference/state.ipynb #st000003
 import json
-import os
 import re
 import time
 import zipfile
@@ -163,10 +162,7 @@ def write_state(progress: Progress):
     path = progress.folder / f"state_{progress.epoch}.npz"
     values = [keras.ops.convert_to_numpy(variable) for variable in _variables(progress)]
     with replacing(path) as work:
-        with open(work, "wb") as file:
-            np.savez(file, *values, *progress.best, about=_about(progress))
-            file.flush()
-            os.fsync(file.fileno())
+        np.savez(work, *values, *progress.best, about=_about(progress))
         _check_whole(work)
     for other in progress.folder.glob("state_*"):
         if other not in (path, progress.whole):

@@ -247,10 +247,10 @@ def _watched(val, recipe):
 def _fitted(model, progress):
     "What a training gave; raises NotFinite where no epoch was finite."
     if progress.not_finite:
-        said = f"{progress.name}: {progress.not_finite}"
+        sentence = f"{progress.name}: {progress.not_finite}"
         if progress.best is None:
-            raise NotFinite(f"{said}; no epoch before it to keep, so lower the learning rate")
-        print(f"{said}; training stops, epoch {progress.best_epoch()} is kept")
+            raise NotFinite(f"{sentence}; no epoch before it to keep, so lower the learning rate")
+        print(f"{sentence}; training stops, epoch {progress.best_epoch()} is kept")
     kept = []
     for path in sorted(progress.folder.glob("snapshot_*.weights.h5")):
         model.load_weights(path)

@@ -1,6 +1,7 @@
 "Notebooks as a reader meets them: every output there, none stale, no logs, short lines."
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -24,9 +25,8 @@ def code_cells(notebook):
 
 
 def long_lines(notebook):
-    "Code lines beyond the width; papermill wants a parameter in one line, however long."
-    lines = [line for cell in code_cells(notebook) for line in source_of(cell).splitlines()
-             if "parameters" not in cell["metadata"].get("tags", [])]
+    "Code lines beyond the width."
+    lines = [line for cell in code_cells(notebook) for line in source_of(cell).splitlines()]
     return [f"a line of {len(line)} columns: {line.strip()[:60]}" for line in lines
             if len(line) > WIDTH]
 
@@ -56,6 +56,21 @@ def logged(notebook):
             if any(output.get("name") == "stderr" for output in cell["outputs"])]
 
 
+def local_paths(notebook):
+    "Cells whose outputs hold a path of the machine that ran them, or how Python shows one."
+    local = re.compile(r"(?:Posix|Windows)Path\(|/tmp/|/var/folders/|AppData.{1,2}Local|"
+                       + re.escape(str(ROOT)))
+    return [f"a path below: {source_of(cell)[:60]!r}" for cell in code_cells(notebook)
+            if local.search("".join(map(texts, cell["outputs"])))]
+
+
+def texts(output):
+    "All that an output holds but images."
+    shown = {kind: value for kind, value in output.get("data", {}).items()
+             if not kind.startswith("image/")}
+    return json.dumps([shown, output.get("text", ""), output.get("traceback", "")])
+
+
 def stale_lists(notebook, names):
     "Names that the printed tables do not hold."
     printed = "".join("".join(output.get("text", [])) for cell in code_cells(notebook)
@@ -70,7 +85,8 @@ def problems(folder):
         if ".ipynb_checkpoints" in path.parts:
             continue
         notebook, name = json.loads(path.read_text(encoding="utf-8")), path.relative_to(folder)
-        found = long_lines(notebook) + missing_outputs(notebook) + logged(notebook)
+        found = [problem for check in (long_lines, missing_outputs, logged, local_paths)
+                 for problem in check(notebook)]
         if name.as_posix() in LISTS:
             found += stale_lists(notebook, LISTS[name.as_posix()]())
         yield from (f"{name}: {problem}" for problem in found)

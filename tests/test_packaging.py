@@ -116,7 +116,7 @@ def test_one_parameters_cell(path):
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1
     assert "#|" not in "".join(tagged[0]["source"])
-    for line in "".join(tagged[0]["source"]).splitlines():
+    for line in re.sub(r"\n +", " ", "".join(tagged[0]["source"])).splitlines():
         assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), line
 
 
@@ -334,6 +334,12 @@ def test_the_tree_check_finds_what_is_wrong():
         assert not check_notebooks.missing_outputs(notebook(silent))
     assert check_notebooks.long_lines(notebook("x = 1  # " + "y" * 92))
     assert not check_notebooks.long_lines(notebook("x = 1  # " + "y" * 91))
+    for place in ("PosixPath('figures/heat.png')", "/tmp/bloodcell_x/heat.png",
+                  str(ROOT / "nbs"), r"C:\Users\me\AppData\Local\Temp\heat.png"):
+        for output in ({"data": {"text/plain": [place]}}, {"text": ["a\n", place]}):
+            assert check_notebooks.local_paths(notebook("", output)), output
+    drawn = {"data": {"image/png": "QUFB/tmp/9k=", "text/plain": ["<Figure>"]}}
+    assert not check_notebooks.local_paths(notebook("'/tmp/x'", drawn, said))
     assert check_notebooks.stale_lists(notebook("", said), ["custom_cnn", "small", "new"]) == [
         "its output does not list new"]
 

@@ -289,7 +289,7 @@ def test_sentences_follow_the_records(folder):
         arrays["probabilities"] = np.roll(arrays["probabilities"], 1, axis=1)
         np.savez(path, **arrays)
     page = unescape(build_report(folder).read_text())
-    assert f"above <code>{GOOD}</code> by +0." in page and "not told apart" not in page
+    assert f"] above <code>{GOOD}</code>" in page and "not told apart" not in page
 
 
 def test_two_data_sets_have_their_own_parts_and_figures(folder):

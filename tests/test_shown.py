@@ -1,4 +1,5 @@
 "Each command that README shows is run by CI, a long one in a short form."
+import json
 import re
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 
 from bloodcell_nb.cli import _pairs, _parser, main
 from bloodcell_nb.custom_cnn import custom_cnn
+from bloodcell_nb.images import IMAGE_SUFFIXES
 from bloodcell_nb.models import find_model
 from bloodcell_nb.recipes import find_recipe, read_recipe, read_study
 from bloodcell_nb.sources import fingerprint
@@ -102,6 +104,21 @@ def test_options_in_comments_are_there(capsys):
         said = capsys.readouterr().out
         assert [option for option in re.findall(r"--[\w-]+", comment) if option not in said] == []
     assert len(lines) >= 2
+
+
+def test_readme_names_every_kind_of_image():
+    line = next(line for line in README.splitlines() if "class folders with" in line)
+    kinds = {suffix.strip(".").replace("jpeg", "jpg") for suffix in IMAGE_SUFFIXES}
+    assert [kind for kind in kinds if kind not in line] == []
+
+
+def test_another_teams_figure_has_its_source():
+    "Where the best public solution's is named, its repository is linked."
+    for path in [ROOT / "README.md", *(ROOT / "nbs").glob("*.ipynb")]:
+        text = path.read_text(encoding="utf-8")
+        cells = json.loads(text)["cells"] if path.suffix == ".ipynb" else [{"source": text}]
+        for source in ("".join(cell["source"]) for cell in cells):
+            assert "0.9687" not in source or "Luca-Olivieri/blood_cells_classifier" in source, path
 
 
 def command_of(target, program):

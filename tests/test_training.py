@@ -1,13 +1,12 @@
 "Which weights a training keeps, over its phases and where a loss becomes no number."
 import inspect
 from pathlib import Path
-from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
-from bloodcell_nb import transfer
+from bloodcell_nb import files, transfer
 from bloodcell_nb.data import Cells, DataError
 from bloodcell_nb.growing import policies_of
 from bloodcell_nb.optimizers import cycle_ends
@@ -236,8 +235,6 @@ def test_a_cut_state_costs_one_epoch_at_most(tmp_path, capsys):
 
 def test_a_full_disk_leaves_the_older_state(tmp_path, monkeypatch):
     "What was not written whole never takes a state's name."
-    from bloodcell_nb import state
-
     recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": "one", "epochs": 1, "eager": True,
                            "out": str(tmp_path), "source": "synthetic:n=64"})
     fit(little(), CELLS, CELLS, recipe, Run(recipe))
@@ -246,8 +243,10 @@ def test_a_full_disk_leaves_the_older_state(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state, "os", SimpleNamespace(fsync=full))
     longer = recipe.model_copy(update={"epochs": 2})
-    with pytest.raises(OSError, match="No space left"):
-        fit(little(), CELLS, CELLS, longer, Run(longer))
+    run = Run(longer)
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        fit(little(), CELLS, CELLS, longer, run)
+    assert "write_state" in [entry.name for entry in raised.traceback]
     assert [path.name for path in folder.iterdir()] == ["state_1.npz"]
