@@ -16,6 +16,7 @@ from bloodcell_nb.comparable import (
     made_by,
     shortened,
     unlike_words,
+    usual_code,
     views_of,
 )
 from bloodcell_nb.findings import (
@@ -59,7 +60,7 @@ def _table(title, steps, runs):
 
 def _ladder_words(measured, runs):
     "What is found in the order of the steps, and sentences that follow."
-    known = {run.name: accuracy_of(run) for run in runs}
+    known = {run.name: accuracy_of(run) for run in scored(runs)}
     worst, top = (pick(measured, key=lambda step: known[step.recipe]) for pick in (min, max))
     words = dict(zip([step.recipe for step in measured], step_labels(measured, runs), strict=True))
     ends = (f"{words[worst.recipe]}, {known[worst.recipe]:.3f}, is the lowest step on the "
@@ -88,8 +89,8 @@ def ladder(
     measured = [step for step in steps if step.recipe in {run.name for run in found}]
     if not measured:
         return None
-    finding, text = _ladder_words(measured, found)
-    text += unlike_words(found) if len(found) > 1 else []
+    finding, text = _ladder_words(measured, runs)
+    text += unlike_words(found, usual_code(runs))
     if missing and not found[0].synthetic:
         text.append(not_run_yet(missing))
     fig = Figure(figsize=(8.2, 1.1 + 0.4 * len(steps)), layout="constrained")
@@ -135,8 +136,8 @@ def worth(
     "Tell what each augmentation and each other step was worth."
     gains, _ = step_gains(runs)
     compared = {name for gain in gains for name in gain[:2]}
-    return _worth(gains, unlike_words([run for run in scored(runs) if run.name in compared])
-                  ) if gains else None
+    return _worth(gains, unlike_words([run for run in scored(runs) if run.name in compared],
+                                      usual_code(runs))) if gains else None
 
 
 def _worth(gains, unlike=()):
@@ -166,8 +167,9 @@ def _worth(gains, unlike=()):
                                                  gain_rows(gains))])
 
 # %% ../nbs/reference/beyond.ipynb #56d94f79
-def _plot_failures(found, first, title):
+def _plot_failures(found, labels, title):
     "F1 of each class for each run, and below it the best run's two confusion matrices."
+    first = found[0]
     names = list(results_of(first)["stand_in"]["per_class"])
     f1 = np.array([[values["f1"] for values in results_of(run)["stand_in"]["per_class"].values()]
                    for run in found])
@@ -179,7 +181,7 @@ def _plot_failures(found, first, title):
         ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=9,
                 color="black" if value > 0.5 else "white")
     ax.set_xticks(range(len(names)), names, fontsize=9, rotation=20, ha="right")
-    ax.set_yticks(range(len(found)), labels_of(found), fontsize=9)
+    ax.set_yticks(range(len(found)), labels, fontsize=9)
     ax.set_title("F1 of each class on the stand-in, the best run first", fontsize=10)
     for ax, (split, (*_, words)) in zip(bottom.subplots(1, 2), SPLITS.items(), strict=True):
         confusion = np.array(results_of(first)[split]["confusion_matrix"])
@@ -228,10 +230,11 @@ def failures(
         text.append(f"Of the best run's {wrong.sum():,} wrong answers there "
                     f"{wrong[:, sink].sum():,} say {names[sink]}; the most frequent confusion is "
                     f"{names[true]} taken for {names[taken]}, {wrong[true, taken]} cells.")
-    text += unlike_words(found) if len(found) > 1 else []
+    usual, shown = usual_code(runs), found[:PANELS]
+    text += unlike_words(found, usual)
     title = f"Weakest on the stand-in: {' and '.join(weakest[:2])}{' ...' * (len(weakest) > 2)}"
     return Section("failures", "Where networks fail", finding, text,
-                   _plot_failures(found[:PANELS], first, title))
+                   _plot_failures(shown, labels_of(shown, usual), title))
 
 # %% ../nbs/reference/beyond.ipynb #a4e2c5fd
 _CALIBRATED = {"clean": "clean", "corrupted": "corrupted", "stand_in": "stand-in"}
@@ -392,7 +395,7 @@ def evaluation(
                f"{classes} classes.")
     judged = [run for run in found if results_of(run)["trust"]]
     text = _unseen_words(first) + ([_trust_words(judged[0])] if judged else [])
-    text += unlike_words(found) if len(found) > 1 else []
+    text += unlike_words(found)
     rows = [[name, *(with_interval(run.test, key, 3) if run.test.get(key) is not None else ""
                      for key in _EVALUATED), views_of(run), made_by(run)]
             for name, run in zip(names, found, strict=True)]

@@ -18,8 +18,8 @@ from bloodcell_nb.comparable import (
     epochs_words,
     label_of,
     labels_of,
-    shortened,
     unlike_words,
+    usual_code,
     views_of,
 )
 from bloodcell_nb.ladder import (
@@ -125,7 +125,7 @@ _TASK = {  # by whether the cells are synthetic
           "distortions."}
 
 
-def _plot_clean_and_distorted(found, title):
+def _plot_clean_and_distorted(found, labels, title):
     fig = Figure(figsize=(8.2, 1.9 + 0.2 * len(found)), layout="constrained")
     ax = fig.subplots()
     places = [[accuracy_of(run, split) for run in found] for split in SPLITS]
@@ -137,7 +137,7 @@ def _plot_clean_and_distorted(found, title):
     ax.set(xlabel="accuracy, clean test cells (lines: 95 % intervals)",
            ylabel="accuracy, stand-in")
     ax.set_title(title, fontsize=11)
-    label_points(ax, *places, labels_of(found))
+    label_points(ax, *places, labels)
     return fig
 
 
@@ -147,23 +147,24 @@ def problem(
     "Tell how far clean and distorted accuracy are apart."
     if not (found := scored(runs)):
         return None
-    ends = [(min(values), max(values)) for split in SPLITS
-            if (values := [accuracy_of(run, split) for run in found])]
+    usual = usual_code(runs)
+    both = [[accuracy_of(run, split) for run in found] for split in SPLITS]
+    ends = [(min(values), max(values)) for values in both]
     text = [_TASK[found[0].synthetic]]
-    if len(found) > 2:
+    if len(found) > 2 and all(len(set(values)) > 1 for values in both):  # else there is no order
         from scipy.stats import spearmanr
 
-        both = ([accuracy_of(run, split) for run in found] for split in SPLITS)
         rank = spearmanr(*both).statistic
         text.append("Spearman's rank correlation of the two accuracies over these runs is "
                     f"{rank:.2f}; 1 would be the same order.")
-    text += unlike_words(found) if len(found) > 1 else []
+    text += unlike_words(found, usual)
     finding = (f"From the worst of {len(found)} runs to the best, accuracy goes from "
                "{:.3f} to {:.3f} on clean test cells, and from {:.3f} to {:.3f} on heavily "
                "distorted ones.".format(*ends[0], *ends[1]) if len(found) > 1
                else f"`{found[0].name}` is {right_on(found[0])}.")
     title = "Clean cells: {:.3f} to {:.3f}; stand-in: {:.3f} to {:.3f}".format(*ends[0], *ends[1])
-    return Section("problem", "The problem", finding, text, _plot_clean_and_distorted(found, title))
+    return Section("problem", "The problem", finding, text, _plot_clean_and_distorted(
+        found, labels_of(found, usual), title))
 
 # %% ../nbs/reference/findings.ipynb #f0c24a18
 def _analysis_rows(results):
@@ -251,14 +252,14 @@ def _chapter_of(run):
     return run.metrics["recipe"].get("notebook", "").partition("_")[2]
 
 
-def _plot_learning(found, title):
+def _plot_learning(found, labels, title):
     "A panel a run, the best first: accuracy on the training and the validation split."
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
     # one panel alone is as wide as two, for its title
     fig = Figure(figsize=(1 + 2.4 * max(2, columns), 0.9 + 1.9 * rows), layout="constrained")
     panels = fig.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for ax, run, label in zip(panels, found, labels_of(found), strict=False):
+    for ax, run, label in zip(panels, found, labels, strict=False):
         history = results_of(run)["training"]["history"]
         for key, style, colour in (("accuracy", "-", "#0072B2"), ("val_accuracy", "--", "#D55E00")):
             values = history.get(key, [])
@@ -300,12 +301,13 @@ def chapter(
                   f"{first.metrics['environment']['device']}; epochs: {epochs_words(first)}."]
     if earlier := [run for run in trained if _chapter_of(run) in before]:
         text.append(_compared(first, earlier[0]))
-    text += unlike_words(ours) if len(ours) > 1 else []
+    usual = usual_code(runs)
+    text += unlike_words(ours, usual)
     shown = [run for run in ours if results_of(run)["training"].get("history")][:PANELS]
     figure_title = (f"{'Best' if len(ours) > 1 else title} on the stand-in: {first.name}, "
                     f"{accuracy_of(first):.3f}")
     return Section(name, title, finding, text,
-                   _plot_learning(shown, figure_title) if shown else None)
+                   _plot_learning(shown, labels_of(shown, usual), figure_title) if shown else None)
 
 # %% ../nbs/reference/findings.ipynb #9663b886
 def ensemble(
@@ -315,10 +317,12 @@ def ensemble(
     found = [run for run in scored(runs) if SPLITS.keys() <= results_of(run).get("gain", {}).keys()]
     if not found:
         return None
+    usual = usual_code(runs)
+    labels = labels_of(found, usual)
     over = [StepGain(run.name, "its best member", "", *(results_of(run)["gain"][split]
                                                         for split in SPLITS),
                      labels=(label, "its best member")) for run, label
-            in zip(found, labels_of(found), strict=True)]
+            in zip(found, labels, strict=True)]
     above = [gain.run for gain in over if gain.stand_in["interval_95"][0] > 0]
     first, results = found[0], results_of(found[0])
     member = "its best member there" + ", with as many views" * (views_of(first) > 1)
@@ -334,16 +338,17 @@ def ensemble(
         text.append(f"`{first.name}` and its members are compared with {results['views']} views of "
                     f"each image: with one view the ensemble is right on {one:.3f} of the "
                     f"stand-in, with all on {many:.3f}. The members' own runs have one view.")
-    text += unlike_words(found)[:1] if any(map(shortened, found)) else []
+    text += unlike_words(found, usual)
     fig = Figure(figsize=(8.2, 1.5 + 0.5 * len(over)), layout="constrained")
     plot_gains(over, fig.subplots()).set_title(
         f"On the stand-in {len(above)} of {len(over)} ensembles gain more than chance", fontsize=11)
     header = ["ensemble", "cells", "best member on them", "the ensemble's gain",
               "only ensemble right : only member right", "McNemar p"]
     names = {"test": "clean", "stand_in": "stand-in"}
-    rows = [[label_of(run), names.get(split, split), gain["best_member"], difference(gain),
+    rows = [[label, names.get(split, split), gain["best_member"], difference(gain),
              f"{gain['only_first']} : {gain['only_second']}", f"{gain['mcnemar_p']:.2g}"]
-            for run in found for split, gain in results_of(run)["gain"].items()]
+            for run, label in zip(found, labels, strict=True)
+            for split, gain in results_of(run)["gain"].items()]
     return Section("ensemble", "An ensemble", finding, text, fig, [("All gains", header, rows)])
 
 # %% ../nbs/reference/findings.ipynb #ac011650

@@ -145,8 +145,12 @@ def _sheet(run, subfolder, page_folder):
 
 
 def _notes(results):
-    "What a record says in a sentence: of an ensemble's members, of a cross-validation."
+    """What a record says in a sentence: of a training that ended with no number, of an ensemble's
+    members, of a cross-validation.
+    """
     notes = []
+    if ended := results.get("training", {}).get("not_finite"):
+        notes.append(f"The training ended as a value became no number: {ended}.")
     if "gain" in results:
         names = ", ".join(f"{name} ({weight:.2f})" for name, weight
                           in zip(results["members"], results["weights"], strict=True))
@@ -365,7 +369,8 @@ def build_report(
     write_text(folder / "results.csv", results_csv(done))
     for name, reason in left_out:
         print(f"left out: {name}: {reason}")
+    shown = [run for run in done if run.test]
     return write_text(folder / "index.html", _page(
         title="Blood cells in eight classes", groups=groups, sections=sections, failed=failed,
         left_out=left_out, link_to_cells=bool(images), **_all_runs(done),
-        notes=unlike_words([run for run in done if run.test], code=True) + _seed_notes(done)))
+        notes=[*unlike_words(shown), code_words(shown), *_seed_notes(done)]))

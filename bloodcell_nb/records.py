@@ -129,7 +129,9 @@ def run_key(
     Versions of libraries, and what a recipe says for the page, are in the record, not in the key.
     """
     file = recipe_weights(recipe)
-    parts = [recipe.model_dump_json(exclude=_NOT_IN_KEY), data or fingerprint(recipe.source),
+    # a network is known by its sum; without one, by its name
+    left_out = _NOT_IN_KEY if getattr(recipe, "networks", True) else _NOT_IN_KEY - {"model"}
+    parts = [recipe.model_dump_json(exclude=left_out), data or fingerprint(recipe.source),
              code_fingerprint(recipe.notebook),
              fingerprint(file) if file else getattr(recipe, "weights", ""), keras_backend(),
              _read_by(recipe) if isinstance(recipe, ReaderRecipe) else ""]

@@ -98,11 +98,10 @@ def missing_file(
     needed += [f"predictions_{part}.npz" for part in ("val", "corrupted", "stand_in")
                if part in results]
     needed += ["model.keras"] * ("training" in results)
-    snapshots = [place.name for place in sorted(folder.glob("snapshot_*"))]
-    if record["recipe"].get("snapshots"):
-        snapshots = snapshots or ["snapshot_1"]
+    count = results.get("training", {}).get("snapshots")  # None in an older record
+    needed += ["hashes.npz"] * (count is not None)
     names = ["notebook.ipynb", *needed, *["ensemble.json"] * ("gain" in results)]
-    names += [f"{place}/{name}" for place in snapshots for name in needed]
+    names += [f"snapshot_{k}/{name}" for k in range(1, (count or 0) + 1) for name in needed]
     return next((name for name in names if not _is_whole(folder / name)), "")
 
 

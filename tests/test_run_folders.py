@@ -26,15 +26,20 @@ RECORD = json.loads((ROOT / "reports" / "pbc96" / "custom_cnn" / "metrics.json")
 
 def write_run(parameters, work):
     "What a finished training leaves, as papermill and the notebook would write it."
+    results = RECORD["results"] | {"training": RECORD["results"]["training"] | {"snapshots": 2}}
     record = RECORD | {"recipe": RECORD["recipe"] | {"recipe": parameters["recipe"],
-                                                     "seed": parameters["seed"]}}
+                                                     "seed": parameters["seed"]},
+                       "results": results}
     (work / "metrics.json").write_text(json.dumps(record))
     (work / "notebook.ipynb").write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4,
                                                      "nbformat_minor": 5}))
-    for part in ("", "_val", "_corrupted", "_stand_in"):
-        np.savez(work / f"predictions{part}.npz", seed=parameters["seed"])
-    with zipfile.ZipFile(work / "model.keras", "w") as file:
-        file.writestr("config.json", str(parameters["seed"]))
+    for place in (work, work / "snapshot_1", work / "snapshot_2"):
+        place.mkdir(exist_ok=True)
+        for name in ("predictions", "predictions_val", "predictions_corrupted",
+                     "predictions_stand_in", "hashes"):
+            np.savez(place / f"{name}.npz", seed=parameters["seed"])
+        with zipfile.ZipFile(place / "model.keras", "w") as file:
+            file.writestr("config.json", str(parameters["seed"]))
 
 
 @pytest.fixture
@@ -139,7 +144,8 @@ def test_what_failed_at_once_leaves_nothing_aside(trained, tmp_path):
                                                                          "custom_cnn"]
 
 
-@pytest.mark.parametrize("name", ["model.keras", "metrics.json", "predictions_val.npz"])
+@pytest.mark.parametrize("name", ["model.keras", "metrics.json", "predictions_val.npz",
+                                  "hashes.npz", "snapshot_2/model.keras", "snapshot_1/hashes.npz"])
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")],
                          ids=["missing", "emptied"])
 def test_done_means_all_of_it_is_there(trained, tmp_path, capsys, name, spoil):
@@ -156,6 +162,12 @@ def test_done_means_all_of_it_is_there(trained, tmp_path, capsys, name, spoil):
     key = status_of(folder)["key"]
     assert tree(tmp_path / "out" / "earlier" / f"custom_cnn-{key[:8]}") == spoiled
     assert run() == 0 and len(trained) == 3
+
+
+def test_a_lost_snapshot_is_missed_whole(trained, tmp_path):
+    assert run() == 0
+    shutil.rmtree(tmp_path / "out" / "custom_cnn" / "snapshot_2")
+    assert missing_file(tmp_path / "out" / "custom_cnn").startswith("snapshot_2/")
 
 
 def test_a_clone_says_where_a_network_comes_from(tmp_path):
@@ -308,6 +320,21 @@ def test_a_backend_that_is_not_installed(trained, monkeypatch, capsys, arguments
     assert main(arguments) == 2
     assert capsys.readouterr() == ("", "bloodcell: KERAS_BACKEND is torch, which is not installed; "
                                        "pip install torch, or set another\n")
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["alone", "as copies"])
+def test_a_source_that_goes_away(tmp_path, capfd, names):
+    "Each run says so in a line, and points to no folder that is not there."
+    chosen = [check_recipe({"notebook": "01_analysis", "recipe": name,
+                            "source": str(tmp_path / "gone.npz")}) for name in names]
+    assert engine.run_all(chosen, tmp_path / "out", "smoke") == (["failed"] * len(names), [])
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err, said.err
+    assert [line.partition(": no such file")[0] for line in said.out.splitlines()] == [
+        f"{name}: failed: {tmp_path / 'gone.npz'}" for name in names], said.out
+    assert "(see" not in said.out
+    cli._write_page(tmp_path / "out")  # there is none to write
+    assert capfd.readouterr().out == ""
 
 
 def test_the_source_names_the_runs(tmp_path, monkeypatch):
