@@ -15,7 +15,6 @@ from urllib.parse import quote
 import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.text import Text
 from PIL import Image
 
 from .beyond import BEYOND
@@ -204,20 +203,6 @@ def _figures_folder(runs, folder, taken):
     return path
 
 
-def _save(figure, path, synthetic):
-    "Write a figure, with names as they are, and on it that its cells are synthetic."
-    for text in figure.findobj(Text):  # $a_$ is a class's name, not mathematics
-        text.set_parse_math(r"\$" in text.get_text())
-    if synthetic:
-        height = figure.get_figheight()
-        figure.get_layout_engine().set(rect=(0, 0.18 / height, 1, 1 - 0.18 / height))
-        figure.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=8,
-                    color="0.35")
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as work:
-        save_figure(figure, work, metadata={"Software": _SOFTWARE})
-
-
 def _parts(runs, synthetic, figures, suffix, folder):
     "Values of each part that has something to tell; parts left out: name, reason."
     parts, left_out = [], []
@@ -227,7 +212,9 @@ def _parts(runs, synthetic, figures, suffix, folder):
                 continue
             path = figures / f"{name}.png"
             if section.figure:
-                _save(section.figure, path, synthetic)
+                path.parent.mkdir(exist_ok=True)
+                with replacing(path) as work:
+                    save_figure(section.figure, work, synthetic, metadata={"Software": _SOFTWARE})
         # whatever is odd about a record, the other parts are shown
         except Exception as error:
             left_out.append((f"the part {name}", one_line(error)))

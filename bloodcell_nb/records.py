@@ -44,7 +44,7 @@ from bloodcell_nb.recipes import (
 )
 from .record_schema import Record, Status, read_checked
 from .sources import fingerprint
-from .weight_files import recipe_weights
+from .weight_files import PACKAGED, packaged_file, recipe_weights
 
 # %% ../nbs/reference/records.ipynb #64495b80
 def _parse(code):
@@ -81,6 +81,12 @@ def _modules(code, seen):
     return seen
 
 
+def _sources(notebook):
+    "Code of a notebook's cells, without what a run of them leaves in its file."
+    return ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]
+            if cell["cell_type"] == "code"]
+
+
 def code_fingerprint(
     notebook: str,  # without .ipynb
 ) -> str:  # 16 hexadecimal digits
@@ -92,9 +98,7 @@ def code_fingerprint(
     if not path.exists():
         raise RecipeError(f"notebook {notebook} is not in {path.parent.name}/; install the package "
                           "from a clone of the project (pip install -e .)")
-    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-             if cell["cell_type"] == "code"]
-    sources, files = ["".join(cell["source"]) for cell in cells], {Path(bloodcell_nb.__file__)}
+    sources, files = _sources(path.read_text(encoding="utf-8")), {Path(bloodcell_nb.__file__)}
     for source in sources:
         _modules(source, files)
     code = [*map(str.encode, sources), *(file.read_text(encoding="utf-8").encode()  # any newlines
@@ -129,6 +133,8 @@ def run_key(
     Versions of libraries, and what a recipe says for the page, are in the record, not in the key.
     """
     file = recipe_weights(recipe)
+    if getattr(recipe, "weights", "") == "imagenet" and recipe.backbone in PACKAGED:
+        file = packaged_file(recipe.backbone)
     # a network is known by its sum; without one, by its name
     left_out = _NOT_IN_KEY if getattr(recipe, "networks", True) else _NOT_IN_KEY - {"model"}
     parts = [recipe.model_dump_json(exclude=left_out), data or fingerprint(recipe.source),
@@ -161,6 +167,26 @@ def shared(
 _CODE = ("bloodcell_nb", "nbs", "recipes")  # folders in which a change makes a tree unclean
 
 
+def _git(root, *arguments):
+    "What git says of the project's own repository."
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    return subprocess.run(
+        ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}",
+         *arguments], cwd=root, env=ours, timeout=60, capture_output=True, encoding="utf-8",
+        errors="replace", check=True).stdout
+
+
+def _is_code(root, line):
+    "Whether a line of git's status tells of other code: a notebook that was opened has the same."
+    *_, path = line.split(" ", 8)
+    if not (line.startswith("1 ") and path.endswith(".ipynb")):
+        return True
+    with suppress(OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError):
+        return _sources(_git(root, "show", f"HEAD:{path}")) != _sources(
+            (root / path).read_text(encoding="utf-8"))
+    return True
+
+
 def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
     """Find the project's own commit, and whether its code is as committed.
 
@@ -169,16 +195,13 @@ def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
     root = project_root()
     if not (root / ".git").exists():  # git would look further up, for somebody else's
         return None
-    ours = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        lines = subprocess.run(
-            ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}",
-             "status", "--porcelain=v2", "--branch", "--", *_CODE], cwd=root, env=ours, timeout=60,
-            capture_output=True, encoding="utf-8", errors="replace", check=True).stdout.splitlines()
+        lines = _git(root, "status", "--porcelain=v2", "--branch", "--", *_CODE).splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
     commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), "")
-    return ({"commit": commit, "clean": all(line.startswith("#") for line in lines)}
+    changed = any(_is_code(root, line) for line in lines if not line.startswith("#"))
+    return ({"commit": commit, "clean": not changed}
             if re.fullmatch("[0-9a-f]{40}", commit) else None)
 
 # %% ../nbs/reference/records.ipynb #f68d537f
@@ -258,6 +281,12 @@ class Run:
         # now: files may change while it runs
         self.data, self.code = fingerprint(recipe.source), code_fingerprint(recipe.notebook)
         self.key, self.git = run_key(recipe, self.data), git_commit()
+        left = {"key": self.key}
+        with suppress(OSError, ValueError):  # no record, or one that is cut off
+            left = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        if not isinstance(left, dict) or left.get("key") != self.key:
+            raise RecipeError(f"{self.folder} holds a run of other data, settings or code, which "
+                              "stays; name another folder (out)")
 
     @contextmanager
     def clock(self, name: str):
@@ -282,10 +311,18 @@ class Run:
 def save_figure(
     fig,  # matplotlib figure
     path: Path,  # of the PNG file
+    synthetic: bool = False,  # whether it rests on synthetic cells, and says so
     **options,  # as of Matplotlib's savefig
 ):
     "Save a figure; a $ in the name of a class or run stays one, and begins no formula."
     from matplotlib.text import Text
+
+    if synthetic:
+        if fig.get_layout_engine():
+            # room for the word
+            fig.get_layout_engine().set(rect=(0, 0.15 / fig.get_figheight(), 1,
+                                              1 - 0.15 / fig.get_figheight()))
+        fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
 
     for text in fig.findobj(Text):
         # a logarithmic axis writes its numbers as formulas
@@ -307,15 +344,9 @@ def figure(
     import matplotlib.pyplot as plt
     from IPython.display import display
 
-    if self.synthetic if synthetic is None else synthetic:
-        if fig.get_layout_engine():
-            # room for the word
-            fig.get_layout_engine().set(rect=(0, 0.15 / fig.get_figheight(), 1,
-                                              1 - 0.15 / fig.get_figheight()))
-        fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
     path = self.folder / ("cells" if shows_cells else "figures") / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    save_figure(fig, path)
+    save_figure(fig, path, self.synthetic if synthetic is None else synthetic)
     log_figure(self, path)
     display(fig, metadata={"cells": shows_cells})
     plt.close(fig)

@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_the_older_state(tmp_path, monkeypatch):
 
     recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": "one", "epochs": 1, "eager": True,
                            "out": str(tmp_path), "source": "synthetic:n=64"})
-    fit(little(), CELLS, CELLS, recipe, Run(recipe))
+    fit(little(), CELLS, CELLS, recipe, run := Run(recipe))
     folder = tmp_path / "state" / "training"
 
     def full(*_):
@@ -249,5 +249,5 @@ def test_a_full_disk_leaves_the_older_state(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "os", SimpleNamespace(fsync=full))
     longer = recipe.model_copy(update={"epochs": 2})
     with pytest.raises(OSError, match="No space left"):
-        fit(little(), CELLS, CELLS, longer, Run(longer))
+        fit(little(), CELLS, CELLS, longer, run)
     assert [path.name for path in folder.iterdir()] == ["state_1.npz"]
