@@ -231,5 +231,6 @@ def read_checked(
         raise DataError(f"{path.name}: {first_error(error, schema)[:200]}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} cannot be read ({type(error).__name__}: "
-                        f"{' '.join(str(error).split())[:150]})") from None
+                        f"{' '.join(str(getattr(error, 'strerror', error)).split())[:150]})"
+                        ) from None
     return value

@@ -208,9 +208,8 @@ def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
 _LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "keras-cv", "h5py",
               "numpy", "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
               "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil",
-              "pooch", "tqdm", "traitlets", "papermill", "nbclient",
-              "nbconvert", "nbformat", "bleach", "onnx", "onnxruntime",
-              "ipython", "ipykernel", "fastcore")
+              "pooch", "tqdm", "traitlets", "papermill", "nbclient", "nbconvert", "nbformat",
+              "bleach", "onnx", "onnxruntime", "ipython", "ipykernel", "fastcore")
 
 
 def device_name() -> str:
@@ -230,10 +229,8 @@ def environment() -> dict:
     "Versions, device and Keras backend of this process."
     found = {}
     for name in _LIBRARIES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            pass
     backend = sys.modules["keras"].backend.backend() if "keras" in sys.modules else None
     return {"python": platform.python_version(), "system": platform.system(),
             "device": device_name(), "backend": backend,
@@ -318,10 +315,9 @@ def save_figure(
     from matplotlib.text import Text
 
     if synthetic:
+        room = 0.15 / fig.get_figheight()
         if fig.get_layout_engine():
-            # room for the word
-            fig.get_layout_engine().set(rect=(0, 0.15 / fig.get_figheight(), 1,
-                                              1 - 0.15 / fig.get_figheight()))
+            fig.get_layout_engine().set(rect=(0, room, 1, 1 - room))
         fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
 
     for text in fig.findobj(Text):
@@ -392,10 +388,10 @@ def finish(
              and path.exists()}
     if self.weights:  # of a folder, the file in it
         values["weights"] = self.weights.name
-    source = values["source"]
     record = {
         "recipe": values,
-        "data": {"source": source, "fingerprint": self.data, "synthetic": self.synthetic},
+        "data": {"source": values["source"], "fingerprint": self.data,
+                 "synthetic": self.synthetic},
         "key": self.key,
         "code": self.code,
         "git": self.git,
@@ -459,6 +455,8 @@ def model_file(
 
 # %% ../nbs/reference/records.ipynb #74de3dca
 EARLIER = "earlier"  # folder of the runs that others have taken the place of; no run has this name
+# what they are called there (run_folders.set_aside)
+_SET_ASIDE = re.compile(r"[a-z0-9_]+-[0-9a-f]{0,8}(-\d+)?(\.partial)?")
 
 
 def read_runs(
@@ -471,12 +469,14 @@ def read_runs(
     if not (folder := Path(folder)).is_dir():
         raise DataError(f"{folder}: no such folder; name one that holds runs, such as "
                         "reports/pbc96")
-    places = []
-    for place, folders, files in os.walk(folder):
+    places, errors = [], []
+    for place, folders, files in os.walk(folder, onerror=errors.append):
         places += [Path(place)] * ("status.json" in (*folders, *files))
-        folders[:] = sorted(name for name in folders if name != EARLIER and name[0] != ".")
+        folders[:] = sorted(name for name in folders if name[0] != "." and not (
+            Path(place).name == EARLIER and _SET_ASIDE.fullmatch(name)))
+    places += [Path(error.filename) for error in errors]
     # else another process has just renamed it
-    found = [run for run in map(_read_run, sorted(places)) if (run.folder / "status.json").exists()]
+    found = [run for run in map(_read_run, sorted(places)) if not _is_gone(run.folder)]
     return sorted(found, key=lambda run: (run.synthetic, run.data, bool(run.test), run.name))
 
 
@@ -489,3 +489,10 @@ def _read_run(folder):
                         if status["state"] == "done" else {})
     except DataError as error:
         return Finished(folder, status | {"state": "unreadable", "error": str(error)}, {})
+
+
+def _is_gone(folder):
+    "Whether a run's status is no longer there; one that may not be looked at is."
+    with suppress(PermissionError):
+        return not (folder / "status.json").exists()
+    return False

@@ -12,7 +12,7 @@ import papermill
 import pytest
 
 import bloodcell_nb
-from bloodcell_nb import cli, engine, records
+from bloodcell_nb import cli, engine, records, run_folders
 from bloodcell_nb.cli import main
 from bloodcell_nb.recipes import check_recipe
 from bloodcell_nb.records import code_fingerprint, model_file, read_runs
@@ -213,6 +213,41 @@ def test_places_that_cannot_be(trained, tmp_path, capsys, source, out, words):
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1, err
     assert tree(tmp_path) == before and not trained
+
+
+@pytest.mark.parametrize("place", ["custom_cnn", "custom_cnn.partial"])
+def test_a_link_is_no_place_for_a_run(trained, tmp_path, capsys, place):
+    "Renamed, it would lead elsewhere, or nowhere."
+    assert run() == 0
+    shutil.move(tmp_path / "out" / "custom_cnn", tmp_path / "big")
+    (tmp_path / "out" / place).symlink_to("../big")
+    before = tree(tmp_path)
+    capsys.readouterr()
+    assert run() == 2
+    err = capsys.readouterr().err
+    assert f"{place} is a link" in err and err.count("\n") == 1
+    assert tree(tmp_path) == before and len(trained) == 1
+
+
+def test_another_command_renames_a_run_in_the_middle_of_a_look(trained, tmp_path, monkeypatch):
+    assert run() == 0
+    read, looks = run_folders.status_of, []
+
+    def status_of(folder):
+        looks.append(folder)
+        return {} if len(looks) == 1 else read(folder)
+
+    monkeypatch.setattr(run_folders, "status_of", status_of)
+    run_folders.check_run_folders(tmp_path / "out", ["custom_cnn"], SOURCE)
+    assert len(looks) == 2
+
+
+def test_a_status_that_is_cut_off_is_named(tmp_path):
+    work = tmp_path / "custom_cnn.partial"
+    work.mkdir()
+    (work / "status.json").write_text('{"state": "do')
+    with pytest.raises(bloodcell_nb.data.DataError, match=r"its status\.json is cut off, or none"):
+        run_folders.check_run_folders(tmp_path, ["custom_cnn"], SOURCE)
 
 
 def test_a_folder_that_cannot_be_written(trained, monkeypatch, tmp_path, capsys):
