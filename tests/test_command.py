@@ -298,9 +298,9 @@ def bad_and_good(tmp_path_factory):
     # two weights for eight classes: seen when the data are there
     bad = recipe(folder, "bad", class_weights=[1.0, 2.0])
     given = {"dropout": 0.0, "head_dropout": 0.2, "learning_rate": 2e-3, "schedule": "cosine"}
-    good = recipe(folder, "good", epochs=1, augmentation="simple", **given)
-    return bloodcell("run", bad, good, "--data", SOURCE, "--profile", "full", "--out",
-                     folder / "out"), folder
+    good = recipe(folder, "good", epochs=2, augmentation="simple", **given)
+    return bloodcell("run", bad, good, "--data", SOURCE, "--profile", "full", "--set", "epochs=1",
+                     "--set", "seed=1", "--out", folder / "out"), folder
 
 
 def test_others_go_on_after_a_failure(bad_and_good):
@@ -343,7 +343,10 @@ def test_a_study(tmp_path):
 
 
 def test_a_budget_that_ends_before_the_runs_do(tmp_path, monkeypatch, capsys):
-    "It is over, on the engine's clock, as soon as the first run has an epoch to go on from."
+    """It is over, on the engine's clock, as soon as the first run has an epoch to go on from.
+
+    Where runs are copies of one process, that process looks at the clock; here this one does.
+    """
     work = tmp_path / "cut" / "member.partial"
     monkeypatch.setattr(engine, "_is_over", lambda deadline: deadline and last_state(work))
     monkeypatch.setattr(engine, "_run_forked", engine._run_in_order)  # in this process
@@ -363,14 +366,14 @@ def test_papermill_alone(bad_and_good, tmp_path):
     _, folder = bad_and_good
     done = subprocess.run(["papermill", str(ROOT / "nbs" / "03_custom_cnn.ipynb"),
                            str(tmp_path / "out.ipynb"), "-f", str(folder / "good.yaml"), "-p",
-                           "source", SOURCE, "-p", "out", str(tmp_path / "run"),
-                           "--no-progress-bar"],
+                           "source", SOURCE, "-p", "out", str(tmp_path / "run"), "-p", "epochs",
+                           "1", "-p", "seed", "1", "--no-progress-bar"],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "unknown parameter" not in done.stderr
     alone, copied = (json.loads((run / "metrics.json").read_text())
                      for run in (tmp_path / "run", folder / "out" / "good"))
-    assert alone["recipe"]["filters"] == [4, 4]
+    assert [alone["recipe"][key] for key in ("filters", "epochs", "seed")] == [[4, 4], 1, 1]
     # the operations, not the policy's name
     assert alone["recipe"]["augmentation"] == POLICIES["simple"]
     assert alone["recipe"] == copied["recipe"]
