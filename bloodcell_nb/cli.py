@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import DataError, DataWarning, printable
+from .comparable import asked_sizes, lowered_words
+from .data import DataError, DataWarning, printable, source_path
 from .engine import PAGE_SECONDS, locked, quiet_stderr, run_all
 from .events import check_events_folder, check_writable
 from .forks import terminated_as_interrupted
@@ -29,7 +30,6 @@ from bloodcell_nb.recipes import (
     find_recipe,
     keras_backend,
     list_recipes,
-    lowered_sizes,
     read_recipe,
     read_study,
     studies,
@@ -65,6 +65,8 @@ def convert(source: str, destination: str, size: int = None, course: bool = Fals
     "Write a source as an .npz file or a PNG tree; course: as the homework's own file."
     from bloodcell_nb.sources import check_free, course_arrays, save, write_npz
 
+    if seed < 0:
+        raise DataError(f"--seed {seed}: expected 0 or more")
     check_free(destination)  # before anything is read
     if course:
         path = write_npz(destination, **course_arrays(load(source, size), seed))
@@ -88,8 +90,8 @@ def with_settings(chosen: list, settings: list) -> list:
     for setting in settings:
         key, equals, value = setting.partition("=")
         holders = [some for some in values if key in some]
-        if key == "weights" and Path(value).expanduser().is_dir():  # in imagenet's place alone
-            holders = [some for some in holders if some["weights"] != "none"]
+        if key == "weights" and (path := source_path(value, key)) and path.is_dir():
+            holders = [some for some in holders if some["weights"] != "none"]  # in imagenet's place
         if not equals or not holders or key in ("notebook", "source", "out"):
             raise RecipeError(f"--set {cut(setting)}: expected KEY=VALUE with a parameter of "
                               f"{chosen[0].recipe if len(chosen) == 1 else 'a recipe'}, such as "
@@ -101,7 +103,7 @@ def with_settings(chosen: list, settings: list) -> list:
 
 # %% ../nbs/reference/cli.ipynb #53c6fc70
 def _chosen(names, source, profile, settings, study_name, jobs):
-    "Recipes as they will run, profile, runs at a time, what to say of it; raises RecipeError."
+    "Recipes as they will run, profile, runs at a time, asked sizes, what to say; or RecipeError."
     if study_name and names:
         raise RecipeError(f"--study {study_name} and {names[0]}; name a study or recipes")
     if not study_name and not names:
@@ -118,7 +120,7 @@ def _chosen(names, source, profile, settings, study_name, jobs):
         profile, jobs = profile or "quick", 1 if jobs is None else jobs
     if jobs < 1:
         raise RecipeError(f"--jobs {jobs}: expected 1 or more")
-    full = with_settings(chosen, settings)
+    full, files = with_settings(chosen, settings), chosen
     given = {setting.partition("=")[0] for setting in settings}
     chosen = [with_profile(recipe, profile, given).model_copy(update={"source": source})
               for recipe in full]
@@ -126,17 +128,9 @@ def _chosen(names, source, profile, settings, study_name, jobs):
     if twice := [name for name in folders if folders.count(name) > 1]:
         raise RecipeError(f"two runs would lie in the folder {twice[0]}; name a recipe once, and "
                           "--set recipe=NAME for one recipe alone")
-    return chosen, profile, jobs, _lowered(full, chosen, profile)
-
-
-def _lowered(full, chosen, profile):
-    "Lines that say what a profile lowers of which recipes."
-    names = {}
-    for recipe, smaller in zip(full, chosen, strict=True):
-        names.setdefault(lowered_sizes(recipe, smaller), []).append(recipe.recipe)
-    return [f"{cut(', '.join(group), 200)}: profile {profile} lowers {sizes}; --profile full runs "
-            f"{'it' if len(group) == 1 else 'them'} whole"
-            for sizes, group in names.items() if sizes]
+    asked = {recipe.recipe: asked_sizes(file, recipe)
+             for file, recipe in zip(files, chosen, strict=True)}
+    return chosen, profile, jobs, asked, lowered_words(full, chosen, profile)
 
 # %% ../nbs/reference/cli.ipynb #568081fc
 def run_recipes(
@@ -144,7 +138,7 @@ def run_recipes(
     source: str,  # as for `load`
     profile: str = None,  # smoke, quick or full; None: quick, or what the study says
     out: str = None,  # folder of the runs; None: reports/<name of the data>
-    settings: list = (),  # KEY=VALUE texts, as for `with_settings`
+    settings: list = (),  # as for `with_settings`
     timeout_minutes: float = None,  # that a cell of a notebook may take
     study_name: str = None,  # a study instead of names
     jobs: int = None,  # runs at a time; None: 1, or what the study says
@@ -155,21 +149,26 @@ def run_recipes(
     from bloodcell_nb.weight_files import recipe_weights
 
     start = time.monotonic()
-    chosen, profile, jobs, lowered = _chosen(names, source, profile, settings, study_name, jobs)
-    if budget_minutes is not None and 60 * budget_minutes <= PAGE_SECONDS:
+    chosen, profile, jobs, asked, lowered = _chosen(names, source, profile, settings, study_name,
+                                                    jobs)
+    if timeout_minutes is not None and not timeout_minutes > 0:
+        raise RecipeError(f"--timeout {timeout_minutes:g}: expected more than 0 minutes")
+    if budget_minutes is not None and not 60 * budget_minutes > PAGE_SECONDS:
         raise RecipeError(f"--budget {budget_minutes:g}: expected more than "
                           f"{PAGE_SECONDS / 60:.2g} minutes; "
                           f"the last {PAGE_SECONDS} seconds are for the page")
     check_source(source)  # a wrong source is refused before anything starts
     for recipe in chosen:  # and weights that are not there
         recipe_weights(recipe)
+        if not getattr(recipe, "networks", True):  # nobody could tell them apart
+            raise RecipeError(f"{recipe.recipe}: for this there is bloodcell evaluate MODEL")
     root = _runs_root(out, source, chosen)
     events = check_events_folder(tensorboard) if tensorboard else None
     check_writable(root, root)
     print(*lowered, sep="\n", end="\n" * bool(lowered), flush=True)
     deadline = budget_minutes and start + 60 * budget_minutes
     timeout = timeout_minutes and 60 * timeout_minutes
-    states, left = run_all(chosen, root, profile, jobs, deadline, timeout, events)
+    states, left = run_all(chosen, root, profile, jobs, deadline, timeout, events, asked)
     for name in left:
         print(f"{name}: left, {'begun' if (root / f'{name}.partial').exists() else 'not begun'}")
     if len(chosen) > 1:
@@ -199,7 +198,8 @@ def _write_page(root):
     from bloodcell_nb.page import build_report
 
     with locked(root, ".page"):
-        print(f"report: {build_report(root)}")
+        if any(root.glob("*/status.json")):  # else none began, of a source that is gone
+            print(f"report: {build_report(root)}")
 
 # %% ../nbs/reference/cli.ipynb #c0972437
 def _pairs(text):
@@ -234,10 +234,11 @@ def evaluate_network(
     name = place.parent.name if place.name == "model.keras" else place.stem
     recipe = check_recipe({
         "notebook": "09_evaluation", "source": str(source), "model": str(place.resolve()),
-        "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower()), "views": views,
+        "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower())
+                  + f"_{views}_views" * (views > 1), "views": views,
         "networks": network_sums(classifier), "classes": _pairs(classes), "shift": shift})
     unseen = evaluation_cells(recipe, classifier)
-    root = check_writable(_runs_root(out, source, [recipe]), out)
+    check_writable(root := _runs_root(out, source, [recipe]), root)
     states, _ = run_all([recipe], root, "full", 1, None, None)
     print(unseen)
     _write_page(root)
@@ -412,7 +413,9 @@ def _obey_networks(options):
     if options.command == "evaluate":
         return evaluate_network(options.model, options.data, options.out, options.classes,
                                 8 if options.tta else 1, not options.no_shift)
-    with quiet_stderr(os.devnull) as stderr:  # of TensorFlow's log
+    with quiet_stderr(os.devnull) as stderr:  # of TensorFlow's log, not of what is said of the data
+        warnings.showwarning = lambda message, kind, *where: _say(
+            message, kind, *where[:2], file=stderr if issubclass(kind, DataWarning) else None)
         from bloodcell_nb.answers import predict_files
         from bloodcell_nb.classifier import load_classifier, write_submission
         from bloodcell_nb.models import find_model, publish, write_card

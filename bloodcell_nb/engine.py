@@ -82,7 +82,7 @@ def publishable(
 
 # %% ../nbs/reference/engine.ipynb #ff5f271f
 def _one_line(error):
-    "The last line that says something: of a notebook's error, its exception."
+    "The first line that says something: of a notebook's error, its exception."
     name = getattr(error, "ename", "") or type(error).__name__
     lines = [line.strip() for line in str(getattr(error, "evalue", "") or error).splitlines()
              if line.strip()]
@@ -169,6 +169,7 @@ def execute(
     timeout: float = None,  # seconds that a single cell of the notebook may take; None: any
     stream=None,  # of the progress line; stderr by default
     alone: bool = True,  # no other run is shown on the same stream
+    asked: dict = None,  # what `asked_sizes` says, by the recipe's name; written into the status
 ) -> dict:  # the run's status: state is done, skipped or failed
     """Run a recipe's notebook through papermill into root/<recipe>.
 
@@ -187,8 +188,10 @@ def execute(
         key = run_key(recipe)
         if find_run(target, key, say):
             return status_of(target) | {"state": "skipped"}
-        status = _run_notebook(recipe, work, {"recipe": recipe.recipe, "profile": profile,
-                                              "key": key}, timeout, stream, alone)
+        status = {"recipe": recipe.recipe, "profile": profile, "key": key}
+        if recipe.recipe in (asked or {}):
+            status["asked"] = asked[recipe.recipe]
+        status = _run_notebook(recipe, work, status, timeout, stream, alone)
         if status["state"] == "done":
             take_place(work, target, say)
     return status
@@ -386,20 +389,23 @@ def run_all(
     deadline: float = None,  # time.monotonic() at which all of it has to be over; None: any
     timeout: float = None,  # seconds that a single cell of a notebook may take; None: any
     events: Path = None,  # folder of TensorBoard's event files, absolute; None: none are written
+    asked: dict = None,  # as for `execute`
 ) -> tuple[list, list]:  # states of the runs that ended, and names of those that a deadline left
     "Run recipes in processes of their own, and print how each ended."
     root = Path(root).resolve()
     jobs, states = min(jobs, len(chosen)), {}
     environment = _environment(root, len(chosen), jobs, events)
-    options = {"root": str(root), "profile": profile, "timeout": timeout, "alone": jobs == 1}
+    options = {"root": str(root), "profile": profile, "timeout": timeout, "alone": jobs == 1,
+               "asked": asked}
     with _sharing(root) as users:
         for run in (_run_forked, _run_in_order)[len(chosen) == 1 or sys.platform != "linux":]:
             waiting = [recipe for recipe in chosen if recipe.recipe not in states]
             with closing(run(waiting, jobs, deadline, options, environment)) as ended:
                 for name, status in ended:
                     states[name] = status["state"]
+                    see = f" (see {name}.partial)" * (root / f"{name}.partial").exists()
                     more = {"done": f" in {status.get('seconds', 0):.0f} s",
-                            "failed": f": {status.get('error')} (see {name}.partial)"}
+                            "failed": f": {status.get('error')}{see}"}
                     print(f"{name}: {status['state']}{more.get(status['state'], '')}", flush=True)
     left = [recipe.recipe for recipe in chosen if recipe.recipe not in states]
     if not left:
@@ -472,8 +478,10 @@ def _fork_given():
     def start(_, given):
         recipe = check_recipe(given["recipe"])
         target, work = run_places(root, recipe.recipe)
-        key = run_key(recipe.model_copy(update={"out": str(work)}))
-        if wanted and not is_finished(target, key):
+        finished = False
+        with suppress(DataError, OSError):  # a source that is gone: the run says so
+            finished = is_finished(target, run_key(recipe.model_copy(update={"out": str(work)})))
+        if wanted and not finished:
             with quiet_stderr(os.devnull):  # a kernel would say the same
                 while wanted:
                     preload(imported(project_root() / "nbs" / f"{wanted.pop()}.ipynb"))

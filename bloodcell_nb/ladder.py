@@ -14,11 +14,11 @@ from typing import NamedTuple
 from bloodcell_nb.comparable import (
     epochs_words,
     kind_of,
-    label_of,
     labels_of,
     made_by,
     same_code,
     shortened,
+    usual_code,
     views_of,
 )
 from .data import DataError
@@ -163,13 +163,12 @@ def _best_step(steps, runs):
 
 def step_labels(
     steps: list[Recipe],
-    runs: list[Finished],
+    runs: list[Finished],  # all of the data set
 ) -> list[str]:  # such as CNN from scratch (quick: 7 of 60 epochs)
     "Name steps so that those are marked whose runs are not like the others."
-    known = {run.name: run for run in runs if run.metrics}
-    ran = [known[step.recipe] for step in steps if step.recipe in known]
+    ran = [run for run in runs if run.metrics]
     marks = {run.name: label.removeprefix(run.name)
-             for run, label in zip(ran, labels_of(ran), strict=True)}
+             for run, label in zip(ran, labels_of(ran, usual_code(ran)), strict=True)}
     return [step.step + marks.get(step.recipe, "") for step in steps]
 
 # %% ../nbs/reference/ladder.ipynb #146024c6
@@ -242,7 +241,7 @@ def step_gains(
     Raises RecipeError where a recipe cannot be read.
     """
     known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
-    gains, left_out = [], []
+    gains, left_out, usual = [], [], usual_code(runs)
     for step in (step for steps in ladders() for step in steps):
         name, base = step.recipe, step.baseline
         if name not in known or base not in known:
@@ -250,7 +249,7 @@ def step_gains(
         pair = known[name], known[base]
         try:
             gains.append(StepGain(name, base, step.step, *compare(*pair),
-                                  tuple(changed_settings(*pair)), tuple(map(label_of, pair))))
+                                  tuple(changed_settings(*pair)), tuple(labels_of(pair, usual))))
         # whatever is odd about two files of predictions, the other pairs are compared
         except Exception as error:
             left_out.append((f"{name} against {base}", f"not compared: {one_line(error)}"))

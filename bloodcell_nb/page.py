@@ -15,7 +15,6 @@ from urllib.parse import quote
 import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.text import Text
 from PIL import Image
 
 from .beyond import BEYOND
@@ -85,8 +84,14 @@ def _link(path, page_folder):
     return quote(path.relative_to(page_folder).as_posix())
 
 
-def _anchor(run):
-    return f"{run.folder.name}-{run.metrics['data']['fingerprint']}"
+def _place(run, page_folder):
+    "A run's folder as the page names it."
+    place = run.folder.relative_to(page_folder).as_posix()
+    return run.folder.name if place == "." else place
+
+
+def _anchor(run, page_folder):
+    return f"{_place(run, page_folder)}-{run.metrics['data']['fingerprint']}"
 
 
 def _cell(value, shape="{}", small=""):
@@ -99,12 +104,13 @@ def _score_cell(values, name):
     return _cell(value, "{:.3f}", f"{low:.3f} to {high:.3f}" if low != "" else "")
 
 
-def _row(run):
+def _row(run, page_folder):
     "Cells of a run, in the columns of _HEADER."
     values = result_values(run)
     chapter = run.metrics["recipe"].get("notebook", "").partition("_")[2].replace("_", " ")
-    return [_cell(run.name) | {"href": f"#{quote(_anchor(run))}"}, _cell(run.data), _cell(chapter),
-            _cell(values["profile"]), _cell(values["seed"]), _cell(values["views"]),
+    return [_cell(run.name) | {"href": f"#{quote(_anchor(run, page_folder))}"},
+            _cell(run.data), _cell(chapter), _cell(values["profile"]), _cell(values["seed"]),
+            _cell(values["views"]),
             *(_score_cell(values, name) for name in (
                 "clean_accuracy", "corrupted_accuracy", "stand_in_accuracy", "stand_in_auc",
                 "clean_ece", "stand_in_ece")),
@@ -113,13 +119,14 @@ def _row(run):
             _cell(made_by(run))]
 
 
-def _all_runs(runs):
+def _all_runs(runs, page_folder):
     """Header and rows, the best on the stand-in first, evaluations last; a column that says nothing
     is left out.
     """
     order = scored(runs)
     rest = [run for run in runs if run.test and run not in order]
-    rows = [_row(run) for run in order + sorted(rest, key=lambda run: run.is_evaluation)]
+    rows = [_row(run, page_folder)
+            for run in order + sorted(rest, key=lambda run: run.is_evaluation)]
     kept = [k for k in range(len(_HEADER)) if any(row[k]["text"] for row in rows)
             and (k != 1 or len({row[1]["text"] for row in rows}) > 1)]
     return {"header": [_HEADER[k] for k in kept], "rows": [[row[k] for k in kept] for row in rows],
@@ -128,8 +135,8 @@ def _all_runs(runs):
 # %% ../nbs/reference/page.ipynb #de8c5b1a
 def _seed_notes(runs):
     "How far runs of one recipe with several seeds are apart, a sentence each."
-    seeds = {}
-    for run in scored(runs):
+    seeds, known = {}, {(run.data, run.name): run for run in runs}
+    for run in scored(known.values()):
         seed = run.metrics["recipe"]["seed"]
         seeds.setdefault((run.data, run.name.removesuffix(f"_seed{seed}")), []).append(run)
     return [f"`{name}` with {len(group)} seeds: {min(map(accuracy_of, group)):.3f} to "
@@ -145,8 +152,12 @@ def _sheet(run, subfolder, page_folder):
 
 
 def _notes(results):
-    "What a record says in a sentence: of an ensemble's members, of a cross-validation."
+    """What a record says in a sentence: of a training that ended with no number, of an ensemble's
+    members, of a cross-validation.
+    """
     notes = []
+    if ended := results.get("training", {}).get("not_finite"):
+        notes.append(f"The training ended as a value became no number: {ended}.")
     if "gain" in results:
         names = ", ".join(f"{name} ({weight:.2f})" for name, weight
                           in zip(results["members"], results["weights"], strict=True))
@@ -179,7 +190,8 @@ def _section(run, page_folder, left_out):
              f"({metrics['data']['fingerprint']})", f"epochs {epochs_words(run)}" * (
                  "training" in results_of(run)), f"code {made_by(run)} ({metrics['code']})",
              f"peak memory {metrics['peak_memory_mib']:,} MiB", metrics["started"]]
-    return {"anchor": _anchor(run), "name": run.name, "about": [about[0], *filter(None, about[1:])],
+    return {"anchor": _anchor(run, page_folder), "name": run.name,
+            "about": [about[0], *filter(None, about[1:])],
             "notebook": _notebook(run, page_folder, left_out), "notes": _notes(results_of(run)),
             "recipe": yaml.safe_dump(metrics["recipe"], sort_keys=False, allow_unicode=True),
             "figures": [figure for kind in ("figures", "cells")[: 1 + run.synthetic]
@@ -200,20 +212,6 @@ def _figures_folder(runs, folder, taken):
     return path
 
 
-def _save(figure, path, synthetic):
-    "Write a figure, with names as they are, and on it that its cells are synthetic."
-    for text in figure.findobj(Text):  # $a_$ is a class's name, not mathematics
-        text.set_parse_math(r"\$" in text.get_text())
-    if synthetic:
-        height = figure.get_figheight()
-        figure.get_layout_engine().set(rect=(0, 0.18 / height, 1, 1 - 0.18 / height))
-        figure.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=8,
-                    color="0.35")
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as work:
-        save_figure(figure, work, metadata={"Software": _SOFTWARE})
-
-
 def _parts(runs, synthetic, figures, suffix, folder):
     "Values of each part that has something to tell; parts left out: name, reason."
     parts, left_out = [], []
@@ -223,7 +221,9 @@ def _parts(runs, synthetic, figures, suffix, folder):
                 continue
             path = figures / f"{name}.png"
             if section.figure:
-                _save(section.figure, path, synthetic)
+                path.parent.mkdir(exist_ok=True)
+                with replacing(path) as work:
+                    save_figure(section.figure, work, synthetic, metadata={"Software": _SOFTWARE})
         # whatever is odd about a record, the other parts are shown
         except Exception as error:
             left_out.append((f"the part {name}", one_line(error)))
@@ -257,16 +257,25 @@ def _group(
 ) -> tuple[dict, list]:  # values for the template; what is left out: names, reason
     "Collect what the page tells of one data set."
     synthetic, suffix = runs[0].synthetic, f"-{len(taken) + 1}" if taken else ""
+    others = [run for run in others if run.folder.parent in {run.folder.parent for run in runs}]
     figures = _figures_folder(runs, folder, taken)
     parts, left_out = _parts(others + runs, synthetic, figures, suffix, folder)
     lead = [(part["finding"], part["anchor"], part["title"]) for part in parts
             if part["name"] in _LEAD]
     if found := scored(runs):
-        lead.insert(0, (_best_words(found), _anchor(found[0]), "The run"))
+        lead.insert(0, (_best_words(found), _anchor(found[0], folder), "The run"))
     return {"anchor": f"data{suffix}", "kind": "Synthetic cells" if synthetic else "Real cells",
             "data": runs[0].data, "parts": parts, "code": code_words(runs),
             "lead": [(sentence, quote(anchor), words) for sentence, anchor, words in lead]
-            }, left_out + step_gains(others + runs)[1]
+            }, left_out + step_gains(others + runs)[1] + _hidden(runs, folder)
+
+
+def _hidden(runs, page_folder):
+    "Runs in whose place another of their name stands in the ladder: folder, reason."
+    known = {run.name: run for run in runs if run.test}
+    return [(_place(run, page_folder), "the ladder, the steps and the seeds show "
+             f"{_place(known[run.name], page_folder)}, of the same name")
+            for run in runs if run.test and run is not known[run.name]]
 
 
 def _page(**values):
@@ -365,7 +374,8 @@ def build_report(
     write_text(folder / "results.csv", results_csv(done))
     for name, reason in left_out:
         print(f"left out: {name}: {reason}")
+    shown = [run for run in done if run.test]
     return write_text(folder / "index.html", _page(
         title="Blood cells in eight classes", groups=groups, sections=sections, failed=failed,
-        left_out=left_out, link_to_cells=bool(images), **_all_runs(done),
-        notes=unlike_words([run for run in done if run.test], code=True) + _seed_notes(done)))
+        left_out=left_out, link_to_cells=bool(images), **_all_runs(done, folder),
+        notes=[*unlike_words(shown), code_words(shown), *_seed_notes(done)]))

@@ -60,6 +60,7 @@ class _Training(_Part):
     # values after each epoch, by metric; loss: what is minimised, val_loss: cross-entropy alone
     history: dict[str, list[float]] = {}
     not_finite: str = ""  # what became no number and ended the training
+    snapshots: int | None = None  # networks kept beside the run's own; older records say no number
 
 
 class _Folds(_Part):
@@ -126,6 +127,9 @@ class Status(_Part):
     state: str
     recipe: str = ""
     profile: str = ""
+    # sizes of which a run has less than its recipe asks for, as the recipe has them (null: all
+    # images); older runs have no such entry
+    asked: dict[str, int | None] = {}
 
 # %% ../nbs/reference/record_schema.ipynb #bb5f39c7
 class _Pair(_Part):
@@ -227,5 +231,6 @@ def read_checked(
         raise DataError(f"{path.name}: {first_error(error, schema)[:200]}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} cannot be read ({type(error).__name__}: "
-                        f"{' '.join(str(error).split())[:150]})") from None
+                        f"{' '.join(str(getattr(error, 'strerror', error)).split())[:150]})"
+                        ) from None
     return value

@@ -44,7 +44,7 @@ from bloodcell_nb.recipes import (
 )
 from .record_schema import Record, Status, read_checked
 from .sources import fingerprint
-from .weight_files import recipe_weights
+from .weight_files import PACKAGED, packaged_file, recipe_weights
 
 # %% ../nbs/reference/records.ipynb #64495b80
 def _parse(code):
@@ -81,6 +81,12 @@ def _modules(code, seen):
     return seen
 
 
+def _sources(notebook):
+    "Code of a notebook's cells, without what a run of them leaves in its file."
+    return ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]
+            if cell["cell_type"] == "code"]
+
+
 def code_fingerprint(
     notebook: str,  # without .ipynb
 ) -> str:  # 16 hexadecimal digits
@@ -92,9 +98,7 @@ def code_fingerprint(
     if not path.exists():
         raise RecipeError(f"notebook {notebook} is not in {path.parent.name}/; install the package "
                           "from a clone of the project (pip install -e .)")
-    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-             if cell["cell_type"] == "code"]
-    sources, files = ["".join(cell["source"]) for cell in cells], {Path(bloodcell_nb.__file__)}
+    sources, files = _sources(path.read_text(encoding="utf-8")), {Path(bloodcell_nb.__file__)}
     for source in sources:
         _modules(source, files)
     code = [*map(str.encode, sources), *(file.read_text(encoding="utf-8").encode()  # any newlines
@@ -129,7 +133,11 @@ def run_key(
     Versions of libraries, and what a recipe says for the page, are in the record, not in the key.
     """
     file = recipe_weights(recipe)
-    parts = [recipe.model_dump_json(exclude=_NOT_IN_KEY), data or fingerprint(recipe.source),
+    if getattr(recipe, "weights", "") == "imagenet" and recipe.backbone in PACKAGED:
+        file = packaged_file(recipe.backbone)
+    # a network is known by its sum; without one, by its name
+    left_out = _NOT_IN_KEY if getattr(recipe, "networks", True) else _NOT_IN_KEY - {"model"}
+    parts = [recipe.model_dump_json(exclude=left_out), data or fingerprint(recipe.source),
              code_fingerprint(recipe.notebook),
              fingerprint(file) if file else getattr(recipe, "weights", ""), keras_backend(),
              _read_by(recipe) if isinstance(recipe, ReaderRecipe) else ""]
@@ -159,6 +167,26 @@ def shared(
 _CODE = ("bloodcell_nb", "nbs", "recipes")  # folders in which a change makes a tree unclean
 
 
+def _git(root, *arguments):
+    "What git says of the project's own repository."
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    return subprocess.run(
+        ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}",
+         *arguments], cwd=root, env=ours, timeout=60, capture_output=True, encoding="utf-8",
+        errors="replace", check=True).stdout
+
+
+def _is_code(root, line):
+    "Whether a line of git's status tells of other code: a notebook that was opened has the same."
+    *_, path = line.split(" ", 8)
+    if not (line.startswith("1 ") and path.endswith(".ipynb")):
+        return True
+    with suppress(OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError):
+        return _sources(_git(root, "show", f"HEAD:{path}")) != _sources(
+            (root / path).read_text(encoding="utf-8"))
+    return True
+
+
 def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
     """Find the project's own commit, and whether its code is as committed.
 
@@ -167,25 +195,21 @@ def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
     root = project_root()
     if not (root / ".git").exists():  # git would look further up, for somebody else's
         return None
-    ours = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        lines = subprocess.run(
-            ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}",
-             "status", "--porcelain=v2", "--branch", "--", *_CODE], cwd=root, env=ours, timeout=60,
-            capture_output=True, encoding="utf-8", errors="replace", check=True).stdout.splitlines()
+        lines = _git(root, "status", "--porcelain=v2", "--branch", "--", *_CODE).splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
     commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), "")
-    return ({"commit": commit, "clean": all(line.startswith("#") for line in lines)}
+    changed = any(_is_code(root, line) for line in lines if not line.startswith("#"))
+    return ({"commit": commit, "clean": not changed}
             if re.fullmatch("[0-9a-f]{40}", commit) else None)
 
 # %% ../nbs/reference/records.ipynb #f68d537f
 _LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "keras-cv", "h5py",
               "numpy", "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
               "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil",
-              "pooch", "tqdm", "traitlets", "papermill", "nbclient",
-              "nbconvert", "nbformat", "bleach", "onnx", "onnxruntime",
-              "ipython", "ipykernel", "fastcore")
+              "pooch", "tqdm", "traitlets", "papermill", "nbclient", "nbconvert", "nbformat",
+              "bleach", "onnx", "onnxruntime", "ipython", "ipykernel", "fastcore")
 
 
 def device_name() -> str:
@@ -205,10 +229,8 @@ def environment() -> dict:
     "Versions, device and Keras backend of this process."
     found = {}
     for name in _LIBRARIES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            pass
     backend = sys.modules["keras"].backend.backend() if "keras" in sys.modules else None
     return {"python": platform.python_version(), "system": platform.system(),
             "device": device_name(), "backend": backend,
@@ -256,6 +278,12 @@ class Run:
         # now: files may change while it runs
         self.data, self.code = fingerprint(recipe.source), code_fingerprint(recipe.notebook)
         self.key, self.git = run_key(recipe, self.data), git_commit()
+        left = {"key": self.key}
+        with suppress(OSError, ValueError):  # no record, or one that is cut off
+            left = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        if not isinstance(left, dict) or left.get("key") != self.key:
+            raise RecipeError(f"{self.folder} holds a run of other data, settings or code, which "
+                              "stays; name another folder (out)")
 
     @contextmanager
     def clock(self, name: str):
@@ -280,10 +308,17 @@ class Run:
 def save_figure(
     fig,  # matplotlib figure
     path: Path,  # of the PNG file
+    synthetic: bool = False,  # whether it rests on synthetic cells, and says so
     **options,  # as of Matplotlib's savefig
 ):
     "Save a figure; a $ in the name of a class or run stays one, and begins no formula."
     from matplotlib.text import Text
+
+    if synthetic:
+        room = 0.15 / fig.get_figheight()
+        if fig.get_layout_engine():
+            fig.get_layout_engine().set(rect=(0, room, 1, 1 - room))
+        fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
 
     for text in fig.findobj(Text):
         # a logarithmic axis writes its numbers as formulas
@@ -305,15 +340,9 @@ def figure(
     import matplotlib.pyplot as plt
     from IPython.display import display
 
-    if self.synthetic if synthetic is None else synthetic:
-        if fig.get_layout_engine():
-            # room for the word
-            fig.get_layout_engine().set(rect=(0, 0.15 / fig.get_figheight(), 1,
-                                              1 - 0.15 / fig.get_figheight()))
-        fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
     path = self.folder / ("cells" if shows_cells else "figures") / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    save_figure(fig, path)
+    save_figure(fig, path, self.synthetic if synthetic is None else synthetic)
     log_figure(self, path)
     display(fig, metadata={"cells": shows_cells})
     plt.close(fig)
@@ -359,10 +388,10 @@ def finish(
              and path.exists()}
     if self.weights:  # of a folder, the file in it
         values["weights"] = self.weights.name
-    source = values["source"]
     record = {
         "recipe": values,
-        "data": {"source": source, "fingerprint": self.data, "synthetic": self.synthetic},
+        "data": {"source": values["source"], "fingerprint": self.data,
+                 "synthetic": self.synthetic},
         "key": self.key,
         "code": self.code,
         "git": self.git,
@@ -426,6 +455,8 @@ def model_file(
 
 # %% ../nbs/reference/records.ipynb #74de3dca
 EARLIER = "earlier"  # folder of the runs that others have taken the place of; no run has this name
+# what they are called there (run_folders.set_aside)
+_SET_ASIDE = re.compile(r"[a-z0-9_]+-[0-9a-f]{0,8}(-\d+)?(\.partial)?")
 
 
 def read_runs(
@@ -438,12 +469,14 @@ def read_runs(
     if not (folder := Path(folder)).is_dir():
         raise DataError(f"{folder}: no such folder; name one that holds runs, such as "
                         "reports/pbc96")
-    places = []
-    for place, folders, files in os.walk(folder):
+    places, errors = [], []
+    for place, folders, files in os.walk(folder, onerror=errors.append):
         places += [Path(place)] * ("status.json" in (*folders, *files))
-        folders[:] = sorted(name for name in folders if name != EARLIER and name[0] != ".")
+        folders[:] = sorted(name for name in folders if name[0] != "." and not (
+            Path(place).name == EARLIER and _SET_ASIDE.fullmatch(name)))
+    places += [Path(error.filename) for error in errors]
     # else another process has just renamed it
-    found = [run for run in map(_read_run, sorted(places)) if (run.folder / "status.json").exists()]
+    found = [run for run in map(_read_run, sorted(places)) if not _is_gone(run.folder)]
     return sorted(found, key=lambda run: (run.synthetic, run.data, bool(run.test), run.name))
 
 
@@ -456,3 +489,10 @@ def _read_run(folder):
                         if status["state"] == "done" else {})
     except DataError as error:
         return Finished(folder, status | {"state": "unreadable", "error": str(error)}, {})
+
+
+def _is_gone(folder):
+    "Whether a run's status is no longer there; one that may not be looked at is."
+    with suppress(PermissionError):
+        return not (folder / "status.json").exists()
+    return False

@@ -112,7 +112,7 @@ def _body(notebook):
 def render(
     path: Path,  # an executed notebook.ipynb
 ) -> Path:  # notebook.html beside it
-    "Write a notebook as HTML; raises DataError where it cannot be read."
+    "Write a notebook as HTML; raises DataError where it cannot be read, or its HTML not written."
     path, place = Path(path), Path(path).with_suffix(".html")
     try:
         given = path.read_bytes()
@@ -129,6 +129,9 @@ def render(
     except Exception as error:
         raise DataError(f"{path.name} cannot be rendered ({type(error).__name__}: "
                         f"{' '.join(str(error).split())[:150]})") from None
-    return write_text(place, template.render(
-        title=path.parent.name.removesuffix(".partial"), made_from=made_from, back=path.name,
-        body=body, style=style))
+    try:
+        return write_text(place, template.render(
+            title=path.parent.name.removesuffix(".partial"), made_from=made_from, back=path.name,
+            body=body, style=style))
+    except OSError as error:
+        raise DataError(f"{place.name} cannot be written ({error.strerror or error})") from None

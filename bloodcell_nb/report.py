@@ -9,7 +9,7 @@ __all__ = ['plot_gains', 'label_points', 'cost_table', 'plot_cost']
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .comparable import label_of, labels_of
+from .comparable import labels_of, usual_code
 from .data import DataError
 from .ladder import SPLITS, StepGain
 from .records import Finished
@@ -64,10 +64,10 @@ def cost_table(
     runs: list[Finished],  # of `read_runs`
 ) -> list[tuple]:  # run, parameters, images/s, seconds, accuracy on clean and on stand-in, device
     "Tell what each trained run cost and what it brought, the smallest network first."
-    rows = []
-    for run in _trained(runs):
+    rows, trained = [], _trained(runs)
+    for run, label in zip(trained, labels_of(trained, usual_code(runs)), strict=True):
         results = run.metrics["results"]
-        rows.append((label_of(run), f"{results['training']['parameters']:,}",
+        rows.append((label, f"{results['training']['parameters']:,}",
                      f"{results['training']['images_per_second']:.0f}",
                      f"{run.metrics['seconds']['total']:.0f}",
                      *(f"{results[split]['accuracy']:.3f}" if split in results else "not measured"
@@ -107,4 +107,4 @@ def plot_cost(
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    return label_points(ax, x, y, labels_of(measured))
+    return label_points(ax, x, y, labels_of(measured, usual_code(runs)))

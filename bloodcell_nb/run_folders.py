@@ -44,6 +44,14 @@ def run_places(
 def _is_empty(folder):
     return folder.is_dir() and not any(folder.iterdir())
 
+
+def _is_free(folder):
+    "Whether a run may lie there: nothing does, or a run of ours."
+    try:
+        return not os.path.lexists(folder) or _is_empty(folder) or bool(status_of(folder))
+    except FileNotFoundError:  # renamed just now
+        return False
+
 # %% ../nbs/reference/run_folders.ipynb #rcheck01
 def check_run_folders(
     root: Path,  # folder of the runs
@@ -68,10 +76,15 @@ def check_run_folders(
             if folder.resolve() in above or (root / EARLIER).resolve() in above:
                 raise RecipeError(f"the source {source} lies in a run's folder, {folder}; copy it "
                                   "to another place")
-            if os.path.lexists(folder) and not (_is_empty(folder) or status_of(folder)):
-                raise RecipeError(f"{folder} is no run of bloodcell (it holds no status.json of "
-                                  "one) and stays as it is; move it away, or name another folder "
-                                  "for the runs (--out)")
+            if folder.is_symlink():
+                raise RecipeError(f"{folder} is a link, and a run's folder is renamed; move the "
+                                  "folder itself there, or name another for the runs (--out)")
+            # another command may have renamed it in the middle of the first look
+            if not any(_is_free(folder) for _ in range(2)):
+                why = ("its status.json is cut off, or none of a run" if os.path.lexists(
+                    folder / "status.json") else "it holds no status.json of one")
+                raise RecipeError(f"{folder} is no run of bloodcell ({why}) and stays as it is; "
+                                  "move it away, or name another folder for the runs (--out)")
 
 # %% ../nbs/reference/run_folders.ipynb #rmissing
 def _is_whole(path):
@@ -98,11 +111,10 @@ def missing_file(
     needed += [f"predictions_{part}.npz" for part in ("val", "corrupted", "stand_in")
                if part in results]
     needed += ["model.keras"] * ("training" in results)
-    snapshots = [place.name for place in sorted(folder.glob("snapshot_*"))]
-    if record["recipe"].get("snapshots"):
-        snapshots = snapshots or ["snapshot_1"]
+    count = results.get("training", {}).get("snapshots")  # None in an older record
+    needed += ["hashes.npz"] * (count is not None)
     names = ["notebook.ipynb", *needed, *["ensemble.json"] * ("gain" in results)]
-    names += [f"{place}/{name}" for place in snapshots for name in needed]
+    names += [f"snapshot_{k}/{name}" for k in range(1, (count or 0) + 1) for name in needed]
     return next((name for name in names if not _is_whole(folder / name)), "")
 
 

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from fastcore.basics import patch
 
+from .data import DataError
 from .records import Run, replacing
 
 # %% ../nbs/reference/state.ipynb #0f50ecc9
@@ -186,8 +187,9 @@ def _read_state(path):
 
 
 def restore_state(progress: Progress):
-    """Read the newest whole state of an interrupted training of the same recipe, data and code,
-    if there is one.
+    """Read the newest whole state of an interrupted training, if there is one.
+
+    Raises DataError where it is of other data, settings or code: the next state would replace it.
     """
     numbers = {path: int(match[1]) for path in progress.folder.glob("state_*")
                if (match := re.fullmatch(r"state_(\d+)\.npz", path.name))}
@@ -198,9 +200,11 @@ def restore_state(progress: Progress):
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             damaged.append(f"{path.name} cannot be read ({type(error).__name__})")
             continue
-        if state["key"] == progress.run.key:
-            _set_state(progress, path, state, arrays)
-            break
+        if state["key"] != progress.run.key:
+            raise DataError(f"{path.parent} holds what an unfinished run of other data, settings "
+                            "or code goes on from; name another folder (out), or remove it")
+        _set_state(progress, path, state, arrays)
+        break
     if damaged:
         print(f"{progress.name}: {', '.join(damaged)}; "
               + (f"training goes on after epoch {progress.epoch}, from {progress.whole.name}"

@@ -120,7 +120,7 @@ def test_convert_leaves_nothing_half_written(tmp_path):
 def run(folder, out, *recipes, **options):
     "Start the command on recipes of a folder, in a session of its own."
     return subprocess.Popen(["bloodcell", "run", *map(str, recipes), "--data", SOURCE, "--profile",
-                             "full", "--out", str(out)], cwd=folder, stdout=subprocess.PIPE,
+                             "full", "--set", "seed=1", "--out", str(out)], cwd=folder, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
 
 
@@ -290,7 +290,10 @@ def test_ports_that_others_take(faulty, monkeypatch):
 
 
 def test_a_budget_that_ends_before_the_runs_do(tmp_path, monkeypatch, capsys):
-    "It is over, on the engine's clock, as soon as the first run has an epoch to go on from."
+    """It is over, on the engine's clock, as soon as the first run has an epoch to go on from.
+
+    Where runs are copies of one process, that process looks at the clock; here this one does.
+    """
     recipe(tmp_path, "member")
     recipe(tmp_path, "together", **{key: None for key in FAST} | {
         "notebook": "06_ensemble", "members": ["member", "member_seed1"]})
@@ -315,14 +318,14 @@ def test_papermill_alone(bad_and_good, tmp_path):
     *_, folder = bad_and_good
     done = subprocess.run(["papermill", str(ROOT / "nbs" / "03_custom_cnn.ipynb"),
                            str(tmp_path / "out.ipynb"), "-f", str(folder / "good.yaml"), "-p",
-                           "source", SOURCE, "-p", "out", str(tmp_path / "run"),
-                           "--no-progress-bar"],
+                           "source", SOURCE, "-p", "out", str(tmp_path / "run"), "-p", "epochs",
+                           "1", "-p", "seed", "1", "--no-progress-bar"],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "unknown parameter" not in done.stderr
     alone, copied = (json.loads((run / "metrics.json").read_text())
                      for run in (tmp_path / "run", folder / "out" / "good"))
-    assert alone["recipe"]["filters"] == [4, 4]
+    assert [alone["recipe"][key] for key in ("filters", "seed")] == [[4, 4], 1]
     # the operations, not the policy's name
     assert alone["recipe"]["augmentation"] == POLICIES["heavy"]
     assert alone["recipe"] == copied["recipe"]

@@ -94,10 +94,32 @@ def test_epochs_and_views_stand_in_each_table(mixed):
 def test_what_is_set_by_hand_is_a_shorter_run_too(tmp_path):
     "bloodcell run custom_cnn --set epochs=3 --profile full"
     copy(["custom_cnn"], tmp_path)
-    edit(tmp_path / "custom_cnn" / "status.json", lambda status: status.update(profile="full"))
+    edit(tmp_path / "custom_cnn" / "status.json", lambda status: status.update(
+        profile="full", asked={"epochs": 60}))
     edit(tmp_path / "custom_cnn" / "metrics.json", lambda record: (
         record["recipe"].update(epochs=3), record["results"]["training"].update(epochs=3)))
     assert [label_of(run) for run in read_runs(tmp_path)] == ["custom_cnn (3 of 60 epochs)"]
+
+
+def test_what_a_profile_does_not_lower_is_not_short(tmp_path):
+    """An ensemble of the profile quick is whole; so is a full run, whatever its recipe's file asks
+    for by now.
+    """
+    copy([MEAN, "custom_cnn"], tmp_path)
+    for name, profile in ((MEAN, "quick"), ("custom_cnn", "full")):
+        edit(tmp_path / name / "status.json", lambda status, profile=profile: status.update(
+            profile=profile))
+    assert [label_of(run) for run in read_runs(tmp_path)] == ["custom_cnn", f"{MEAN} (8 views)"]
+    assert "Shortened" not in build_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_training_that_ended_with_no_number_is_named(tmp_path):
+    copy(["custom_cnn"], tmp_path)
+    edit(tmp_path / "custom_cnn" / "metrics.json", lambda record: record["results"][
+        "training"].update(epochs=3, not_finite="loss is nan in epoch 4, learning rate 0.1"))
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    assert "3 of 60 (quick, no number)" in page and "stopped early" not in page
+    assert "became no number: loss is nan in epoch 4, learning rate 0.1." in page
 
 
 def test_the_members_have_the_views_that_the_page_says():
@@ -109,7 +131,12 @@ def test_the_members_have_the_views_that_the_page_says():
 def test_the_code_of_records_is_named_and_other_code_marked(mixed):
     folder, page = mixed
     assert "5 of 6 records are of older code, whose commit is not recorded" in page
-    assert "† marks the others, 1 of commit abababa." in page
+    assert "not recorded, 1 of commit abababa." in page  # beside a column of the code
+    marks = "† marks records of other code than most: 1 of commit abababa."
+    for part in ("problem", "ladder", "failures"):  # whose figures have marks
+        assert marks in page.partition(f'<h3 id="{part}">')[2].partition("</section>")[0], part
+    for part in ("evaluation", "all-runs"):
+        assert "†" not in page.partition(f'id="{part}">')[2].partition("</section>")[0], part
     code = json.loads((RECORDS / HEAVY / "metrics.json").read_text())["code"]
     assert f"code abababa ({code})" in page
     rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
@@ -119,6 +146,20 @@ def test_the_code_of_records_is_named_and_other_code_marked(mixed):
         words = code_words([run for run in read_runs(place) if run.metrics])
         said = words.partition(" records are of ")[2].split(",")[0].split(" (")[0].rstrip(".")
         assert f" records are of {said}" in path.read_text(encoding="utf-8"), path
+
+
+def test_one_code_is_the_usual_one_in_all_parts(tmp_path):
+    "Also in a part where most records are of another: what is marked agrees with what is said."
+    copy([MEAN, "ensemble_snapshots", HEAVY, "custom_cnn", "analysis"], tmp_path)
+    for path in tmp_path.glob("*/metrics.json"):
+        commit = "ab" if path.parent.name.startswith("ensemble") else "cd"
+        edit(path, lambda record, commit=commit: record.update(
+            git={"commit": commit * 20, "clean": True}))
+    page = unescape(build_report(tmp_path).read_text(encoding="utf-8"))
+    told = page.partition('<h3 id="ensemble">')[2].partition("</section>")[0]
+    assert f"<td>{MEAN} (8 views) †</td>" in told and "<td>ensemble_snapshots †</td>" in told
+    assert "† marks records of other code than most: 2 of commit abababa." in told
+    assert "3 of 5 records are of commit cdcdcdc, 2 of commit abababa." in page
 
 
 def test_a_share_of_nothing_costs_no_part(mixed):

@@ -1,6 +1,8 @@
 "The published networks, and the commands that ask them, as a user meets them."
 import csv
 import json
+import os
+import warnings
 import zipfile
 from dataclasses import replace
 
@@ -9,11 +11,12 @@ import pytest
 from PIL import Image
 from test_command import bloodcell, one_line_error
 
+from bloodcell_nb import cli
 from bloodcell_nb.answers import answer
 from bloodcell_nb.classifier import load_classifier
 from bloodcell_nb.cli import main
 from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.data import CLASS_NAMES
+from bloodcell_nb.data import CLASS_NAMES, DataWarning
 from bloodcell_nb.evaluation import evaluation_cells
 from bloodcell_nb.models import find_model, published
 from bloodcell_nb.recipes import check_recipe, project_root
@@ -112,6 +115,32 @@ def test_evaluate_the_courses_file(tmp_path, capsys):
     assert test["accuracy"] == (answers.argmax(axis=1) == used.labels).mean()
     assert (tmp_path / "out" / "index.html").is_file()
     assert "skipped" in printed(capsys, *command)  # the same networks, cells and code
+
+
+def test_evaluations_of_other_views_lie_beside_each_other(tmp_path, monkeypatch, capsys):
+    "The card asks for that of one view: one of eight takes no place of it."
+    custom_cnn((96, 96), filters=(4,), dense_units=8).save(tmp_path / "Tiny-1.keras")
+    names = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "run_all", lambda chosen, *_: (
+        names.extend((recipe.recipe, recipe.views) for recipe in chosen), [[], []])[1])
+    command = ["evaluate", "Tiny-1.keras", "--data", "synthetic:n=40"]
+    for more in ([], ["--tta"]):
+        printed(capsys, *command, "--out", "out", *more)
+    assert names == [("evaluate_tiny_1", 1), ("evaluate_tiny_1_8_views", 8)]
+    (tmp_path / "reports").write_text("a file of this name")
+    one_line_error(capsys, command, "reports", "synthetic: Not a directory; name a folder")
+
+
+def test_what_is_said_of_the_data_is_not_kept_back(monkeypatch, capfd):
+    "Beside what libraries log, which is."
+    def export(*_):
+        warnings.warn("x.zip: 3 images are left out", DataWarning, stacklevel=2)
+        os.write(2, b"a library's log\n")
+
+    monkeypatch.setattr(cli, "export_file", export)
+    assert main(["export", "any", "--to", "onnx"]) == 0
+    assert capfd.readouterr().err == "bloodcell: x.zip: 3 images are left out\n"
 
 
 def test_published_networks_are_handed_in(tmp_path, capsys):

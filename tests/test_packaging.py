@@ -62,6 +62,13 @@ def test_lock_holds_versions_only():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+", line), line
 
 
+def test_a_module_says_in_a_sentence_what_it_is_for():
+    "nbdev takes the first line of the notebook's quote."
+    for path in (ROOT / "bloodcell_nb").glob("*.py"):
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert path.name.startswith("_") or said.endswith("."), path.name
+
+
 def test_the_package_holds_all_its_files():
     "What is committed below bloodcell_nb/ is a module or package data."
     files = subprocess.run(["git", "ls-files", "bloodcell_nb"], cwd=ROOT, capture_output=True,

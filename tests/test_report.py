@@ -15,6 +15,7 @@ import papermill
 import pytest
 from test_command import bloodcell
 
+from bloodcell_nb import rendered
 from bloodcell_nb.ladder import gains_table, ladder_table, ladders, results_table
 from bloodcell_nb.page import build_report
 from bloodcell_nb.records import read_runs
@@ -150,6 +151,78 @@ def test_the_chapter_reads_a_single_run_on_drawn_cells(folder):
                                       {"runs": str(folder)}, progress_bar=False)
     shown = json.dumps([cell.get("outputs") for cell in done.cells])
     assert "No run has its baseline here." in shown and f"`{GOOD}`: 0.755, and 0.982" in shown
+
+
+def denied(kind, place):
+    "An error as of somebody without the right."
+    def fail(path, *_, **__):
+        if path and Path(path).parent.name == place or Path(path or ".").name == place:
+            raise PermissionError(13, "Permission denied", str(path))
+        return kind(path)
+
+    return fail
+
+
+def test_folders_that_may_not_be_read_or_written(folder, monkeypatch, capsys):
+    "Each is named; the page has the rest."
+    (folder / GOOD / "notebook.html").unlink()
+    monkeypatch.setattr(rendered, "write_text", denied(None, GOOD))
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "scandir", denied(os.scandir, ODD))
+        closed.setattr(Path, "read_bytes", denied(Path.read_bytes, ODD))
+        page = unescape(build_report(folder).read_text())
+    left = page[page.index("Left out of the tables"):]
+    assert "notebook.html cannot be written (Permission denied)" in left
+    assert "status.json cannot be read (PermissionError: Permission denied)" in left
+    assert f' id="{GOOD}-' in page and f'href="{GOOD}/notebook.ipynb"' in page
+    assert f"left out: {ODD}: status.json" in capsys.readouterr().out
+
+
+def test_a_folder_that_a_user_calls_earlier(folder):
+    "Only what was set aside there is left out."
+    (folder / "earlier").mkdir()
+    shutil.copytree(folder / GOOD, folder / "earlier" / f"{GOOD}-0123abcd-2")
+    shutil.move(folder / ODD, folder / "earlier" / ODD)
+    assert [run.folder.relative_to(folder).as_posix() for run in read_runs(folder)] == [
+        GOOD, f"earlier/{ODD}"]
+
+
+def test_a_page_over_several_folders_of_runs(folder):
+    """No two anchors are alike, what the ladder does not show is named, one seed is one seed, and
+    what failed on other cells is no step of these.
+    """
+    for root in ("first", "second"):
+        shutil.copytree(folder / ODD, folder / root / ODD)
+    for name in (GOOD, ODD):
+        shutil.move(folder / name, folder / "first" / name) if name == GOOD else shutil.rmtree(
+            folder / name)
+    shutil.copytree(folder / "first" / GOOD, folder / "drawn" / GOOD)
+    change("metrics.json", lambda whole: whole["data"].update(source="drawn", synthetic=True))(
+        folder / "drawn" / GOOD)
+    failed = folder / "drawn" / "efficientnet_lite0_head.partial"
+    failed.mkdir()
+    (failed / "status.json").write_text(json.dumps({
+        "recipe": "efficientnet_lite0_head", "state": "failed", "error": "on drawn cells"}))
+    page = unescape(build_report(folder).read_text())
+    links, anchors = links_and_anchors(page)
+    assert len(anchors) == len(set(anchors))
+    assert {unquote(link[1:]) for link in links if link.startswith("#")} <= set(anchors)
+    assert "seeds:" not in page
+    left = page[page.index("Left out of the tables"):]
+    assert f"first/{ODD}</td><td>the ladder, the steps and the seeds show second/{ODD}, of" in left
+    real, drawn = page.split('id="data-2"')
+    assert "<td>failed</td>" not in real.partition('<h3 id="ladder"')[2]
+    assert "efficientnet_lite0_head" in real[real.index("Not run yet: "):].split("</p>")[0]
+    assert "<td>failed</td>" in drawn.partition('<h3 id="ladder-2"')[2].partition("</section>")[0]
+
+
+def test_equal_accuracies_have_no_rank(folder):
+    "Three runs of the same answers."
+    shutil.copytree(folder / ODD, folder / MADE.name)
+    for file in ("status.json", "metrics.json"):
+        path = folder / MADE.name / file
+        path.write_text(path.read_text().replace(f'"{ODD}"', f'"{MADE.name}"'))
+    assert "Spearman" not in build_report(folder).read_text()
 
 
 def test_report_command_names_odd_runs(folder):

@@ -12,7 +12,7 @@ import papermill
 import pytest
 
 import bloodcell_nb
-from bloodcell_nb import cli, engine, records
+from bloodcell_nb import cli, engine, records, run_folders
 from bloodcell_nb.cli import main
 from bloodcell_nb.recipes import check_recipe
 from bloodcell_nb.records import code_fingerprint, model_file, read_runs
@@ -26,15 +26,20 @@ RECORD = json.loads((ROOT / "reports" / "pbc96" / "custom_cnn" / "metrics.json")
 
 def write_run(parameters, work):
     "What a finished training leaves, as papermill and the notebook would write it."
+    results = RECORD["results"] | {"training": RECORD["results"]["training"] | {"snapshots": 2}}
     record = RECORD | {"recipe": RECORD["recipe"] | {"recipe": parameters["recipe"],
-                                                     "seed": parameters["seed"]}}
+                                                     "seed": parameters["seed"]},
+                       "results": results}
     (work / "metrics.json").write_text(json.dumps(record))
     (work / "notebook.ipynb").write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4,
                                                      "nbformat_minor": 5}))
-    for part in ("", "_val", "_corrupted", "_stand_in"):
-        np.savez(work / f"predictions{part}.npz", seed=parameters["seed"])
-    with zipfile.ZipFile(work / "model.keras", "w") as file:
-        file.writestr("config.json", str(parameters["seed"]))
+    for place in (work, work / "snapshot_1", work / "snapshot_2"):
+        place.mkdir(exist_ok=True)
+        for name in ("predictions", "predictions_val", "predictions_corrupted",
+                     "predictions_stand_in", "hashes"):
+            np.savez(place / f"{name}.npz", seed=parameters["seed"])
+        with zipfile.ZipFile(place / "model.keras", "w") as file:
+            file.writestr("config.json", str(parameters["seed"]))
 
 
 @pytest.fixture
@@ -139,7 +144,8 @@ def test_what_failed_at_once_leaves_nothing_aside(trained, tmp_path):
                                                                          "custom_cnn"]
 
 
-@pytest.mark.parametrize("name", ["model.keras", "metrics.json", "predictions_val.npz"])
+@pytest.mark.parametrize("name", ["model.keras", "metrics.json", "predictions_val.npz",
+                                  "hashes.npz", "snapshot_2/model.keras", "snapshot_1/hashes.npz"])
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")],
                          ids=["missing", "emptied"])
 def test_done_means_all_of_it_is_there(trained, tmp_path, capsys, name, spoil):
@@ -156,6 +162,12 @@ def test_done_means_all_of_it_is_there(trained, tmp_path, capsys, name, spoil):
     key = status_of(folder)["key"]
     assert tree(tmp_path / "out" / "earlier" / f"custom_cnn-{key[:8]}") == spoiled
     assert run() == 0 and len(trained) == 3
+
+
+def test_a_lost_snapshot_is_missed_whole(trained, tmp_path):
+    assert run() == 0
+    shutil.rmtree(tmp_path / "out" / "custom_cnn" / "snapshot_2")
+    assert missing_file(tmp_path / "out" / "custom_cnn").startswith("snapshot_2/")
 
 
 def test_a_clone_says_where_a_network_comes_from(tmp_path):
@@ -201,6 +213,41 @@ def test_places_that_cannot_be(trained, tmp_path, capsys, source, out, words):
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1, err
     assert tree(tmp_path) == before and not trained
+
+
+@pytest.mark.parametrize("place", ["custom_cnn", "custom_cnn.partial"])
+def test_a_link_is_no_place_for_a_run(trained, tmp_path, capsys, place):
+    "Renamed, it would lead elsewhere, or nowhere."
+    assert run() == 0
+    shutil.move(tmp_path / "out" / "custom_cnn", tmp_path / "big")
+    (tmp_path / "out" / place).symlink_to("../big")
+    before = tree(tmp_path)
+    capsys.readouterr()
+    assert run() == 2
+    err = capsys.readouterr().err
+    assert f"{place} is a link" in err and err.count("\n") == 1
+    assert tree(tmp_path) == before and len(trained) == 1
+
+
+def test_another_command_renames_a_run_in_the_middle_of_a_look(trained, tmp_path, monkeypatch):
+    assert run() == 0
+    read, looks = run_folders.status_of, []
+
+    def status_of(folder):
+        looks.append(folder)
+        return {} if len(looks) == 1 else read(folder)
+
+    monkeypatch.setattr(run_folders, "status_of", status_of)
+    run_folders.check_run_folders(tmp_path / "out", ["custom_cnn"], SOURCE)
+    assert len(looks) == 2
+
+
+def test_a_status_that_is_cut_off_is_named(tmp_path):
+    work = tmp_path / "custom_cnn.partial"
+    work.mkdir()
+    (work / "status.json").write_text('{"state": "do')
+    with pytest.raises(bloodcell_nb.data.DataError, match=r"its status\.json is cut off, or none"):
+        run_folders.check_run_folders(tmp_path, ["custom_cnn"], SOURCE)
 
 
 def test_a_folder_that_cannot_be_written(trained, monkeypatch, tmp_path, capsys):
@@ -308,6 +355,21 @@ def test_a_backend_that_is_not_installed(trained, monkeypatch, capsys, arguments
     assert main(arguments) == 2
     assert capsys.readouterr() == ("", "bloodcell: KERAS_BACKEND is torch, which is not installed; "
                                        "pip install torch, or set another\n")
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["alone", "as copies"])
+def test_a_source_that_goes_away(tmp_path, capfd, names):
+    "Each run says so in a line, and points to no folder that is not there."
+    chosen = [check_recipe({"notebook": "01_analysis", "recipe": name,
+                            "source": str(tmp_path / "gone.npz")}) for name in names]
+    assert engine.run_all(chosen, tmp_path / "out", "smoke") == (["failed"] * len(names), [])
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err, said.err
+    assert [line.partition(": no such file")[0] for line in said.out.splitlines()] == [
+        f"{name}: failed: {tmp_path / 'gone.npz'}" for name in names], said.out
+    assert "(see" not in said.out
+    cli._write_page(tmp_path / "out")  # there is none to write
+    assert capfd.readouterr().out == ""
 
 
 def test_the_source_names_the_runs(tmp_path, monkeypatch):

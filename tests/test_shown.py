@@ -1,4 +1,5 @@
 "Each command that README shows is run by CI, a long one in a short form."
+import ast
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ PROGRAMS = ("make", "bloodcell", "papermill", "conda", "pip", "python", "nbdev_e
             "KERAS_BACKEND=jax")
 INSTALLED = "test_installed.py::test_an_installed_package_works_without_a_clone"
 STUDY, KILLED = "test_ensemble.py::test_a_study", "test_command.py::test_killed_runs_go_on"
+BUDGET = "test_command.py::test_a_budget_that_ends_before_the_runs_do"
 EVALUATE = "test_models.py::test_evaluate_the_courses_file"
 # what runs it: a test, or a line of what CI runs
 RUN_BY = {
@@ -38,21 +40,22 @@ RUN_BY = {
     "python -m build": INSTALLED,
     "papermill": "test_command.py::test_papermill_alone",
     "bloodcell run": STUDY,
-    "bloodcell run --study small --data SOURCE --budget 60": STUDY,
-    "bloodcell run --study full --data SOURCE --out DIR --budget MINUTES": STUDY,
-    "KERAS_BACKEND=jax": "test_command.py::test_jax",
+    "bloodcell run --study small --data SOURCE --budget 60": BUDGET,
+    "bloodcell run --study full --data SOURCE --out DIR --budget MINUTES": BUDGET,
+    "KERAS_BACKEND=jax": f"test_command.py::test_jax, {BUDGET}",
     "bloodcell run analysis custom_cnn --data SOURCE": INSTALLED,
-    "bloodcell run custom_cnn --set epochs=3 --set seed=1": STUDY,
+    "bloodcell run custom_cnn --set epochs=3 --set seed=1":
+        "test_command.py::test_papermill_alone",
     "bloodcell run efficientnet_lite0_fast --profile full --data SOURCE":
         "test_command.py::test_a_recipe_at_smoke_size",
     "bloodcell run custom_cnn --tensorboard DIR": KILLED,
     "bloodcell predict": "test_models.py::test_predict_needs_no_training",
     "bloodcell predict cell.png --tta --json --grad-cam DIR":
-        "test_ensemble.py::test_predict",
+        "test_ensemble.py::test_predict, test_models.py::test_predict_needs_no_training",
     "bloodcell demo": "test_demo.py::test_the_command_serves_until_it_is_stopped",
     "bloodcell evaluate": EVALUATE,
     "bloodcell export": "test_shown.py::test_export_writes_a_file",
-    "bloodcell submission": INSTALLED,
+    "bloodcell submission": "test_models.py::test_published_networks_are_handed_in",
     "bloodcell inspect": "test_encoding.py::test_a_name_that_the_terminal_lacks_is_escaped",
     "bloodcell recipes": INSTALLED,
     "bloodcell report": "test_report.py::test_report_command_names_odd_runs",
@@ -71,15 +74,30 @@ def shown():
 
 
 def test_every_command_of_readme_is_run_by_ci():
-    "By the longest beginning of it that the table has; and what the table says is there."
+    """By the longest beginning of it that the table has; and the tests that the table names are
+    there and use the command's options.
+    """
     used = {command: max((start for start in RUN_BY if f"{command} ".startswith(f"{start} ")),
                          key=len, default=None) for command in shown()}
     assert [command for command, start in used.items() if start is None] == []
     assert len(used) > 20
-    for where in RUN_BY.values():
-        name, test = re.fullmatch(r"(\S+?)(?:::|: )(.+)", where).groups()
-        text = (ROOT / ("tests" if name.endswith(".py") else "") / name).read_text(encoding="utf-8")
-        assert (f"\ndef {test}(" if name.endswith(".py") else test) in text, where
+    for command, start in used.items():
+        said = "\n".join(map(with_helpers, RUN_BY[start].split(", ")))
+        missing = [option for option in re.findall(r"--[a-z-]+", command) if option not in said]
+        assert not missing or ".py::" not in RUN_BY[start], (command, RUN_BY[start], missing)
+
+
+def with_helpers(where):
+    "Source of a test, and of the functions of its file that it names, its fixtures too."
+    name, test = re.fullmatch(r"(\S+?)(?:::|: )(.+)", where).groups()
+    text = (ROOT / ("tests" if name.endswith(".py") else "") / name).read_text(encoding="utf-8")
+    if not name.endswith(".py"):
+        assert test in text, where
+        return ""
+    functions = {node.name: ast.get_source_segment(text, node) for node in ast.parse(text).body
+                 if isinstance(node, ast.FunctionDef)}
+    named = [test, *(other for other in functions if re.search(rf"\b{other}\b", functions[test]))]
+    return "\n".join(functions[one] for one in named)
 
 
 @pytest.mark.parametrize("command", [line for line in shown() if "bloodcell " in line])

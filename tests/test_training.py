@@ -237,14 +237,13 @@ def test_a_full_disk_leaves_the_older_state(tmp_path, monkeypatch):
     "What was not written whole never takes a state's name."
     recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": "one", "epochs": 1, "eager": True,
                            "out": str(tmp_path), "source": "synthetic:n=64"})
-    fit(little(), CELLS, CELLS, recipe, Run(recipe))
+    fit(little(), CELLS, CELLS, recipe, run := Run(recipe))
     folder = tmp_path / "state" / "training"
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     longer = recipe.model_copy(update={"epochs": 2})
-    run = Run(longer)
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as raised:
         fit(little(), CELLS, CELLS, longer, run)
