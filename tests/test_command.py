@@ -117,11 +117,11 @@ def test_convert_leaves_nothing_half_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells"]
 
 
-def run(folder, out, *recipes, **options):
+def run(folder, out, *recipes):
     "Start the command on recipes of a folder, in a session of its own."
     return subprocess.Popen(["bloodcell", "run", *map(str, recipes), "--data", SOURCE, "--profile",
-                             "full", "--set", "seed=1", "--out", str(out)], cwd=folder, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+                             "full", "--set", "seed=1", "--out", str(out)], cwd=folder, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
