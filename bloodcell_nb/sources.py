@@ -92,25 +92,29 @@ def _read_tree(path, size):
     return Cells(images, tree.labels, tree.class_names, tree.ids, tree.parts, str(path))
 
 # %% ../nbs/reference/sources.ipynb #2a756a3d
-def _npz_bytes(path):
-    "Bytes that the arrays of an npz file unpack to, as their headers and the zip's directory say."
-    total = 0
+def _npz_headers(path):
+    """Shape and type of each array of an npz file, by key, and the bytes that all unpack to, as
+    headers and the zip's directory say.
+    """
+    found, total = {}, 0
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as stream:
                 first_version = np.lib.format.read_magic(stream) == (1, 0)
                 read = getattr(np.lib.format, f"read_array_header_{1 if first_version else 2}_0")
                 shape, _, dtype = read(stream)
+            found[entry.filename.removesuffix(".npy")] = shape, dtype
             total += max(entry.file_size, math.prod(shape) * dtype.itemsize)
-    return total
+    return found, total
 
 
 @contextmanager
 def _whole_npz(path):
-    "Raise DataError for an npz file that cannot be read or is too large."
+    "Raise DataError for an npz file that cannot be read or is too large; gives its headers."
     try:
-        check_memory(_npz_bytes(path), path)
-        yield
+        headers, total = _npz_headers(path)
+        check_memory(total, path)
+        yield headers
     except DataError:
         raise
     except Exception as error:  # zip and array readers raise many kinds
@@ -122,10 +126,20 @@ def _whole_npz(path):
                         "copy or download it again") from None
 
 
-def _read_arrays(path):
-    "Arrays of an npz file, by key."
-    with _whole_npz(path), np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+def _blank(shape, dtype):
+    "As many images of one black pixel, in place of those of a shape and type."
+    return np.broadcast_to(np.zeros((), np.uint8 if dtype.kind in "iuf" else dtype),
+                           tuple(1 if 0 < k < min(3, len(shape)) else side
+                                 for k, side in enumerate(shape)))
+
+
+def _read_arrays(path, pixels=True):
+    "Arrays of an npz file, by key; without pixels, its images are blank."
+    with _whole_npz(path) as headers, np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] if pixels or not key.endswith("images")
+                  or headers[key][1].hasobject else _blank(*headers[key]) for key in file.files}
+    return {key: np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
+            for key, values in arrays.items()}
 
 
 def _medmnist_images(images, where):
@@ -180,9 +194,9 @@ def _named_cells(arrays, path):
                  cells.source)
 
 
-def _read_npz(path):
+def _read_npz(path, pixels=True):
     "Cells of a course file, of one of our own or of a MedMNIST file."
-    arrays = _read_arrays(path)
+    arrays = _read_arrays(path, pixels)
     if {"images", "labels", "class_names"} <= arrays.keys():
         return _named_cells(arrays, path)
     if {"images", "labels"} <= arrays.keys():
@@ -300,7 +314,12 @@ def load(
         return draw_cells(**_synthetic_options(source))
     if form == "tree":
         return _read_tree(path, size)
-    cells = _read_npz(path or download_medmnist(_medmnist_size(str(source))))
+    return _with_images(_read_npz(path or download_medmnist(_medmnist_size(str(source)))), source,
+                        every_class)
+
+
+def _with_images(cells, source, every_class=True):
+    "The cells of a file, which has some, of every class if so asked."
     if not len(cells):
         raise DataError(f"{source}: holds no image")
     if every_class and (cells.counts == 0).any():
@@ -313,7 +332,7 @@ def load(
 def check_source(
     source: str,  # as for `load`
 ):
-    """Refuse, before a training starts and without decoding an image, what it could not use.
+    """Refuse, before a training starts and without reading a pixel, what it could not use.
 
     Says what is left out; raises DataError as `load` does, and for a source without training
     cells.
@@ -324,18 +343,22 @@ def check_source(
     elif form == MEDMNIST:
         _medmnist_size(str(source))
     elif form == "npz":
-        with _whole_npz(path):
-            return
+        _check_trained(source, _with_images(_read_npz(path, pixels=False), source).parts)
     else:
         tree = ClassFolders(path)
-        if not {"", "train"} & set(tree.parts):
-            raise DataError(f"{source}: holds only a {tree.parts[0]} split; expected training "
-                            "cells beside it")
+        _check_trained(source, tree.parts)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             sizes = list(pool.map(lambda name: image_size(*tree.asked(name)), tree.names))
         for k, size in enumerate(sizes):
             tree.check_size(k, size, sizes[0])
         check_memory(len(sizes) * sizes[0][0] * sizes[0][1] * 3, path)
+
+
+def _check_trained(source, parts):
+    if not {"", "train"} & set(parts):
+        raise DataError(f"{source}: holds only a {parts[0]} split; expected training cells beside "
+                        "it")
+
 
 # %% ../nbs/reference/sources.ipynb #dataname
 def data_name(source: str) -> str:
