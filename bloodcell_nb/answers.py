@@ -116,7 +116,7 @@ class Answer:
     sure: bool | None  # None: the classifier has no threshold
     familiar: bool | None
     probabilities: dict  # of each class
-    kind: str | None = None  # cell, synthetic (more like drawn cells) or other
+    kind: str | None = None  # cell, synthetic (a drawn one) or other
 
     def __str__(self):
         ranked = sorted(self.probabilities, key=self.probabilities.get, reverse=True)[:2]

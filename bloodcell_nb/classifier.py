@@ -35,7 +35,7 @@ from bloodcell_nb.ensemble import (
     with_temperature,
 )
 from .images import check_names
-from .negatives import KINDS, kind_probabilities
+from .negatives import DRAWN_GRAIN, KINDS, grain, kind_probabilities
 from .recipes import first_error
 from .records import model_file
 from .sources import npz_headers
@@ -287,15 +287,17 @@ def similarities(
 def kinds(
     self: Classifier,  # with a threshold of familiarity
     images: np.ndarray,  # uint8 (n, h, w, 3)
-) -> np.ndarray:  # cell (familiar), synthetic (more like the drawn cells) or other, (n,)
+) -> np.ndarray:  # cell (familiar), synthetic (a drawn cell) or other, (n,)
     "Tell of which kind images are; raises DataError as `similarities` does."
     similar, probable = self.similarities(images)
+    familiar = similar >= self.familiar_above
     if probable is None or self.cell_above is None:
-        return np.where(similar >= self.familiar_above, "cell", "other")
-    names = np.array(KINDS[-(probable.shape[1] - 1):])  # drawn cells may be the training cells
-    unlike = names[probable[:, 1:].argmax(axis=1)]
-    return np.where((similar >= self.familiar_above) & (probable[:, 0] >= self.cell_above),
-                    "cell", unlike)
+        return np.where(familiar, "cell", "other")
+    found = np.where(familiar & (probable[:, 0] >= self.cell_above), "cell", "other")
+    if probable.shape[1] == len(KINDS):  # else the training cells are drawn ones
+        drawn = probable[:, KINDS.index("synthetic")] > probable[:, KINDS.index("other")]
+        return np.where(drawn & (grain(images) < DRAWN_GRAIN), "synthetic", found)
+    return found
 
 # %% ../nbs/reference/classifier.ipynb #18f08a0a
 _MODEL = '''"Blood cells in eight classes: the weighted mean of networks. Needs NumPy and Keras."
