@@ -3,7 +3,9 @@ published is neither lost nor praised without reason.
 """
 import io
 import shutil
+import zipfile
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import keras
@@ -21,6 +23,7 @@ from bloodcell_nb.ensemble import dihedral, read_predictions
 from bloodcell_nb.evaluation import evaluation_cells, trust
 from bloodcell_nb.metrics import score
 from bloodcell_nb.models import find_model, model_card, network_sums, publish, write_card
+from bloodcell_nb.negatives import no_cells
 from bloodcell_nb.recipes import check_recipe
 from bloodcell_nb.records import Run, write_json
 from bloodcell_nb.sources import fingerprint, write_npz
@@ -103,6 +106,17 @@ def run_of(source, folder, seed=0):
     return run.folder, splits
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    "Runs are scored without shift, with few resamples; networks tell cells from few images."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bloodcell_nb.models.no_cells", partial(no_cells, per_kind=2))
+        patch.setattr("bloodcell_nb.models._DRAWN_CELLS", 16)
+        patch.setattr("bloodcell_nb.training.distorted", lambda test: {})
+        patch.setattr("bloodcell_nb.training.score", partial(score, resamples=10))
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     "A run on 160 drawn cells without splits."
@@ -146,6 +160,29 @@ def test_known_cells_are_left_out_of_other_data(trained, tmp_path):
     learnt = written(tmp_path / "learnt.npz", trained.splits.train)
     with pytest.raises(DataError, match="trained or chosen on all"):
         asked(trained.run, learnt)
+
+
+def test_of_a_source_with_a_test_split_that_alone_is_hashed(trained, tmp_path, monkeypatch):
+    cells = draw_cells(80, seed=11)
+    parts = np.repeat(["train", "test"], [50, 30])
+    source = write_npz(tmp_path / "parted.npz", images=cells.images, labels=cells.labels,
+                       parts=parts, class_names=np.array(cells.class_names))
+    hashed = []
+    monkeypatch.setattr("bloodcell_nb.evaluation.perceptual_hashes", lambda images, *sizes: (
+        hashed.append(len(images)), perceptual_hashes(images, *sizes))[1])
+    unseen = asked(trained.run, source)
+    assert (hashed, len(unseen.cells), unseen.left_out) == ([30], 30, 0)
+    assert str(unseen).startswith("of the source's 80 cells only the test split is scored; 0 of 30")
+    assert "cut otherwise from the same originals are not recognised" in str(unseen)
+    monkeypatch.setenv("BLOODCELL_SHARED", str(tmp_path))  # as for the command and its run
+    assert len(asked(trained.run, source).cells) == len(asked(trained.run, source).cells) == 30
+    assert hashed == [30, 30]
+
+
+def test_a_network_of_no_squares_is_not_evaluated(trained, tmp_path):
+    custom_cnn((96, 128), 8, filters=(4,), dense_units=8).save(tmp_path / "wide.keras")
+    with pytest.raises(DataError, match="wide.keras takes images of 128x96; labelled cells are"):
+        asked(tmp_path / "wide.keras", trained.source)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +272,8 @@ def test_an_ensemble_stays_the_one_that_was_published(tmp_path, monkeypatch, cap
         write_submission([models / "both"], tmp_path / "a.zip")
     settings = read_ensemble(models / "both")
     assert (settings.data, len(settings.networks)) == (fingerprint(source), 2) and settings.run
-    other = run_of(source, tmp_path / "others" / "second", seed=5)[0]
+    other = shutil.copytree(first, tmp_path / "others" / "second")
+    write_json(other / "status.json", {"state": "done", "recipe": "second", "profile": "full"})
     with pytest.warns(DataWarning, match="both: its member second is another network"):
         publish(other, str(source), models, instead=True)
     with pytest.raises(DataError, match="publish the ensemble again"):
@@ -330,7 +368,7 @@ def test_the_default_is_chosen_by_scores_under_shift(tmp_path, monkeypatch):
     for name, scores, data in (("a", None, ""), ("b", (0.99, 0.9, 0.6), ""),
                                ("c", (0.95, 0.8, 0.75), ""), ("easy", (1.0, 1.0, 1.0), "0" * 16)):
         (tmp_path / "models" / name).mkdir(parents=True)
-        (tmp_path / "models" / name / "model.keras").touch()
+        zipfile.ZipFile(tmp_path / "models" / name / "model.keras", "w").close()
         values = scores and dict(zip(("clean", "corrupted", "stand_in"), scores, strict=True))
         write_json(tmp_path / "models" / name / "ensemble.json",
                    {"members": [name], "validation": values, "data": data})
