@@ -116,7 +116,7 @@ class Answer:
     sure: bool | None  # None: the classifier has no threshold
     familiar: bool | None
     probabilities: dict  # of each class
-    kind: str | None = None  # cell, synthetic (more like drawn cells) or other
+    kind: str | None = None  # cell, synthetic (a drawn one) or other
 
     def __str__(self):
         ranked = sorted(self.probabilities, key=self.probabilities.get, reverse=True)[:2]
@@ -203,7 +203,8 @@ def predict_files(
     grad_cam_folder: Path = None,  # also draw there what each answer rests on
     stderr=None,  # stream for a bar and for lines; None: without a bar
 ) -> int:  # exit code: 1 if a file had no answer
-    """Print the answers for images, and a line for each file that is none.
+    """Print the answers for images, and a line for each file that is none, and for a network that
+    gives no evidence to draw.
 
     Raises DataError, before any is printed or drawn, where there is no image, or no place for a
     drawing.
@@ -218,7 +219,14 @@ def predict_files(
         if drawings:
             labels = np.array([classifier.class_names.index(one.label)
                                for one in answers[portion]])
-            _draw(evidence(classifier, images[portion], labels), drawings[portion])
+            try:
+                pairs = evidence(classifier, images[portion], labels)
+            except DataError as error:  # a network from elsewhere
+                print(f"bloodcell: nothing is drawn: {printable(error)}",
+                      file=stderr or sys.stderr, flush=True)
+                drawings = []
+            else:
+                _draw(pairs, drawings[portion])
     write_answers(answers, form)
     if drawings and form == "text":
         print(printable(f"drawn: {', '.join(path.name for path in drawings[:3])}"

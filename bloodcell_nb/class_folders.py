@@ -30,7 +30,6 @@ def split_of(
 
 # %% ../nbs/reference/class_folders.ipynb #folders7
 _CLASSES = {class_key(name): name for name in CLASS_NAMES}
-_CLASSES["ig"] = "immature granulocyte"  # the published folder's name
 
 
 def same_classes(

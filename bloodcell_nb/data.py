@@ -30,9 +30,12 @@ PARTS = ("train", "val", "test")
 def class_key(
     name: str,  # of a class
 ) -> str:
-    "Reduce a name to what case, spaces, hyphens, underscores and a plural's s do not change."
+    """Reduce a name to what case, spaces, hyphens, underscores and a plural's s do not change; IG,
+    the published folder's name, means immature granulocytes.
+    """
     key = re.sub(r"[\s_-]+", "", str(name).lower())
-    return key.removesuffix("s") if len(key) > 2 else key
+    key = key.removesuffix("s") if len(key) > 2 else key
+    return "immaturegranulocyte" if key == "ig" else key
 
 # %% ../nbs/reference/data.ipynb #saidofit1
 # control characters, separators of lines, marks that turn the direction, halves of characters

@@ -37,13 +37,16 @@ def _png(image):
 def describe(
     classifier: Classifier,
     data: bytes,  # of an image file
-) -> dict:  # an Answer's fields, and the picture of the evidence as a data URL
+) -> dict:  # an Answer's fields, and picture: of the evidence, as a data URL; or no_picture: why
     "Answer for one image; raises DataError for what is no image."
     size = classifier.models[0].input_shape[1:3]
     images = read_image(lambda: io.BytesIO(data), "the file", size)[None]
     found = answer(classifier, images, ["image"])[0]
     label = np.array([classifier.class_names.index(found.label)])
-    pair = _png(evidence(classifier, images, label)[0])
+    try:
+        pair = _png(evidence(classifier, images, label)[0])
+    except DataError as error:  # of a network from elsewhere
+        return asdict(found) | {"no_picture": str(error)}
     return asdict(found) | {"picture": f"data:image/png;base64,{base64.b64encode(pair).decode()}"}
 
 # %% ../nbs/reference/demo.ipynb #d133f184
@@ -100,6 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 with self.server.one_at_a_time:
                     found = describe(self.server.classifier, image)
+                    self.server.say_once(found.get("no_picture"))
                 self._reply(found)
             except DataError as error:
                 self._reply({"error": str(error)}, status=400)
@@ -113,8 +117,14 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, classifier, name, port):
         self.classifier, self.name, self.drawn = classifier, name, count()
-        self.one_at_a_time = threading.Lock()
+        self.one_at_a_time, self.said = threading.Lock(), None
         super().__init__(("127.0.0.1", port), _Handler)
+
+    def say_once(self, reason):
+        "Print why there are no pictures, the first time."
+        if reason and not self.said:
+            print(f"answers without a picture: {reason}", flush=True)
+        self.said = self.said or reason
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exception(), ConnectionError):  # a reader who left is no fault

@@ -74,7 +74,15 @@ def save_network(
 
 # %% ../nbs/reference/explain.ipynb #a7c40b54
 MAX_NETWORK_BYTES = 2 * 2**30  # of the weights, unpacked; those of ConvNeXtXLarge are 1.4 GB
+_MAX_TEXT_BYTES = 2**24  # of its configuration; that of ConvNeXtXLarge is 100 kB
 _WIDTHS = ("units", "filters")  # of a layer, in its configuration
+
+
+def _read_entry(archive, name, most):
+    "An entry of a zip; ValueError for one of more bytes."
+    if (size := archive.getinfo(name).file_size) > most:
+        raise ValueError(f"its {name} has {size:,} bytes; expected at most {most:,}")
+    return archive.read(name)
 
 
 def _widths(config):
@@ -95,7 +103,7 @@ def _check_size(path):
                 file.visititems(lambda _, item: shapes.append((item.shape, item.nbytes))
                                 if isinstance(item, h5py.Dataset) else None)
             size = max(size, sum(nbytes for _, nbytes in shapes))
-            config = json.loads(archive.read("config.json"))
+            config = json.loads(_read_entry(archive, "config.json", _MAX_TEXT_BYTES))
     if size > MAX_NETWORK_BYTES:
         raise ValueError(f"it unpacks to {size / 2**30:,.2f} GiB; expected at most "
                          f"{MAX_NETWORK_BYTES / 2**30:g} GiB")
@@ -127,12 +135,15 @@ def _versions(path):
     "The version of Keras that saved a network and the present one, if the file says so."
     try:
         with zipfile.ZipFile(path) as archive:
-            saved = json.loads(archive.read("metadata.json"))["keras_version"]
+            saved = json.loads(_read_entry(archive, "metadata.json", 10_000))["keras_version"]
         return f", saved by Keras {saved[:20]}, read by {keras.__version__}"
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return ""
 
 # %% ../nbs/reference/explain.ipynb #a7c40b56
+_MAX_SIDE = 2048  # pixels
+
+
 def _check_answers(model, path):
     "Refuse, with DataError, what does not answer colour images of one size with probabilities."
     given, answers = (getattr(model, name, None) for name in ("input_shape", "output_shape"))
@@ -145,6 +156,9 @@ def _check_answers(model, path):
     if None in given[1:]:
         raise DataError(f"{path}: takes images of any size; expected one: save "
                         "keras.Sequential([keras.Input((96, 96, 3)), model])")
+    if max(given[1:]) > _MAX_SIDE:
+        raise DataError(f"{path}: takes images of {given[2]}x{given[1]}; expected at most "
+                        f"{_MAX_SIDE} pixels a side")
     images = np.random.default_rng(0).integers(0, 256, (2, *given[1:]), np.uint8)
     try:
         with warnings.catch_warnings():
@@ -169,12 +183,14 @@ def split_model(
 ) -> tuple[keras.Model, callable]:
     """Cut a classifier behind its last feature maps, or the last that are fine enough and through
     which everything goes.
+
+    Raises DataError for one without such maps, or whose last layer is not dense.
     """
     chain = [operation for operation in getattr(model, "operations", [])
              if not isinstance(operation, keras.layers.InputLayer)]
     at = next((k for k, operation in enumerate(chain) if isinstance(operation, keras.Model)), None)
     inner = chain if at is None else chain[at].operations
-    drawn = [operation for operation in inner if len(operation.output.shape) == 4
+    drawn = [operation for operation in inner if len(_shape(operation.output)) == 4
              and not isinstance(operation, keras.layers.ZeroPadding2D)]
     if not drawn or not isinstance(chain[-1], keras.layers.Dense):
         raise DataError(f"{model.name}: expected a classifier with feature maps and a dense output "
@@ -182,8 +198,11 @@ def split_model(
     end, after = (chain[-2], []) if at is None else (inner[-1], chain[at + 1 : -1])
     fine = ([operation for operation in drawn if min(operation.output.shape[1:3]) >= least]
             or drawn[-1:])
-    cut, rest = next((operation, rest) for operation in reversed(fine)
-                     if (rest := _between(operation.output, end.output)))
+    cut, rest = next(((operation, rest) for operation in reversed(fine)
+                      if (rest := _between(operation.output, end.output))), (None, None))
+    if rest is None:
+        raise DataError(f"{model.name}: expected feature maps through which everything goes; its "
+                        "branches join after the last of them")
     maps = cut.output
     if at is not None:
         x = model.inputs[0]
@@ -200,6 +219,11 @@ def split_model(
     return keras.Model(model.inputs, maps), head
 
 # %% ../nbs/reference/explain.ipynb #a05ae924
+def _shape(output):
+    "Of one tensor; of several, none."
+    return getattr(output, "shape", ())
+
+
 def _between(start, end):
     """The part of a network between two tensors.
 

@@ -99,8 +99,12 @@ def _in_zip(path):
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(
             f"{path}: not a whole zip file ({error}); copy or download it again") from None
-    entries = {entry.filename.replace("\\", "/"): entry for entry in archive.infolist()}
+    named = [(entry.filename.replace("\\", "/"), entry) for entry in archive.infolist()]
+    entries, counts = dict(named), Counter(name for name, _ in named)
     for name in entries:
+        if counts[name] > 1 and _is_image(name) and not is_hidden(name):
+            raise DataError(f"{path}: {counts[name]} entries are named {name}; rename or remove "
+                            "all but one")
         if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):
             raise DataError(f"{path}: entry {name!r} points outside the zip; remove it")
     return entries, lambda name: archive.open(entries[name])
@@ -271,6 +275,8 @@ def read_image(
     with _readable(where):
         image = _in_rgb(_read_header(opened), [] if notes is None else notes)
     if is_pbc_original(image.size):
+        (notes if notes is not None else []).append(
+            "cut to the central 200x200 pixels, as an original of PBC (seen from the size)")
         image = rebuild_96(image) if size in (None, (96, 96)) else crop_centre(image)
     if size and image.size != size[::-1]:
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)

@@ -11,15 +11,23 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import replace
+import warnings
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .classifier import Classifier, load_classifier
-from .data import DataError
+from bloodcell_nb.classifier import (
+    Classifier,
+    file_sum,
+    load_classifier,
+    read_ensemble,
+    read_known,
+)
+from .data import DataError, DataWarning
 from bloodcell_nb.ensemble import (
     fit_temperature,
     read_predictions,
@@ -45,25 +53,45 @@ def under_shift(
     """Give the accuracy on validation cells under shift, one view each: the mean of that on
     corrupted ones and that on the stand-in.
     """
-    settings = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
-    scores = settings.get("validation")
-    return (scores["corrupted"] + scores["stand_in"]) / 2 if scores else -1.0
+    scores = read_ensemble(folder).validation
+    return (scores.corrupted + scores.stand_in) / 2 if scores else -1.0
+
+
+def _default():
+    "The published network that answers where none is named; None where none can be used."
+    groups = {}  # by the data that they were measured on; unknown in older ones, which are a group
+    for folder in published().values():
+        try:
+            classifier = load_classifier([folder])
+            for file in classifier.files:
+                if not zipfile.is_zipfile(file):
+                    raise DataError(f"{file.parent.name}/{file.name} is no whole network")
+            if classifier.familiar_above is not None:
+                read_known(classifier.files[0].with_name("features.npz"))
+        except DataError as error:
+            warnings.warn(f"{folder.name} is passed over: {error}", DataWarning, stacklevel=3)
+        else:
+            groups.setdefault(read_ensemble(folder).data, []).append(folder)
+    return max(max(groups.values(), key=len), key=under_shift) if groups else None
 
 
 def find_model(
-    name: str = "",  # of a published network, a .keras file, or a run's folder; empty: the best
+    name: str = "",  # of a published network, a .keras file, or a run's folder; empty: the default
 ) -> Path:
-    """Find a network; the best one is the published one that is best under shift.
+    """Find a network. The default is the published one that is best under shift among those
+    measured on the same data; of several data sets, the one with most networks counts (of as
+    many, the first by name of a network).
 
     Raises DataError for what is neither.
     """
     models = published()
-    if not name and models:
-        return max(models.values(), key=under_shift)
+    if not name and (default := _default()):
+        return default
     path = models.get(str(name), Path(name or "models"))
     if not name or not path.exists():
-        raise DataError(f"no network {name}; expected one of {', '.join(models) or 'none'},"
-                        " a .keras file, or the folder of a finished run")
+        raise DataError(f"no network {name or 'that can be used'}; expected one of "
+                        f"{', '.join(models) or 'none'}, a .keras file, or the folder of a "
+                        "finished run")
     return path
 
 
@@ -72,12 +100,16 @@ _SETTINGS = "ensemble.json"  # in the sums: what it says, whatever its form
 
 def network_sums(
     classifier: Classifier,
-) -> dict[str, str]:  # SHA-256 of each network, by folder and file
-    "Identify the networks of a classifier, and how their mean is taken and judged."
+) -> dict[str, str]:  # SHA-256 of each file, by folder and name
+    """Identify the networks of a classifier, what lies beside them of their training cells, and
+    how their mean is taken and judged.
+    """
     settings = [getattr(classifier, name) for name in (
-        "weights", "temperature", "class_names", "sure_above", "familiar_above")]
-    return {f"{file.parent.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in classifier.files
+        "weights", "temperature", "class_names", "sure_above", "familiar_above", "cell_above")]
+    beside = ("features.npz", "hashes.npz")  # of the folder's own network
+    files = [file.with_name(name) for file in classifier.files
+             for name in (file.name, *beside[:2 * (file.name == "model.keras")])]
+    return {f"{file.parent.name}/{file.name}": file_sum(file) for file in files if file.exists()
             } | {_SETTINGS: hashlib.sha256(json.dumps(settings).encode()).hexdigest()}
 
 # %% ../nbs/reference/models.ipynb #3549540c
@@ -147,13 +179,15 @@ def publish(
     models: Path = None,  # where published networks lie; None: models/ of `working_root`
     instead: bool = False,  # of a published network of this name
 ) -> Path:  # the new folder
-    """Copy a run's network and choose its temperature and thresholds on the validation split.
+    """Copy a run's network and choose its temperature and thresholds on the validation split; says
+    which network is the default where that changes, and which ensembles were made with the network
+    that was replaced.
 
     Raises DataError where the run is not finished, has no network, or has other data, where a
-    network of its name is published, and where models cannot be written.
+    network of its name is published or a member of another run, and where models cannot be written.
     """
     models, record = Path(models or working_root() / "models"), _finished(run)
-    folder = models / record.name
+    folder, default = models / record.name, _default_name()
     if folder.exists() and not instead:
         raise DataError(f"{folder} exists; --replace puts this run in its place")
     if fingerprint(source) != record.metrics["data"]["fingerprint"]:
@@ -161,20 +195,36 @@ def publish(
     try:
         models.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=models, prefix=".") as place:
-            work, before = Path(place) / record.name, Path(place) / "before"
+            work = Path(place) / record.name
             work.mkdir()
             _fill(work, record, source, models)
-            if folder.exists():
-                os.replace(folder, before)
-            try:
-                os.replace(work, folder)
-            finally:
-                if not folder.exists() and before.exists():
-                    os.replace(before, folder)
+            _put(work, folder, Path(place) / "before", instead)
     except OSError as error:
         raise DataError(f"{models}: {record.name} cannot be published there "
                         f"({error.strerror or error}); nothing was changed") from None
+    for path in sorted(models.glob("*/ensemble.json")):
+        with suppress(DataError):  # one that cannot be read is none of this
+            if record.name in (found := read_ensemble(path.parent)).members and found.networks:
+                _warn_of_change(path.parent)
+    if (name := _default_name()) != default:
+        print(f"where no network is named, {name} answers now")
     return folder
+
+
+def _put(work, folder, before, instead):
+    "Give a published network its name; one that was put there meanwhile stays, unless `instead`."
+    if instead and folder.exists():
+        os.replace(folder, before)
+    try:
+        os.rename(work, folder)
+    except OSError:
+        if folder.exists():
+            raise DataError(f"{folder} exists: another process published it meanwhile; --replace "
+                            "puts this run in its place") from None
+        raise
+    finally:
+        if not folder.exists() and before.exists():
+            os.replace(before, folder)
 
 # %% ../nbs/reference/models.ipynb #57cbe36d
 def _fill(work, record, source, models):
@@ -185,22 +235,40 @@ def _fill(work, record, source, models):
     # the record names recipes of this project's form
     recipe = check_recipe(record.metrics["recipe"] | {"source": str(source)}, record.name)
     members = list(getattr(recipe, "members", [])) or [record.name]
-    splits = prepare(recipe)
+    names = read_predictions([record.folder]).class_names
+    published_from = {"run": record.key, "data": record.metrics["data"]["fingerprint"]}
     if members == [record.name]:
+        splits = prepare(recipe)
         copy_network(model_file(record.folder), work / "model.keras")
-        classifier = load_classifier([work])
+        classifier = Classifier((work / "model.keras",), (1.0,), class_names=names)
         _write_features(classifier.models[0], splits, work / "features.npz", record.synthetic)
     else:
-        if missing := [name for name in members if not (models / name / "model.keras").exists()]:
-            raise DataError(f"{models} holds no {missing[0]}, a member of {record.name}; publish "
-                            "that first")
-        classifier = load_classifier([models / member / "model.keras" for member in members])
-        classifier = replace(classifier, weights=tuple(record.metrics["results"]["weights"]))
-    names = read_predictions([record.folder]).class_names
-    classifier = replace(classifier, class_names=names)
+        _check_members(record, members, models)
+        splits = prepare(recipe)
+        classifier = Classifier(tuple(models / member / "model.keras" for member in members),
+                                tuple(record.metrics["results"]["weights"]), class_names=names)
+        published_from["networks"] = list(map(file_sum, classifier.files))
     settings = _settings(classifier, splits.val, members)
-    write_json(work / "ensemble.json", settings | {
+    write_json(work / "ensemble.json", settings | published_from | {
         "validation": _validation(classifier, splits.val)})
+
+
+def _check_members(record, members, models):
+    "Refuse, with DataError, members that are not published, or were from another run."
+    for member in members:
+        if "/" in member:
+            raise DataError(f"{record.name}: its member {member} is a snapshot, and snapshots are "
+                            "not published; publish an ensemble of whole runs")
+        if not (models / member / "model.keras").exists():
+            raise DataError(f"{models} holds no {member}, a member of {record.name}; publish that "
+                            "first")
+        own = ""
+        with suppress(DataError):  # the member's run is not here
+            own = _finished(record.folder.parent / member).key
+        if own and (given := read_ensemble(models / member).run) and own != given:
+            raise DataError(f"{models / member} is of another run than the member of {record.name} "
+                            f"(key {given}, not {own}); publish {record.folder.parent / member} "
+                            "first, with --replace")
 
 
 def _finished(folder):
@@ -209,6 +277,20 @@ def _finished(folder):
     if len(runs) != 1 or runs[0].status["state"] != "done" or not runs[0].test:
         raise DataError(f"{folder}: expected the folder of one finished training or ensemble")
     return runs[0]
+
+
+def _default_name():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is passed over
+        return getattr(_default(), "name", "")
+
+
+def _warn_of_change(folder):
+    "Say what is wrong with an ensemble one of whose members was published."
+    try:
+        load_classifier([folder])
+    except DataError as error:
+        warnings.warn(str(error), DataWarning, stacklevel=3)
 
 # %% ../nbs/reference/models.ipynb #114c30ba
 _PARTS = {"test": "clean", "corrupted": "corrupted", "stand_in": "stand-in"}
@@ -220,9 +302,8 @@ def _evaluations(runs, sums):
     parts = []
     for run in runs:
         recipe, results = run.metrics.get("recipe", {}), run.metrics.get("results", {})
-        # records of older form name the networks alone
-        if ({_SETTINGS: sums[_SETTINGS]} | recipe.get("networks", {}) != sums
-                or recipe["views"] != 1 or not results.get("trust")):
+        if (recipe.get("networks") != sums or recipe["views"] != 1
+                or not results.get("trust")):
             continue
         name = Path(run.data).stem
         for part, word in _PARTS.items():
@@ -231,8 +312,8 @@ def _evaluations(runs, sums):
                 text = {key: "{:.4f} [{:.4f}, {:.4f}]".format(
                     scores[key], *scores["interval_95"][key]) if scores[key] is not None else ""
                     for key in _SCORES}
-                parts.append({"data": name, "title": f"{name}, {word}", "scores": scores,
-                              "text": text, "trust": results["trust"][part],
+                parts.append({"data": name, "part": part, "title": f"{name}, {word}",
+                              "scores": scores, "text": text, "trust": results["trust"][part],
                               "left_out": results.get("left_out_training_cells", "")})
     return sorted(parts, key=lambda part: part["data"] != "pbc96")
 
@@ -267,21 +348,32 @@ def _words(trainings):
     return f"{what[0].upper()}{what[1:]}, trained on real blood cells.", licence
 
 
-def _known_files(folder, classifier):
-    "Training cells whose features a published network holds, and cells whose hashes."
-    path = classifier.files[0].with_name("features.npz")
-    try:
-        with np.load(path) as file:
-            return [len(file[key]) if key in file.files else 0 for key in ("features", "hashes")]
-    except (OSError, ValueError):
-        raise DataError(f"{folder.name}: {path.parent.name}/{path.name} cannot be read; publish "
-                        "the network again") from None
+_PBC96 = "455bde719a734559"  # fingerprint of pbc96.zip, cells cut as the course's were
 
 
 def _is_course(runs):
-    "Whether runs were trained on all cells of pbc96, the course's."
-    return all(run.data.startswith("pbc96") and run.metrics["recipe"]["limit"] is None
-               for run in runs)
+    "Whether runs were trained on all cells of pbc96."
+    return all(run.metrics["data"]["fingerprint"] == _PBC96
+               and run.metrics["recipe"]["limit"] is None for run in runs)
+
+
+def _record(runs, name, key):
+    "The record of the run that was published; where its key is not known, the last of its name."
+    found = [run for run in runs if (run.key == key if key else run.name == name)]
+    if not found:
+        raise DataError(f"{name}: reports/ holds no record of the run that it was published from"
+                        f"{key and f' (key {key})'}; put its folder there, or run and publish it "
+                        "again")
+    return found[-1]
+
+
+def _published_folder(name):
+    "The folder of a published network; raises DataError for any other network."
+    folder = find_model(name)
+    if not (folder / "ensemble.json").is_file() or (folder / "status.json").exists():
+        raise DataError(f"{name}: no published network, which alone has a card; expected one of "
+                        f"{', '.join(published()) or 'none'}, or the folder of one")
+    return folder
 
 # %% ../nbs/reference/models.ipynb #023a8605
 def model_card(
@@ -291,34 +383,31 @@ def model_card(
     """Write a network's card from the records; raises DataError where there are none of its
     training or of an evaluation.
     """
-    folder = find_model(name)
-    name, classifier = folder.name, load_classifier([folder])
-    sums = network_sums(classifier)
-    settings = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
-    runs = read_runs(reports or working_root() / "reports")
-    runs = [run for run in runs if run.test and not run.synthetic]
-    real, members, parts = {run.name: run for run in runs}, settings["members"], _evaluations(
-        runs, sums)
-    names = list(dict.fromkeys([*members, name]))
-    if missing := [member for member in names if member not in real]:
-        raise DataError(f"{name}: reports/ holds no record of {missing[0]}; run it")
-    if not parts:
+    folder = _published_folder(name)
+    name, classifier, settings = folder.name, load_classifier([folder]), read_ensemble(folder)
+    sums, known = network_sums(classifier), read_known(
+        classifier.files[0].with_name("features.npz"))
+    runs = [run for run in read_runs(reports or working_root() / "reports")
+            if run.test and not run.synthetic]
+    keys = {member: read_ensemble(folder.parent / member).run for member in settings.members}
+    trained = {one: _record(runs, one, key) for one, key in (keys | {name: settings.run}).items()}
+    if not (parts := _evaluations(runs, sums)):
         raise DataError(f"{name}: reports/ holds no evaluation of these networks; make one with "
                         f"bloodcell evaluate {name} --data SOURCE")
-    what, licence = _words([real[member] for member in members])
-    known, hashed = _known_files(folder, classifier)
-    trained = [real[member] for member in names]
-    with np.load(real[name].folder / "predictions.npz") as file:
+    what, licence = _words([trained[member] for member in settings.members])
+    hashed, results = len(known.get("hashes", [])), trained[name].metrics["results"]
+    counts = {split: results.get(split, {}).get("n", 0) for split in ("val", "test")}
+    with np.load(trained[name].folder / "predictions.npz") as file:
         height, width = file["image_size"]
     page = Environment(loader=PackageLoader("bloodcell_nb", ""), undefined=StrictUndefined,
                        trim_blocks=True, keep_trailing_newline=True)
     return page.get_template("model_card.md.j2").render(
         name=name, what=what, licence=licence, class_names=classifier.class_names, parts=parts,
-        settings=settings, known=f"{known:,}", hashed=f"{hashed:,}",
-        sums={name: value for name, value in sums.items() if name != _SETTINGS},
-        size=f"{width}x{height}", of_course=_is_course(trained), data=real[name].data,
-        counts={split: real[name].metrics["results"].get(split, {}).get("n", 0)
-                for split in ("val", "test")}, trainings=list(map(_training, trained)))
+        settings=settings, known=len(known["features"]), hashed=hashed,
+        sums={file: value for file, value in sums.items() if file.endswith(".keras")},
+        size=f"{width}x{height}", of_course=_is_course(trained.values()), data=trained[name].data,
+        counts=counts | {"train": max(0, hashed - counts["val"])},
+        trainings=list(map(_training, trained.values())))
 
 
 def write_card(
@@ -327,7 +416,7 @@ def write_card(
     """Write a network's card beside it; raises DataError as `model_card` does, for a network
     within the installed package, and where it cannot be written.
     """
-    path = find_model(name) / "README.md"
+    path = _published_folder(name) / "README.md"
     if working_root() != project_root() and path.is_relative_to(project_root()):
         raise DataError(f"card {name}: this network came with the installed package, and its card "
                         "too; a new one is written in a clone of the project, from its records")

@@ -222,7 +222,7 @@ class RobustnessRecipe(ReaderRecipe):
 class EvaluationRecipe(Recipe):
     "09_evaluation"
     notebook: Literal["09_evaluation"]
-    # a published network, a .keras file or a run's folder; empty: the best published one
+    # a published network, a .keras file or a run's folder; empty: the default one
     model: str = ""
     networks: dict[str, str] = {}  # SHA-256 of each of its networks, for the run's key
     classes: dict[str, str] = {}  # the network's class for a class of the source

@@ -419,6 +419,11 @@ class Finished:
         return self.status["recipe"]
 
     @property
+    def key(self):
+        "As `run_key` gives it; empty where nobody wrote it down."
+        return self.metrics.get("key") or self.status.get("key", "")
+
+    @property
     def data(self):
         "Name of the data."
         return self.metrics.get("data", {}).get("source", "")

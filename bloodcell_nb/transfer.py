@@ -104,7 +104,8 @@ def load_backbone(
         raise DataError(f"alpha is {alpha} with {name}; only MobileNetV2 has a width")
     if name == "MobileNetV2":
         options["alpha"] = alpha
-    file = find_weights(weights, name, alpha)
+    square = image_size[0] == image_size[1]
+    file = find_weights(weights, name, alpha, image_size[0] if square else None)
     if name in LITE:
         return efficientnet_lite(name, image_size, str(file or weights))
     imagenet = weights == "imagenet"

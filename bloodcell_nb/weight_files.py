@@ -9,13 +9,16 @@ __all__ = ['PACKAGED', 'packaged_file', 'find_weights', 'recipe_weights', 'keras
 import os
 import tempfile
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
 
 import bloodcell_nb
-from .data import DataError, source_path
+from .data import DataError, is_synthetic, source_path
+from .images import image_size, list_images
+from .sources import npz_headers
 
 # %% ../nbs/reference/weight_files.ipynb #wf000006
 PACKAGED = {"EfficientNetLite0": "efficientnet_lite0.npz"}  # in the package's folder weights
@@ -31,13 +34,16 @@ _KERAS_NAMES = {
     "ResNet50": f"resnet50_{_KERNELS}_notop.h5"}
 
 
-def _names(backbone, alpha):
-    "What the file of a backbone may be called in a folder, ours first."
+_SIDES = (224, 192, 160, 128, 96)  # of the images that MobileNetV2 was trained with, in pixels
+
+
+def _names(backbone, alpha, side=None):
+    "What the file of a backbone may be called in a folder, ours first, then as Keras would choose."
     kind = "npz" if backbone.startswith("EfficientNetLite") else "weights.h5"
     own = f"{backbone}.{kind}" if alpha == 1 else f"{backbone}_{alpha:g}.{kind}"
-    # MobileNetV2's, of each size of image that it was trained at
-    keras_own = [_KERAS_NAMES[backbone].format(alpha=float(alpha), side=side)
-                 for side in (224, 192, 160, 128, 96)] if backbone in _KERAS_NAMES else []
+    sides = sorted(_SIDES, key=lambda one: one != side)  # this one first, where there is such
+    keras_own = [_KERAS_NAMES[backbone].format(alpha=float(alpha), side=one)
+                 for one in sides] if backbone in _KERAS_NAMES else []
     return list(dict.fromkeys([own, *keras_own]))
 
 
@@ -52,6 +58,7 @@ def find_weights(
     weights: str,  # imagenet, none, a file, or a folder of files
     backbone: str,  # whose file to find in a folder
     alpha: float = 1.0,  # width of MobileNetV2
+    side: int = None,  # of the images, in pixels; None: no squares, or not known
 ) -> Path | None:  # None for imagenet and none
     "Find a backbone's file of weights; raises DataError where there is none."
     if (path := source_path(weights, "weights")) is None or path.is_file():
@@ -59,7 +66,7 @@ def find_weights(
     if not path.is_dir():
         raise DataError(f"weights: no file {weights}; expected imagenet, none, a file of "
                         f"{backbone} without its top, or a folder of such files")
-    names = _names(backbone, alpha)
+    names = _names(backbone, alpha, side)
     for name in names:
         if (path / name).is_file():
             return path / name
@@ -73,8 +80,27 @@ def recipe_weights(
     recipe,  # a Recipe
 ) -> Path | None:  # None where it has no file
     "Find the file of weights that a recipe's training begins with; raises DataError."
-    weights = getattr(recipe, "weights", "")
-    return find_weights(weights, recipe.backbone, recipe.alpha) if weights else None
+    if not (weights := getattr(recipe, "weights", "")):
+        return None
+    several = recipe.backbone == "MobileNetV2" and source_path(weights, "weights") is not None
+    side = several and (recipe.resize or _image_side(recipe.source))
+    return find_weights(weights, recipe.backbone, recipe.alpha, side)
+
+
+def _image_side(source):
+    "Pixels a side of a source's images; None where they are no squares, or cannot be read."
+    path = source_path(source)
+    if path is None:
+        return 96 if is_synthetic(source) else int(str(source).partition(":")[2] or 28)
+    with suppress(Exception):  # `load` says what is wrong
+        if path.suffix.lower() == ".npz" and path.is_file():
+            shapes = [shape for key, (shape, _) in npz_headers(path)[0].items()
+                      if key.endswith("images")]
+            width, height = shapes[0][2], shapes[0][1]
+        else:
+            found = list_images(path)
+            width, height = image_size(partial(found.opened, found.names[0]), found.names[0])
+        return width if width == height else None
 
 # %% ../nbs/reference/weight_files.ipynb #wf000010
 def keras_models() -> Path:

@@ -8,8 +8,8 @@ import pytest
 def _data(name):
     place = os.environ.get("BLOODCELL_DATA")
     if not place:
-        pytest.skip("real cells: set BLOODCELL_DATA to the folder that holds pbc96.zip and "
-                    "pbc_originals/")
+        pytest.skip("real cells: set BLOODCELL_DATA to the folder that holds pbc96.zip, "
+                    "cellavision.zip and pbc_originals/")
     path = Path(place) / name
     assert path.exists(), f"BLOODCELL_DATA holds no {name}"
     return path
@@ -19,6 +19,12 @@ def _data(name):
 def pbc96():
     "16,093 real cells, 96x96, with parts."
     return _data("pbc96.zip")
+
+
+@pytest.fixture(scope="session")
+def microscope():
+    "100 real cells of the development microscope."
+    return _data("cellavision.zip")
 
 
 @pytest.fixture(scope="session")

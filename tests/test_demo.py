@@ -7,10 +7,11 @@ import queue
 import socket
 import threading
 
+import keras
 import pytest
 
 from bloodcell_nb import demo
-from bloodcell_nb.classifier import Classifier
+from bloodcell_nb.classifier import Classifier, load_classifier
 from bloodcell_nb.cli import main
 from bloodcell_nb.custom_cnn import custom_cnn
 from bloodcell_nb.synthetic import draw_cells
@@ -63,6 +64,26 @@ def test_one_who_says_nothing_keeps_nobody_waiting(server):
         assert reply(connect(server, request("/model"))) == (200, b'{"name": "cnn"}')
         status, body = reply(connect(server, request("/answer", CELL)))
         assert status == 200 and json.loads(body)["probabilities"]
+
+
+def test_a_network_without_evidence_answers_without_a_picture(tmp_path, capsys):
+    "A softmax of its own; branches that join late. Why is said once, and on the page."
+    image = keras.Input((96, 96, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(image)
+    means = [keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, side, 4)(y))
+             for side, y in ((3, x), (5, keras.layers.Rescaling(1 / 127)(image)))]
+    both = keras.layers.Concatenate()(means)
+    for name, output, why in (
+            ("softmax", keras.layers.Softmax()(keras.layers.Dense(8)(both)), "dense output layer"),
+            ("branches", keras.layers.Dense(8, "softmax")(both), "through which everything goes")):
+        keras.Model(image, output).save(tmp_path / f"{name}.keras")
+        found = demo.describe(load_classifier([tmp_path / f"{name}.keras"]), CELL)
+        assert found["probabilities"] and "picture" not in found and why in found["no_picture"]
+    server = demo.demo_server(load_classifier([tmp_path / "softmax.keras"]), "softmax", 0)
+    server.server_close()
+    for reason in (None, found["no_picture"], found["no_picture"]):
+        server.say_once(reason)
+    assert capsys.readouterr().out.count("answers without a picture: ") == 1
 
 
 def test_a_silent_connection_is_closed(server, monkeypatch, capsys):

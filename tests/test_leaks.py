@@ -3,25 +3,30 @@ published is neither lost nor praised without reason.
 """
 import io
 import shutil
+import zipfile
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from bloodcell_nb.analysis import nearest_distances, perceptual_hashes
 from bloodcell_nb.answers import answer
-from bloodcell_nb.classifier import load_classifier
+from bloodcell_nb.classifier import load_classifier, read_ensemble, write_submission
 from bloodcell_nb.cli import inspect
 from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.data import DataError
-from bloodcell_nb.ensemble import dihedral
+from bloodcell_nb.data import DataError, DataWarning
+from bloodcell_nb.ensemble import dihedral, read_predictions
 from bloodcell_nb.evaluation import evaluation_cells, trust
 from bloodcell_nb.metrics import score
-from bloodcell_nb.models import find_model, model_card, network_sums, publish
+from bloodcell_nb.models import find_model, model_card, network_sums, publish, write_card
+from bloodcell_nb.negatives import no_cells
 from bloodcell_nb.recipes import check_recipe
 from bloodcell_nb.records import Run, write_json
-from bloodcell_nb.sources import write_npz
+from bloodcell_nb.sources import fingerprint, write_npz
 from bloodcell_nb.splits import prepare
 from bloodcell_nb.synthetic import draw_cells
 from bloodcell_nb.training import evaluate
@@ -77,25 +82,49 @@ def test_real_cells_have_no_more_groups_when_turned(pbc96):
     assert nearest_distances(hashes).min() > 32
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    "A run of a tiny network that has learnt nothing, on 160 drawn cells without splits."
-    place = tmp_path_factory.mktemp("leaks")
-    cells = draw_cells(160)
-    source = write_npz(place / "cells.npz", images=cells.images, labels=cells.labels,
-                       class_names=np.array(cells.class_names))
-    recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": "tiny", "epochs": 1,
-                           "source": str(source), "out": str(place / "reports" / "tiny")})
+def written(place, cells):
+    "Cells as an npz file."
+    return write_npz(place, images=cells.images, labels=cells.labels,
+                     class_names=np.array(cells.class_names))
+
+
+def run_of(source, folder, seed=0):
+    "A run of a tiny network that has learnt nothing, named as its folder, and its splits."
+    recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": folder.name, "epochs": 1,
+                           "seed": seed, "source": str(source), "out": str(folder)})
     splits, run = prepare(recipe), Run(recipe)
-    network = custom_cnn((96, 96), 8, filters=(4,), dense_units=8)
+    keras.utils.set_random_seed(seed)
+    network = custom_cnn((96, 96), len(splits.train.class_names), filters=(4,), dense_units=8)
     network.save(run.folder / "model.keras")
     training = {"parameters": network.count_params(), "best_epoch": 0, "epochs": 0,
                 "images_per_second": 0.0}
     results, _ = evaluate(SimpleNamespace(final=network, snapshots=[], record=lambda: training),
                           splits, run)
     run.finish(results)
-    write_json(run.folder / "status.json", {"state": "done", "recipe": "tiny", "profile": "full"})
-    return SimpleNamespace(run=run.folder, source=source, splits=splits, cells=cells)
+    write_json(run.folder / "status.json", {"state": "done", "recipe": folder.name,
+                                            "profile": "full"})
+    return run.folder, splits
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    "Runs are scored without shift, with few resamples; networks tell cells from few images."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bloodcell_nb.models.no_cells", partial(no_cells, per_kind=2))
+        patch.setattr("bloodcell_nb.models._DRAWN_CELLS", 16)
+        patch.setattr("bloodcell_nb.training.distorted", lambda test: {})
+        patch.setattr("bloodcell_nb.training.score", partial(score, resamples=10))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A run on 160 drawn cells without splits."
+    place = tmp_path_factory.mktemp("leaks")
+    cells = draw_cells(160)
+    source = written(place / "cells.npz", cells)
+    folder, splits = run_of(source, place / "reports" / "tiny")
+    return SimpleNamespace(run=folder, source=source, splits=splits, cells=cells)
 
 
 def asked(network, source):
@@ -117,9 +146,9 @@ def test_known_cells_are_left_out_of_other_data(trained, tmp_path):
     others = draw_cells(24, seed=7)
     images = np.concatenate([np.stack([saved_again(np.rot90(image), "JPEG", 60)
                                        for image in trained.cells.images]), others.images])
-    source = write_npz(tmp_path / "slide.npz", images=images,
-                       labels=np.concatenate([trained.cells.labels, others.labels]),
-                       class_names=np.array(others.class_names))
+    source = written(tmp_path / "slide.npz", SimpleNamespace(
+        images=images, labels=np.concatenate([trained.cells.labels, others.labels]),
+        class_names=others.class_names))
     unseen = asked(trained.run, source)
     known = len(trained.splits.train) + len(trained.splits.val)
     assert (unseen.left_out, len(unseen.cells), unseen.own_split) == (known, 184 - known, False)
@@ -128,11 +157,32 @@ def test_known_cells_are_left_out_of_other_data(trained, tmp_path):
     shutil.copy(trained.run / "hashes.npz", tmp_path / "hashes.npz")  # of another network
     unseen = asked(bare, source)
     assert unseen.left_out is None and len(unseen.cells) == 184 and "cannot be told" in str(unseen)
-    learnt = write_npz(tmp_path / "learnt.npz", images=trained.splits.train.images,
-                       labels=trained.splits.train.labels,
-                       class_names=np.array(others.class_names))
+    learnt = written(tmp_path / "learnt.npz", trained.splits.train)
     with pytest.raises(DataError, match="trained or chosen on all"):
         asked(trained.run, learnt)
+
+
+def test_of_a_source_with_a_test_split_that_alone_is_hashed(trained, tmp_path, monkeypatch):
+    cells = draw_cells(80, seed=11)
+    parts = np.repeat(["train", "test"], [50, 30])
+    source = write_npz(tmp_path / "parted.npz", images=cells.images, labels=cells.labels,
+                       parts=parts, class_names=np.array(cells.class_names))
+    hashed = []
+    monkeypatch.setattr("bloodcell_nb.evaluation.perceptual_hashes", lambda images, *sizes: (
+        hashed.append(len(images)), perceptual_hashes(images, *sizes))[1])
+    unseen = asked(trained.run, source)
+    assert (hashed, len(unseen.cells), unseen.left_out) == ([30], 30, 0)
+    assert str(unseen).startswith("of the source's 80 cells only the test split is scored; 0 of 30")
+    assert "cut otherwise from the same originals are not recognised" in str(unseen)
+    monkeypatch.setenv("BLOODCELL_SHARED", str(tmp_path))  # as for the command and its run
+    assert len(asked(trained.run, source).cells) == len(asked(trained.run, source).cells) == 30
+    assert hashed == [30, 30]
+
+
+def test_a_network_of_no_squares_is_not_evaluated(trained, tmp_path):
+    custom_cnn((96, 128), 8, filters=(4,), dense_units=8).save(tmp_path / "wide.keras")
+    with pytest.raises(DataError, match="wide.keras takes images of 128x96; labelled cells are"):
+        asked(tmp_path / "wide.keras", trained.source)
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +224,77 @@ def test_publish_leaves_nothing_half_written(trained, network, monkeypatch):
     assert [path.name for path in network.parent.iterdir()] == ["tiny"]
 
 
-def test_a_card_of_a_custom_cnn(trained, network, tmp_path):
-    classifier, reports = load_classifier([network]), tmp_path / "reports"
-    shutil.copytree(trained.run, reports / "tiny")
-    recipe = check_recipe({"notebook": "09_evaluation", "recipe": "evaluate_tiny",
-                           "source": str(trained.source), "model": str(network),
-                           "networks": network_sums(classifier),
-                           "out": str(reports / "evaluate_tiny")})
+def test_publish_takes_nothing_from_another_process(trained, network, tmp_path, monkeypatch):
+    "One that published the same name while this one was computing."
+    def meanwhile(work, *_):
+        shutil.copytree(network, tmp_path / "models" / "tiny")
+        (work / "ensemble.json").write_text("mine")
+
+    monkeypatch.setattr("bloodcell_nb.models._fill", meanwhile)
+    with pytest.raises(DataError, match="published it meanwhile; --replace"):
+        publish(trained.run, str(trained.source), tmp_path / "models")
+    assert (tmp_path / "models" / "tiny" / "ensemble.json").read_text() != "mine"
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
+def ensemble_of(members, folder, source):
+    "A run of an ensemble of runs beside it."
+    recipe = check_recipe({"notebook": "06_ensemble", "recipe": folder.name, "members": members,
+                           "source": str(source), "out": str(folder)})
+    run, one = Run(recipe), read_predictions([folder.parent / members[0]])
+    cells = SimpleNamespace(labels=one.labels, ids=one.ids, class_names=one.class_names,
+                            images=np.empty((0, 96, 96, 3)))
+    run.predictions(cells, one.mean)
+    scores = score(one.labels, one.mean, one.class_names, resamples=10)
+    gain = {"best_member": members[0], "difference": 0.0, "interval_95": [0.0, 0.0],
+            "only_first": 0, "only_second": 0, "mcnemar_p": 1.0}
+    run.finish({"test": scores, "members": members, "weights": [1 / len(members)] * len(members),
+                "views": 1, "temperature": 1.0, "gain": {"test": gain}})
+    write_json(folder / "status.json", {"state": "done", "recipe": folder.name, "profile": "full"})
+    return folder
+
+
+def test_an_ensemble_stays_the_one_that_was_published(tmp_path, monkeypatch, capsys):
+    "Of five classes; a member is replaced, then one of another run lies in its place."
+    monkeypatch.setattr("bloodcell_nb.models.project_root", lambda: tmp_path)
+    cells, models = draw_cells(200), tmp_path / "models"
+    source = written(tmp_path / "five.npz", cells[cells.labels > 2])
+    first, second = (run_of(source, tmp_path / "runs" / name, seed)[0]
+                     for name, seed in (("first", 0), ("second", 1)))
+    both = ensemble_of(["first", "second"], tmp_path / "runs" / "both", source)
+    with pytest.raises(DataError, match="holds no first, a member of both; publish that first"):
+        publish(both, str(source), models)
+    for run in (first, second, both):
+        assert load_classifier([publish(run, str(source), models)]).class_names == \
+            draw_cells(8).class_names[3:]
+    assert capsys.readouterr().out.startswith("where no network is named, first answers now")
+    with pytest.raises(DataError, match="gives immature granulocyte, lymphocyte"):
+        write_submission([models / "both"], tmp_path / "a.zip")
+    settings = read_ensemble(models / "both")
+    assert (settings.data, len(settings.networks)) == (fingerprint(source), 2) and settings.run
+    other = shutil.copytree(first, tmp_path / "others" / "second")
+    write_json(other / "status.json", {"state": "done", "recipe": "second", "profile": "full"})
+    with pytest.warns(DataWarning, match="both: its member second is another network"):
+        publish(other, str(source), models, instead=True)
+    with pytest.raises(DataError, match="publish the ensemble again"):
+        load_classifier([models / "both"])
+    with pytest.raises(DataError, match="second is of another run than the member of both"):
+        publish(both, str(source), models, instead=True)
+    with pytest.warns(DataWarning, match="passed over: both: its member second"):
+        assert find_model().name in ("first", "second")
+    (first / "snapshot_1").mkdir()
+    shutil.copy(first / "predictions.npz", first / "snapshot_1")
+    cycles = ensemble_of(["first/snapshot_1", "second"], tmp_path / "runs" / "cycles", source)
+    with pytest.raises(DataError, match="first/snapshot_1 is a snapshot, and snapshots are not"):
+        publish(cycles, str(source), models)
+
+
+def evaluated(network, source, folder):
+    "A record of an evaluation of a published network, as it stands alone."
+    classifier = load_classifier([network])
+    recipe = check_recipe({"notebook": "09_evaluation", "recipe": folder.name,
+                           "source": str(source), "model": str(network),
+                           "networks": network_sums(classifier), "out": str(folder)})
     unseen, run = evaluation_cells(recipe, classifier), Run(recipe)
     cells = unseen.cells
     answers = classifier.predict(cells.images)
@@ -188,7 +302,14 @@ def test_a_card_of_a_custom_cnn(trained, network, tmp_path):
     run.predictions(cells, answers)
     run.finish({"test": score(cells.labels, answers, cells.class_names, resamples=10),
                 "trust": {"test": found}, "left_out_training_cells": unseen.left_out})
-    write_json(run.folder / "status.json", {"state": "done", "recipe": "evaluate_tiny"})
+    write_json(folder / "status.json", {"state": "done", "recipe": folder.name})
+    return classifier, unseen, found
+
+
+def test_a_card_of_a_custom_cnn(trained, network, tmp_path):
+    reports, cells = tmp_path / "reports", trained.cells
+    shutil.copytree(trained.run, reports / "tiny")
+    classifier, unseen, found = evaluated(network, trained.source, reports / "evaluate_tiny")
     card = model_card(str(network), reports)
     assert "small CNN of chapter 03 from random weights" in card and "license: mit" in card
     assert f"Of `cells` {unseen.left_out} cells are left out" in card and "PBC" not in card
@@ -196,14 +317,61 @@ def test_a_card_of_a_custom_cnn(trained, network, tmp_path):
     assert classifier.sure_above > 1 and found["right_where_sure"] is None
     assert "It is never *sure*" in card and "| 0.0 % | none |" in card
     assert not any(one.sure for one in answer(classifier, cells.images, cells.ids))
+    # counts and what was measured; then another run of its name, on other data
+    splits = trained.splits
+    assert (f"`cells.npz`: {len(splits.train)} cells for training, {len(splits.val)} for every "
+            f"choice, {len(splits.test)} for the first score" in card)
+    assert "corrupted cells are" not in card and "stand-in takes" not in card
+    other = written(tmp_path / "zzz.npz", draw_cells(160, seed=5))
+    run_of(other, reports / "zzz" / "tiny", seed=9)
+    assert model_card(str(network), reports) == card
+    shutil.rmtree(reports / "tiny")
+    with pytest.raises(DataError, match="no record of the run that it was published from .key"):
+        model_card(str(network), reports)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("features.npz", "tiny/features.npz cannot be used"), ("ensemble.json", "cannot be read")])
+def test_a_file_that_is_cut_costs_one_line(network, trained, tmp_path, monkeypatch, name, words):
+    "Of the card, of an evaluation; where no network is named, the folder is passed over."
+    shutil.copytree(network, tmp_path / "models" / "tiny")
+    shutil.copytree(network, tmp_path / "models" / "whole")
+    path = tmp_path / "models" / "tiny" / name
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError, match=words):
+        model_card(str(path.parent), tmp_path)
+    with pytest.raises(DataError, match=words):
+        asked(path.parent, trained.source)
+    monkeypatch.setattr("bloodcell_nb.models.project_root", lambda: tmp_path)
+    if name == "ensemble.json":
+        with pytest.warns(DataWarning, match="passed over: tiny/ensemble.json"):
+            assert find_model().name == "whole"
+
+
+def test_what_has_no_card(trained):
+    for place in (trained.run, trained.run / "model.keras"):
+        with pytest.raises(DataError, match="no published network, which alone has a card"):
+            write_card(str(place))
+
+
+def test_settings_and_features_are_part_of_a_networks_identity(network, tmp_path):
+    shutil.copytree(network, tmp_path / "tiny")
+    classifier = load_classifier([tmp_path / "tiny"])
+    sums = network_sums(classifier)
+    assert network_sums(replace(classifier, cell_above=2.0)) != sums
+    (tmp_path / "tiny" / "features.npz").write_bytes(b"other")
+    assert network_sums(classifier) != sums
 
 
 def test_the_default_is_chosen_by_scores_under_shift(tmp_path, monkeypatch):
-    for name, scores in (("a", None), ("b", (0.99, 0.9, 0.6)), ("c", (0.95, 0.8, 0.75))):
+    "Among those of the same data; of an easier set there are fewer, so they have no say."
+    for name, scores, data in (("a", None, ""), ("b", (0.99, 0.9, 0.6), ""),
+                               ("c", (0.95, 0.8, 0.75), ""), ("easy", (1.0, 1.0, 1.0), "0" * 16)):
         (tmp_path / "models" / name).mkdir(parents=True)
+        zipfile.ZipFile(tmp_path / "models" / name / "model.keras", "w").close()
         values = scores and dict(zip(("clean", "corrupted", "stand_in"), scores, strict=True))
         write_json(tmp_path / "models" / name / "ensemble.json",
-                   {"members": [name]} | ({"validation": values} if values else {}))
+                   {"members": [name], "validation": values, "data": data})
     monkeypatch.setattr("bloodcell_nb.models.project_root", lambda: tmp_path)
     assert find_model().name == "c" and find_model("b").name == "b"
     shutil.rmtree(tmp_path / "models")
