@@ -182,8 +182,8 @@ def _is_code(root, line):
     if not (line.startswith("1 ") and path.endswith(".ipynb")):
         return True
     with suppress(OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError):
-        return _sources(_git(root, "show", f"HEAD:{path}")) != _sources(
-            (root / path).read_text(encoding="utf-8"))
+        now = (root / path).read_text(encoding="utf-8")
+        return _sources(now) != _sources(_git(root, "show", f"HEAD:{path}"))
     return True
 
 
@@ -201,8 +201,8 @@ def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
         return None
     commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid")), "")
     changed = any(_is_code(root, line) for line in lines if not line.startswith("#"))
-    return ({"commit": commit, "clean": not changed}
-            if re.fullmatch("[0-9a-f]{40}", commit) else None)
+    known = re.fullmatch("[0-9a-f]{40}", commit)
+    return {"commit": commit, "clean": not changed} if known else None
 
 # %% ../nbs/reference/records.ipynb #f68d537f
 _LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "keras-cv", "h5py",
@@ -279,7 +279,7 @@ class Run:
         self.data, self.code = fingerprint(recipe.source), code_fingerprint(recipe.notebook)
         self.key, self.git = run_key(recipe, self.data), git_commit()
         left = {"key": self.key}
-        with suppress(OSError, ValueError):  # no record, or one that is cut off
+        with suppress(OSError, ValueError):  # none, or cut off
             left = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
         if not isinstance(left, dict) or left.get("key") != self.key:
             raise RecipeError(f"{self.folder} holds a run of other data, settings or code, which "
@@ -390,8 +390,7 @@ def finish(
         values["weights"] = self.weights.name
     record = {
         "recipe": values,
-        "data": {"source": values["source"], "fingerprint": self.data,
-                 "synthetic": self.synthetic},
+        "data": {"source": values["source"], "fingerprint": self.data, "synthetic": self.synthetic},
         "key": self.key,
         "code": self.code,
         "git": self.git,
@@ -460,8 +459,7 @@ def model_file(
 
 # %% ../nbs/reference/records.ipynb #74de3dca
 EARLIER = "earlier"  # folder of the runs that others have taken the place of; no run has this name
-# what they are called there (run_folders.set_aside)
-_SET_ASIDE = re.compile(r"[a-z0-9_]+-[0-9a-f]{0,8}(-\d+)?(\.partial)?")
+_SET_ASIDE = re.compile(r"[a-z0-9_]+-[0-9a-f]{0,8}(-\d+)?(\.partial)?")  # their names there
 
 
 def read_runs(
@@ -480,7 +478,6 @@ def read_runs(
         folders[:] = sorted(name for name in folders if name[0] != "." and not (
             Path(place).name == EARLIER and _SET_ASIDE.fullmatch(name)))
     places += [Path(error.filename) for error in errors]
-    # else another process has just renamed it
     found = [run for run in map(_read_run, sorted(places)) if not _is_gone(run.folder)]
     return sorted(found, key=lambda run: (run.synthetic, run.data, bool(run.test), run.name))
 
@@ -497,7 +494,7 @@ def _read_run(folder):
 
 
 def _is_gone(folder):
-    "Whether a run's status is no longer there; one that may not be looked at is."
+    "Whether a run has just been renamed by another process; one that may not be read is there."
     with suppress(PermissionError):
         return not (folder / "status.json").exists()
     return False
