@@ -53,7 +53,7 @@ def _in_file(name):
         return _in_recipe(read_recipe(recipes()[name]).model_dump())
     return 0
 
-
+# %% ../nbs/reference/comparable.ipynb #a5ced512
 _SIZES = ("epochs", "folds", "limit", "embedding_images", "smote_images", "severities")
 
 
@@ -120,7 +120,7 @@ def shortened(
     profile = run.status.get("profile")
     return ": ".join(filter(None, [profile if PROFILES.get(profile) else "", ", ".join(less)]))
 
-
+# %% ../nbs/reference/comparable.ipynb #e90c5a1d
 def epochs_words(
     run: Finished,
 ) -> str:  # such as 20, 7 of 60 (quick), 27 of 30 (stopped early), ensemble

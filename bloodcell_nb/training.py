@@ -159,8 +159,7 @@ class Fit:
         "For metrics.json."
         return {"history": self.history, "best_epoch": self.best_epoch,
                 "epochs": len(self.history["loss"]), "stopped_early": self.stopped_early,
-                "snapshots": len(self.snapshots),
-                "parameters": self.model.count_params(),
+                "snapshots": len(self.snapshots), "parameters": self.model.count_params(),
                 "images_per_second": round(self.images_per_second, 1), "seconds": self.seconds,
                 **({"not_finite": self.not_finite} if self.not_finite else {})}
 
