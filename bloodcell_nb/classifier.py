@@ -168,7 +168,7 @@ def load_classifier(
     settings["class_names"] = tuple(settings.get("class_names") or _class_names(files))
     return Classifier(networks, **settings)
 
-
+# %% ../nbs/reference/classifier.ipynb #e80e5ffe
 def file_sum(
     path: Path,
 ) -> str:  # 64 hexadecimal digits
@@ -244,7 +244,7 @@ def read_known(
             raise ValueError(f"hashes of shape {found['hashes'].shape}, not (cells, 32)")
     return found
 
-
+# %% ../nbs/reference/classifier.ipynb #da0bfb99
 def _known_cells(classifier):
     "The first network up to its features, those of training cells, and what tells kinds apart."
     from bloodcell_nb.explain import feature_network

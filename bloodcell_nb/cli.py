@@ -311,7 +311,7 @@ def _add_classes(command):
     command.add_argument("--classes", default="", metavar="NAME=CLASS,...",
                          help="the network's class for a class of the source")
 
-
+# %% ../nbs/reference/cli.ipynb #cc03f71e
 def _add_networks(commands, source_help):
     network = "name of a published network, a .keras file, or a finished run's or ensemble's folder"
     ask = commands.add_parser("predict", help="the class of the cells in images")

@@ -52,7 +52,7 @@ def describe(
 # %% ../nbs/reference/demo.ipynb #d133f184
 _LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.I)  # a port 80 goes unnamed
 
-
+# %% ../nbs/reference/demo.ipynb #d133f185
 class _Handler(BaseHTTPRequestHandler):
     "Answers a browser on this machine; `_Server` has what the answers need."
     timeout = 10  # seconds without a byte, after which a connection is closed

@@ -141,7 +141,7 @@ def labelled_cells(
                         "folder of images, which is resized")
     return as_classes(cells, classifier.class_names, classes)
 
-
+# %% ../nbs/09_evaluation.ipynb #39704cf3
 def _hashes(images, hash_size=16):
     "Hashes of images, made once for a command and the run that it begins."
     key = [hashlib.sha256(images.tobytes()).hexdigest(), str(hash_size)]

@@ -74,7 +74,7 @@ def _default():
             groups.setdefault(read_ensemble(folder).data, []).append(folder)
     return max(max(groups.values(), key=len), key=under_shift) if groups else None
 
-
+# %% ../nbs/reference/models.ipynb #dc0d130f
 def find_model(
     name: str = "",  # of a published network, a .keras file, or a run's folder; empty: the default
 ) -> Path:
@@ -252,7 +252,7 @@ def _fill(work, record, source, models):
     write_json(work / "ensemble.json", settings | published_from | {
         "validation": _validation(classifier, splits.val)})
 
-
+# %% ../nbs/reference/models.ipynb #57cbe36e
 def _check_members(record, members, models):
     "Refuse, with DataError, members that are not published, or were from another run."
     for member in members:

@@ -53,7 +53,7 @@ def packaged_file(
     "Find the weights that come with the package."
     return Path(bloodcell_nb.__file__).parent / "weights" / PACKAGED[backbone]
 
-
+# %% ../nbs/reference/weight_files.ipynb #wf000016
 def find_weights(
     weights: str,  # imagenet, none, a file, or a folder of files
     backbone: str,  # whose file to find in a folder

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 import zipfile
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from bloodcell_nb import classifier
 from bloodcell_nb.cli import main
 from bloodcell_nb.data import CLASS_NAMES
-from bloodcell_nb.evaluation import _labelled
+from bloodcell_nb.evaluation import labelled_cells
 from bloodcell_nb.recipes import check_recipe
 from bloodcell_nb.records import Run, run_key
 from bloodcell_nb.sources import fingerprint, load
@@ -190,11 +191,11 @@ def test_a_subset_of_the_classes_is_a_source(tmp_path, drawn, command):
     for place in (source, tmp_path / "five.npz"):
         cells = load_silently(place)
         assert cells.class_names == wanted and cells.counts.tolist() == [2] * 5
-        recipe = check_recipe({"notebook": "09_evaluation", "recipe": "one", "model": "x",
-                               "source": str(place)})
+        network = SimpleNamespace(class_names=CLASS_NAMES, models=[
+            SimpleNamespace(input_shape=(None, 96, 96, 3))])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            judged = _labelled(recipe, CLASS_NAMES, 96)
+            judged = labelled_cells(str(place), network)
         assert judged.class_names == CLASS_NAMES and (judged.counts > 0).sum() == 5
 
 

@@ -133,7 +133,9 @@ GOOD = {"members": ["first", "second"], "weights": [0.5, 1.5], "temperature": 0.
     ("views", 3, "1, 2, 4 or 8"), ("class_names", ["a"] * 8, "each once"),
     ("class_names", [1, 2], "valid string"), ("sure_above", float("nan"), "sure_above is nan"),
     ("familiar_above", float("inf"), "familiar_above is inf"), ("cell_above", "x", "valid number"),
-    ("validation", {"test": 0.9}, "validation.test"), ("surely", 1, "unknown key surely"),
+    ("validation", {"clean": 0.9}, "validation.corrupted is missing"),
+    ("networks", ["a"], "one a member"),
+    ("surely", 1, "unknown key surely"),
     (None, [], "valid dict"), (None, "no JSON", "cannot be read")])
 def test_ensemble_json_is_checked(tmp_path, key, value, words):
     settings = GOOD | {key: value} if key else value
