@@ -93,19 +93,6 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-@contextmanager
-def terminated_as_interrupted():
-    "Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does; what it did before is put back."
-    if threading.current_thread() is not threading.main_thread():  # no other may set it
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
 def _call(function):
     "Call a function in a copy, and end it: 0, or 1 after an error."
     code = 1
@@ -119,6 +106,19 @@ def _call(function):
     finally:
         atexit._run_exitfuncs()
         os._exit(code)
+
+# %% ../nbs/reference/forks.ipynb #87cb114e
+@contextmanager
+def terminated_as_interrupted():
+    "Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does; what it did before is put back."
+    if threading.current_thread() is not threading.main_thread():  # no other may set it
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 # %% ../nbs/reference/forks.ipynb #97a53b4d
 def _become_kernel(ours, theirs):
