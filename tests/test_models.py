@@ -138,7 +138,7 @@ def test_what_is_said_of_the_data_is_not_kept_back(monkeypatch, capfd):
         warnings.warn("x.zip: 3 images are left out", DataWarning, stacklevel=2)
         os.write(2, b"a library's log\n")
 
-    monkeypatch.setattr(cli, "export_file", export)
+    monkeypatch.setattr("bloodcell_nb.export.export_file", export)
     assert main(["export", "any", "--to", "onnx"]) == 0
     assert capfd.readouterr().err == "bloodcell: x.zip: 3 images are left out\n"
 
