@@ -450,7 +450,7 @@ AUG_MIX = ("AutoContrast", "Equalize", "Posterize", "Rotate", "Solarize", "Shear
 def rand_augment(images, draw: Draw, operations: int, magnitude: float):
     "Apply some of AutoAugment's operations to each image, all with one magnitude."
     changes = [lambda x, draw, f=f: f(x, draw, ops.full((draw.n, 1, 1, 1), magnitude))
-            for f in AUTO_AUGMENT.values()]
+               for f in AUTO_AUGMENT.values()]
     return apply_some(images, draw, operations, changes)
 
 
@@ -461,7 +461,7 @@ def aug_mix(images, draw: Draw, severity: float, chains: int):
     x = ops.take(ops.tile(images, (chains, 1, 1, 1)), order, axis=0)
     low = min(0.01, severity)
     changes = [lambda x, draw, f=AUTO_AUGMENT[name]: f(x, draw, draw.uniform(low, severity))
-            for name in AUG_MIX]
+               for name in AUG_MIX]
     for long in filter(None, (total, round(total * 2 / 3), round(total / 3))):
         # a third of the chains ends after one operation, another after two
         x = ops.concatenate([apply_some(x[:long], draw.of(long), 1, changes), x[long:]])

@@ -20,13 +20,7 @@ import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bloodcell_nb.classifier import (
-    Classifier,
-    file_sum,
-    load_classifier,
-    read_ensemble,
-    read_known,
-)
+from .classifier import Classifier, load_classifier, read_ensemble, read_known
 from .data import DataError, DataWarning
 from bloodcell_nb.ensemble import (
     fit_temperature,
@@ -34,6 +28,7 @@ from bloodcell_nb.ensemble import (
     risk_coverage,
     with_temperature,
 )
+from .files import file_sum
 from .negatives import fit_kinds, no_cells, resized
 from .recipes import check_recipe, project_root, working_root
 from .records import model_file, read_runs, write_json, write_text

@@ -32,7 +32,7 @@ from filelock import FileLock
 import bloodcell_nb
 from .data import KEYWORDS, Cells, DataError, is_synthetic, source_path
 from .events import log_figure
-from .files import replacing, write_json, write_text  # noqa: F401
+from .files import file_sum, replacing, write_json, write_text  # noqa: F401
 from bloodcell_nb.recipes import (
     ReaderRecipe,
     Recipe,
@@ -110,8 +110,8 @@ def _sums(folder):
     "SHA-256 of what a reader may take from a run: its predictions, its network, its settings."
     for path in sorted(Path(folder).glob("*")):
         if path.name == "ensemble.json" or path.suffix in (".npz", ".keras"):
-            with suppress(OSError), open(path, "rb") as file:  # gone by now, or not to be read
-                yield path.name, hashlib.file_digest(file, "sha256").hexdigest()
+            with suppress(OSError):  # gone by now, or not to be read
+                yield path.name, file_sum(path)
 
 
 def _read_by(recipe):

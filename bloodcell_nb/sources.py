@@ -39,6 +39,7 @@ from bloodcell_nb.data import (
     printable,
     source_path,
 )
+from .files import file_sum
 from .images import check_names, image_size, list_images, read_image
 from .synthetic import DRAWING_VERSION, draw_cells, parse_synthetic, spoil
 
@@ -232,8 +233,7 @@ def _medmnist_size(source):
 def _check_sha256(path):
     "Compare a file with the SHA-256 written down beside it, or write it down the first time."
     record = path.with_name(f"{path.name}.sha256")
-    with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = file_sum(path)
     if not record.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             (Path(work) / record.name).write_text(f"{found}  {path.name}\n", encoding="utf-8")
