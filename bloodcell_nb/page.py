@@ -285,7 +285,7 @@ def _page(**values):
     empty = dict.fromkeys(("groups", "header", "rows", "notes", "sections", "failed", "left_out",
                            "cell_images"), ())
     return page.get_template("page.html.j2").render(
-        empty | {"link_to_cells": False, "words": 0, "software": _SOFTWARE} | values) + "\n"
+        empty | {"words": 0, "software": _SOFTWARE} | values) + "\n"
 
 # %% ../nbs/reference/page.ipynb #freepag1
 _OLDER = ("Blood cells in eight classes", "Images of real cells")  # titles
@@ -346,7 +346,8 @@ def build_report(
     folder: Path,  # holds run folders, at any depth
 ) -> Path:  # index.html in it
     """Write the page of all runs below a folder, its figures, results.csv, each run's notebook as
-    HTML, and cells.html where real cells were drawn; print what is left out.
+    HTML, and cells.html where real cells were drawn, which no other page links to; print where it
+    is, and what is left out.
 
     Raises DataError where there is no such folder or no run in it, and where it would replace what
     it did not write.
@@ -370,12 +371,14 @@ def build_report(
     images = [{"name": run.name, "data": run.data, "figures": _sheet(run, "cells", folder)}
               for run in done if not run.synthetic and (run.folder / "cells").is_dir()]
     if images:
-        write_text(folder / "cells.html", _page(title="Images of real cells", cell_images=images))
+        cells = write_text(folder / "cells.html",
+                           _page(title="Images of real cells", cell_images=images))
+        print(f"images of real cells, for this machine alone: {cells}")
     write_text(folder / "results.csv", results_csv(done))
     for name, reason in left_out:
         print(f"left out: {name}: {reason}")
     shown = [run for run in done if run.test]
     return write_text(folder / "index.html", _page(
         title="Blood cells in eight classes", groups=groups, sections=sections, failed=failed,
-        left_out=left_out, link_to_cells=bool(images), **_all_runs(done, folder),
+        left_out=left_out, **_all_runs(done, folder),
         notes=[*unlike_words(shown), code_words(shown), *_seed_notes(done)]))

@@ -318,8 +318,8 @@ def test_papermill_alone(bad_and_good, tmp_path):
     *_, folder = bad_and_good
     done = subprocess.run(["papermill", str(ROOT / "nbs" / "03_custom_cnn.ipynb"),
                            str(tmp_path / "out.ipynb"), "-f", str(folder / "good.yaml"), "-p",
-                           "source", SOURCE, "-p", "out", str(tmp_path / "run"), "-p", "epochs",
-                           "1", "-p", "seed", "1", "--no-progress-bar"],
+                           "source", SOURCE, "-p", "out", str(tmp_path / "run"), "-p", "seed", "1",
+                           "--no-progress-bar"],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "unknown parameter" not in done.stderr

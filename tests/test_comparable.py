@@ -54,6 +54,8 @@ def mixed(tmp_path_factory):
     copy(["analysis", "custom_cnn", HEAVY, MEAN, EVALUATED, "robustness_small"], folder)
     for path in folder.glob("*/metrics.json"):
         path.write_text(json.dumps(renamed(json.loads(path.read_text()))))
+    for path in folder.glob("*/metrics.json"):
+        edit(path, lambda record: record.pop("git", None))
     edit(folder / HEAVY / "metrics.json",
          lambda record: record.update(git={"commit": "ab" * 20, "clean": True}))
     none = {"sure": 0.0, "right_where_sure": None, "sure_and_familiar": 0.0,
