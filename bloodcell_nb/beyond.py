@@ -19,7 +19,7 @@ from bloodcell_nb.comparable import (
     usual_code,
     views_of,
 )
-from .evaluation import PROMISE, promise
+from .evaluation import promise
 from bloodcell_nb.findings import (
     PANELS,
     Section,
@@ -45,6 +45,7 @@ from bloodcell_nb.ladder import (
     step_labels,
     with_interval,
 )
+from .models import PROMISE
 from .records import Finished
 from .report import plot_gains
 from .robustness import plot_heat, wilson_interval
