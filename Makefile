@@ -18,7 +18,7 @@ setup: .venv/.installed  ## make .venv with the locked versions, the package and
 report: setup  ## the whole course on drawn cells, then the page
 	bloodcell run --study course --data synthetic:n=1000,duplicates=8,spoiled=10 --out reports/synthetic
 
-test: setup  ## export and clean leave nothing to do, ruff, the notebooks, pytest
+test: setup  ## export and clean leave nothing to do, ruff, the reference's notebooks, the chapters at smoke size, pytest
 	tests/check_tree.sh
 	ruff check .
 	$(MAKE) --no-print-directory test-notebooks test-pytest
@@ -27,8 +27,9 @@ test: setup  ## export and clean leave nothing to do, ruff, the notebooks, pytes
 test-notebooks test-pytest: export TF_NUM_INTRAOP_THREADS := 1
 test-notebooks test-pytest: export OMP_NUM_THREADS := 1
 
+# chapters 01 to 07 run at smoke size in test_ensemble and test_augmentation
 test-notebooks:
-	nbdev_test --n_workers 2 --do_print --timing
+	nbdev_test --n_workers 2 --do_print --timing --skip_file_re '^([_.]|0[1-7]_)'
 
 test-pytest: .venv/older/.installed
 	pytest -n 2 --dist loadscope
@@ -38,7 +39,8 @@ test-pytest: .venv/older/.installed
 	for version in 3.6.0 3.10.0 3.13.2 3.14.0; do $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target .venv/older/$$version keras==$$version || echo "no Keras $$version here: not tested"; done
 	touch $@
 
-test-all: test  ## also every recipe, at smoke size; pretrained networks without their weights
+test-all: test  ## also the chapters as they stand; every recipe, at smoke size, without pretrained weights
+	nbdev_test --path nbs --file_re '^0[1-7]_' --do_print --timing
 	bloodcell run $(sort $(basename $(notdir $(wildcard recipes/*.yaml)))) --data synthetic:n=400 --profile smoke --set weights=none --jobs 2 --out reports/synthetic/smoke
 
 # Jupyter asks for the option where root starts it, as in a container

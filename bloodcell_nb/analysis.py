@@ -59,22 +59,20 @@ def sample_sheet(
     return image_grid([cells.images[pick] for pick in picks], cells.class_names)
 
 # %% ../nbs/01_analysis.ipynb #b19dccbb
-# upright, mirrored left to right, upside down, turned by half
-_MIRRORED = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM,
-             Image.Transpose.ROTATE_180)
-
-
 def _phashes(image, hash_size, turned):
     "Hash of an image as it is, or of its eight symmetries, that first, (1 or 8, hash_size**2)."
     import imagehash
+    from scipy.fft import dctn
 
     grey = Image.fromarray(image).convert("L").resize((4 * hash_size,) * 2,
                                                       Image.Resampling.LANCZOS)
-    seen = [grey if how is None else grey.transpose(how)
-            for how in _MIRRORED[: 4 if turned else 1]]
-    hashes = np.stack([imagehash.phash(one, hash_size).hash for one in seen])
-    if turned:  # the other four, mirrored on the diagonal: so are the waves
-        hashes = np.concatenate([hashes, hashes.transpose(0, 2, 1)])
+    hashes = imagehash.phash(grey, hash_size).hash[None]
+    if turned:  # a mirrored image has the same waves, every second with the other sign
+        waves = dctn(np.asarray(grey, float))[:hash_size, :hash_size]
+        sign = (-1.0) ** np.arange(hash_size)
+        mirrored = np.stack([waves * sign, waves * sign[:, None], waves * np.outer(sign, sign)])
+        hashes = np.concatenate([hashes, mirrored > np.median(mirrored, (1, 2), keepdims=True)])
+        hashes = np.concatenate([hashes, hashes.transpose(0, 2, 1)])  # mirrored on the diagonal
     return hashes.reshape(len(hashes), -1)
 
 

@@ -20,9 +20,14 @@ from pathlib import Path
 
 from .comparable import asked_sizes, lowered_words
 from .data import DataError, DataWarning, printable, source_path
-from .engine import PAGE_SECONDS, locked, quiet_stderr, run_all
+from bloodcell_nb.engine import (
+    PAGE_SECONDS,
+    locked,
+    quiet_stderr,
+    run_all,
+    terminated_as_interrupted,
+)
 from .events import check_events_folder, check_writable
-from .forks import terminated_as_interrupted
 from bloodcell_nb.recipes import (
     PROFILES,
     RecipeError,

@@ -290,10 +290,7 @@ def test_ports_that_others_take(faulty, monkeypatch):
 
 
 def test_a_budget_that_ends_before_the_runs_do(tmp_path, monkeypatch, capsys):
-    """It is over, on the engine's clock, as soon as the first run has an epoch to go on from.
-
-    Where runs are copies of one process, that process looks at the clock; here this one does.
-    """
+    "It is over, on the engine's clock, as soon as the first run has an epoch to go on from."
     recipe(tmp_path, "member")
     recipe(tmp_path, "together", **{key: None for key in FAST} | {
         "notebook": "06_ensemble", "members": ["member", "member_seed1"]})
@@ -301,7 +298,6 @@ def test_a_budget_that_ends_before_the_runs_do(tmp_path, monkeypatch, capsys):
     study.write_text(yaml.safe_dump({"runs": {str(tmp_path / "together.yaml"): [0], str(
         tmp_path / "member.yaml"): [0, 1]}}))
     monkeypatch.setattr(engine, "_is_over", lambda deadline: deadline and last_state(work))
-    monkeypatch.setattr(engine, "_run_forked", engine._run_in_order)  # in this process
     assert main(["run", "--study", str(study), "--data", SOURCE, "--out",
                  str(tmp_path / "cut"), "--budget", "1000", "--set", "epochs=5000",
                  "--set", "patience=5000", "--jobs", "1"]) == 0
@@ -314,7 +310,7 @@ def test_a_budget_that_ends_before_the_runs_do(tmp_path, monkeypatch, capsys):
 
 
 def test_papermill_alone(bad_and_good, tmp_path):
-    "It gives to the last bit what the command gave, whose runs are copies of one process."
+    "It gives to the last bit what the command gave."
     *_, folder = bad_and_good
     done = subprocess.run(["papermill", str(ROOT / "nbs" / "03_custom_cnn.ipynb"),
                            str(tmp_path / "out.ipynb"), "-f", str(folder / "good.yaml"), "-p",
@@ -333,13 +329,6 @@ def test_papermill_alone(bad_and_good, tmp_path):
         for key in ("seconds", "images_per_second"):
             del record["results"]["training"][key]
     assert alone["results"] == copied["results"]
-
-
-def test_a_recipe_at_smoke_size(tmp_path):
-    "An EfficientNet in two phases with doubled batches; make test-all runs every recipe."
-    done = bloodcell("run", "efficientnet_lite0_translation_mixup", "--data", SOURCE, "--profile",
-                     "smoke", "--out", tmp_path / "out", "--set", "weights=none")
-    assert "efficientnet_lite0_translation_mixup: done" in done.stdout, done.stdout + done.stderr
 
 
 def test_jax(tmp_path):

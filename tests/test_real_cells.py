@@ -32,6 +32,11 @@ def course(cells):
     return arrays["images"], arrays["labels"]
 
 
+@pytest.fixture(scope="module")
+def hashes(course):
+    return perceptual_hashes(course[0])
+
+
 def test_counts(cells):
     assert len(cells) == 16093
     assert cells.part("train").counts.tolist() == list(COURSE_COUNTS)
@@ -89,9 +94,8 @@ def test_course_file(course):
     assert np.bincount(labels[11959:13559, 0]).tolist() == [200] * 8 and (labels[13559:] == 5).all()
 
 
-def test_duplicates_in_the_course_file(course):
+def test_duplicates_in_the_course_file(course, hashes):
     images, labels = course
-    hashes = perceptual_hashes(images)
     groups = duplicate_groups(hashes, 16)
     found = list_groups(groups)
     # 17 pairs are pixel-identical before encoding; WebP encodes equal pixels to equal bytes, so the
@@ -125,9 +129,10 @@ def test_inspect_names_what_is_wrong_with_the_course_file(course, tmp_path, caps
             "11,941\n" in said)
 
 
-def test_duplicates_never_straddle(cells):
+def test_duplicates_never_straddle(cells, course, hashes):
     train = cells.part("train")
-    groups = duplicate_groups(perceptual_hashes(train.images), 16)
+    assert np.array_equal(course[0][:len(train)], train.images)
+    groups = duplicate_groups(hashes[:len(train)], 16)
     for seed in range(3):
         a, b = split_indices(train.labels, 0.1, groups, seed=seed)
         assert not set(groups[a]) & set(groups[b])

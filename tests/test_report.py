@@ -29,15 +29,25 @@ GOOD, ODD = "efficientnet_lite0_all", "efficientnet_lite0_translation_mixup"
 WORTH = "What each augmentation and each step was worth"
 
 
-@pytest.fixture
-def folder(tmp_path):
+def two_runs(place):
     "Two good runs, a step and its baseline, without their figures."
     for name in (GOOD, ODD):
-        shutil.copytree(MADE, tmp_path / name, ignore=shutil.ignore_patterns("figures", "*.keras"))
+        shutil.copytree(MADE, place / name, ignore=shutil.ignore_patterns("figures", "*.keras"))
         for file in ("status.json", "metrics.json"):
-            path = tmp_path / name / file
+            path = place / name / file
             path.write_text(path.read_text().replace(f'"{MADE.name}"', f'"{name}"'))
-    return tmp_path
+    return place
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return two_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "The page of both."
+    return unescape(build_report(two_runs(tmp_path_factory.mktemp("whole"))).read_text())
 
 
 def change(name, edit):
@@ -83,9 +93,8 @@ WAYS = {  # how one of two runs is spoiled, and what the page says of it
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_odd_run_is_named_and_costs_nothing_else(folder, way, capsys):
+def test_an_odd_run_is_named_and_costs_nothing_else(folder, whole, way, capsys):
     spoil, reason = WAYS[way]
-    whole = unescape(build_report(folder).read_text())
     assert WORTH in whole and "Left out of the tables" not in whole
     spoil(folder / ODD)
     page = unescape(build_report(folder).read_text())

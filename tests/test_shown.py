@@ -25,7 +25,7 @@ BUDGET = "test_command.py::test_a_budget_that_ends_before_the_runs_do"
 EVALUATE = "test_models.py::test_evaluate_the_courses_file"
 # what runs it: a test, or a line of what CI runs
 RUN_BY = {
-    "make report": "test_shown.py::test_make_report_asks_for_what_there_is",  # ten minutes
+    "make report": f"test_shown.py::test_make_report_asks_for_what_there_is, {STUDY}",
     "make test": ".ci/run: make test",
     "make lab": "test_shown.py::test_lab_starts",
     "make docs": ".ci/run: make docs",
@@ -46,8 +46,7 @@ RUN_BY = {
     "bloodcell run analysis custom_cnn --data SOURCE": INSTALLED,
     "bloodcell run custom_cnn --set epochs=3 --set seed=1":
         "test_command.py::test_papermill_alone",
-    "bloodcell run efficientnet_lite0_fast --profile full --data SOURCE":
-        "test_command.py::test_a_recipe_at_smoke_size",
+    "bloodcell run efficientnet_lite0_fast --profile full --data SOURCE": STUDY,
     "bloodcell run custom_cnn --tensorboard DIR": KILLED,
     "bloodcell predict": "test_models.py::test_predict_needs_no_training",
     "bloodcell predict cell.png --tta --json --grad-cam DIR":
