@@ -60,7 +60,7 @@ docs: .venv/docs/.installed  ## the notebooks, as they were run, as a website: _
 	touch $@
 
 notebooks: setup  ## run every notebook in place, as committed
-	for notebook in nbs/reference/*.ipynb nbs/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
+	for notebook in nbs/reference/*/*.ipynb nbs/reference/*.ipynb nbs/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
 	nbdev_clean
 
 readme: setup  ## README.md from nbs/index.ipynb

@@ -15,10 +15,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-from bloodcell_nb.policies import KERAS_CV, LIBRARIES, OPERATIONS, Policy
-from bloodcell_nb.recipes import read_recipe, recipes
-from bloodcell_nb.records import device_name, environment
-from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.augment.policies import KERAS_CV, LIBRARIES, OPERATIONS, Policy
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.runs.machine import device_name, environment
+from bloodcell_nb.runs.recipes import read_recipe, recipes
 
 
 def images_per_second(policy, images, labels, seconds):
@@ -41,9 +41,9 @@ def steps(networks, batch, rounds):
     import numpy as np
     from throughput import recipe_of
 
-    from bloodcell_nb.growing import policies_of
-    from bloodcell_nb.training import _compiled
-    from bloodcell_nb.transfer import set_trainable, transfer_model
+    from bloodcell_nb.networks.pretrained import set_trainable, transfer_model
+    from bloodcell_nb.training.fit import _compiled
+    from bloodcell_nb.training.image_sizes import policies_of
 
     cells = draw_cells(batch * 16)
     print("| network | images/s, no policy | heavy policy | share of the step |\n|---|---|---|---|")

@@ -26,7 +26,7 @@ def draw(count):
     "Images that differ, and labels of eight classes."
     import numpy as np
 
-    from bloodcell_nb.synthetic import draw_cells
+    from bloodcell_nb.data.synthetic import draw_cells
 
     rng, few = np.random.default_rng(0), draw_cells(2000)
     first, second = rng.integers(len(few), size=(2, count))
@@ -39,7 +39,7 @@ def write_zip(path, count):
     "Cells as PNG files in a zip of class folders."
     from PIL import Image
 
-    from bloodcell_nb.data import CLASS_NAMES
+    from bloodcell_nb.data.cells import CLASS_NAMES
 
     with zipfile.ZipFile(path, "w") as archive:
         for i, (image, label) in enumerate(draw(count)):
@@ -63,16 +63,17 @@ def stages(task):
     "Run the stages on a source, as a run of the project does, and tell what each took."
     import numpy as np
 
-    from bloodcell_nb.analysis import clean, duplicate_groups, perceptual_hashes
-    from bloodcell_nb.custom_cnn import custom_cnn
-    from bloodcell_nb.metrics import score
-    from bloodcell_nb.page import build_report
-    from bloodcell_nb.recipes import check_recipe
-    from bloodcell_nb.records import Run, write_json
-    from bloodcell_nb.shift import one_corruption_each, stand_in
-    from bloodcell_nb.sources import fingerprint, load
-    from bloodcell_nb.splits import assign_splits
-    from bloodcell_nb.training import fit, predict
+    from bloodcell_nb.data.corruptions import one_corruption_each, stand_in
+    from bloodcell_nb.data.files import write_json
+    from bloodcell_nb.data.look import clean, duplicate_groups, perceptual_hashes
+    from bloodcell_nb.data.sources import fingerprint, load
+    from bloodcell_nb.evaluation.metrics import score
+    from bloodcell_nb.networks.custom_cnn import custom_cnn
+    from bloodcell_nb.page.build import build_report
+    from bloodcell_nb.runs.recipes import check_recipe
+    from bloodcell_nb.runs.run import Run
+    from bloodcell_nb.runs.splits import assign_splits
+    from bloodcell_nb.training.fit import fit, predict
 
     found = {}
 

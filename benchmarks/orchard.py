@@ -99,8 +99,8 @@ def write_cells(source, cells, path):
     "The cells of our recipe in the form of MedMNIST."
     import numpy as np
 
-    from bloodcell_nb.recipes import check_recipe
-    from bloodcell_nb.splits import prepare
+    from bloodcell_nb.runs.recipes import check_recipe
+    from bloodcell_nb.runs.splits import prepare
 
     recipe = check_recipe({"notebook": "01_analysis", "recipe": "cells", "source": source,
                            "limit": cells})

@@ -126,7 +126,7 @@ def heading(
     "Date, device and versions, for the line above a table."
     import keras
 
-    from bloodcell_nb.records import device_name
+    from bloodcell_nb.runs.machine import device_name
 
     found = versions("tensorflow", "jax", "torch")
     backend = keras.backend.backend()

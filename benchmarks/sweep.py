@@ -30,7 +30,7 @@ SPLITS = ("clean", "corrupted", "stand_in")
 
 def recipe_with(task, source="synthetic"):
     "The recipe with a variant's settings."
-    from bloodcell_nb.recipes import check_recipe, find_recipe, read_recipe
+    from bloodcell_nb.runs.recipes import check_recipe, find_recipe, read_recipe
 
     values = read_recipe(find_recipe(task["recipe"])).model_dump()
     return check_recipe(values | task["settings"] | {"seed": task["seed"], "source": source})
@@ -40,7 +40,7 @@ def write_arrays(options, study, path):
     "The cells of all trials."
     import numpy as np
 
-    from bloodcell_nb.splits import distorted, prepare
+    from bloodcell_nb.runs.splits import distorted, prepare
 
     task = {"recipe": study["recipe"], "settings": study.get("set", {}), "seed": 0}
     splits = prepare(recipe_with(task, options.source))
@@ -54,10 +54,12 @@ def trial(task):
     "Train and score; prints a line of JSON."
     import numpy as np
 
-    from bloodcell_nb.data import Cells
-    from bloodcell_nb.records import Run, device_name
-    from bloodcell_nb.training import predict
-    from bloodcell_nb.transfer import fit_phases, transfer_model
+    from bloodcell_nb.data.cells import Cells
+    from bloodcell_nb.networks.pretrained import transfer_model
+    from bloodcell_nb.runs.machine import device_name
+    from bloodcell_nb.runs.run import Run
+    from bloodcell_nb.training.fit import predict
+    from bloodcell_nb.training.phases import fit_phases
 
     recipe = recipe_with(task)
     with np.load(task["cells"]) as file:

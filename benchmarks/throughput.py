@@ -29,7 +29,7 @@ NETWORKS = {"EfficientNetLite0": 64, "EfficientNetB0": 32, "EfficientNetB2": 32,
 
 def recipe_of(task):
     "A committed recipe with another network, from random weights; nothing that PyTorch leaves out."
-    from bloodcell_nb.recipes import check_recipe, read_recipe, recipes
+    from bloodcell_nb.runs.recipes import check_recipe, read_recipe, recipes
 
     like = "convnext_atto_heavy" if "ConvNeXt" in task["network"] else "efficientnet_lite0_heavy"
     more = {"drop_path": 0.0} if "ConvNeXt" in task["network"] else {}
@@ -45,8 +45,8 @@ def cells_of(count):
     "Synthetic cells, over and over."
     import numpy as np
 
-    from bloodcell_nb.data import Cells
-    from bloodcell_nb.synthetic import draw_cells
+    from bloodcell_nb.data.cells import Cells
+    from bloodcell_nb.data.synthetic import draw_cells
 
     few = draw_cells(min(count, 512))
     picked = np.arange(count) % len(few)
@@ -114,8 +114,9 @@ def rounds(task):
 
 def ours(task):
     "The training loop of the recipes."
-    from bloodcell_nb.records import Run
-    from bloodcell_nb.transfer import fit_phases, transfer_model
+    from bloodcell_nb.networks.pretrained import transfer_model
+    from bloodcell_nb.runs.run import Run
+    from bloodcell_nb.training.phases import fit_phases
 
     recipe = recipe_of(task)
     fit_phases(transfer_model(recipe, (96, 96)), cells_of(task["images"]), cells_of(256), recipe,
@@ -128,9 +129,8 @@ def bare(task):
     """
     import keras
 
-    from bloodcell_nb.gradients import speed_up_training
-    from bloodcell_nb.memory import keep_freed_memory
-    from bloodcell_nb.transfer import set_trainable, transfer_model
+    from bloodcell_nb.networks.pretrained import set_trainable, transfer_model
+    from bloodcell_nb.networks.speed import keep_freed_memory, speed_up_training
 
     recipe, train, val = recipe_of(task), cells_of(task["images"]), cells_of(256)
     model = transfer_model(recipe, (96, 96))
@@ -151,8 +151,8 @@ def backbone(task):
     "A ConvNeXt as we or as keras.applications build it, in a bare fit."
     import keras
 
-    from bloodcell_nb.convnext import convnext_backbone
-    from bloodcell_nb.memory import keep_freed_memory
+    from bloodcell_nb.networks.convnext import convnext_backbone
+    from bloodcell_nb.networks.speed import keep_freed_memory
 
     options = {"include_top": False, "weights": None, "input_shape": (96, 96, 3), "pooling": "avg"}
     keep_freed_memory()
@@ -255,7 +255,8 @@ def overhead():
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
         rows = {"python": seconds(*python, "pass"),
                 "import bloodcell_nb": seconds(*python, "import bloodcell_nb"),
-                "import bloodcell_nb.training": seconds(*python, "import bloodcell_nb.training"),
+                "import bloodcell_nb.training.fit": seconds(
+                    *python, "import bloodcell_nb.training.fit"),
                 "papermill, a notebook of one empty cell": seconds(
                     sys.executable, "-m", "papermill", str(path), os.devnull)}
     print("| | seconds, least of three |\n|---|---|")

@@ -28,8 +28,8 @@ PYTORCH = {  # the plain recipe: AdamW, cosine, flips, all layers and batch stat
 
 def splits_of(source):
     "Cleaned cells as every run of the project has them."
-    from bloodcell_nb.recipes import read_recipe, recipes
-    from bloodcell_nb.splits import prepare
+    from bloodcell_nb.runs.recipes import read_recipe, recipes
+    from bloodcell_nb.runs.splits import prepare
 
     recipe = read_recipe(recipes()["efficientnet_lite0_all"])
     return prepare(recipe.model_copy(update={"source": source}))
@@ -47,7 +47,7 @@ def check_features(options, path, images):
     "Both sides begin with the same network: pooled features of a batch agree to 1e-3."
     import numpy as np
 
-    from bloodcell_nb.efficientnet import efficientnet_lite
+    from bloodcell_nb.networks.efficientnet import efficientnet_lite
 
     task = {"what": "features", "weights": str(WEIGHTS), "cells": path, "batch": len(images)}
     with Side(TORCH, task, options.torch_python) as side:
@@ -88,10 +88,11 @@ def our_curve(task):
     import keras
     import numpy as np
 
-    from bloodcell_nb.data import Cells
-    from bloodcell_nb.recipes import find_recipe, read_recipe
-    from bloodcell_nb.records import Run
-    from bloodcell_nb.transfer import fit_phases, transfer_model
+    from bloodcell_nb.data.cells import Cells
+    from bloodcell_nb.networks.pretrained import transfer_model
+    from bloodcell_nb.runs.recipes import find_recipe, read_recipe
+    from bloodcell_nb.runs.run import Run
+    from bloodcell_nb.training.phases import fit_phases
 
     curve = []
 
@@ -132,7 +133,7 @@ def reached(line, goal):
 
 def measure(options, path):
     "Run what the file lacks."
-    from bloodcell_nb.records import device_name
+    from bloodcell_nb.runs.machine import device_name
 
     for seed in options.seeds:
         for name in options.sides:

@@ -18,17 +18,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .comparable import asked_sizes, lowered_words
-from .data import DataError, DataWarning, printable, source_path
-from bloodcell_nb.engine import (
+from .data.cells import DataError, DataWarning, printable, source_path
+from .data.sources import check_source, data_name, fingerprint, load
+from .data.yaml_text import cut, parse_yaml
+from .page.comparable import asked_sizes, lowered_words
+from bloodcell_nb.runs.engine import (
     PAGE_SECONDS,
     locked,
     quiet_stderr,
     run_all,
     terminated_as_interrupted,
 )
-from .events import check_events_folder, check_writable
-from bloodcell_nb.recipes import (
+from bloodcell_nb.runs.recipes import (
     PROFILES,
     RecipeError,
     check_recipe,
@@ -40,15 +41,14 @@ from bloodcell_nb.recipes import (
     studies,
     with_profile,
 )
-from .run_folders import check_run_folders
-from .sources import check_source, data_name, fingerprint, load
-from .yaml_text import cut, parse_yaml
+from .runs.run_folders import check_run_folders
+from .runs.tensorboard import check_events_folder, check_writable
 
 # %% ../nbs/reference/cli.ipynb #e1721781
 def inspect(source: str, size: int = None):
     "Print what a source holds: classes, splits, duplicates, and what cleaning would drop."
-    from bloodcell_nb.analysis import describe_duplicates, duplicate_groups, perceptual_hashes
-    from bloodcell_nb.data import PARTS
+    from bloodcell_nb.data.cells import PARTS
+    from bloodcell_nb.data.look import describe_duplicates, duplicate_groups, perceptual_hashes
 
     cells = load(source, size)
     height, width = cells.images.shape[1:3]
@@ -68,7 +68,7 @@ def inspect(source: str, size: int = None):
 
 def convert(source: str, destination: str, size: int = None, course: bool = False, seed: int = 0):
     "Write a source as an .npz file or a PNG tree; course: as the homework's own file."
-    from bloodcell_nb.sources import check_free, course_arrays, save, write_npz
+    from bloodcell_nb.data.sources import check_free, course_arrays, save, write_npz
 
     if seed < 0:
         raise DataError(f"--seed {seed}: expected 0 or more")
@@ -151,7 +151,7 @@ def run_recipes(
     tensorboard: str = None,  # folder of TensorBoard's event files
 ) -> int:  # exit code
     "Run recipes, or a study, and write the page; 1 if a run failed. Raises RecipeError, DataError."
-    from bloodcell_nb.weight_files import recipe_weights
+    from bloodcell_nb.runs.weight_files import recipe_weights
 
     start = time.monotonic()
     chosen, profile, jobs, asked, lowered = _chosen(names, source, profile, settings, study_name,
@@ -188,7 +188,7 @@ def run_recipes(
 # %% ../nbs/reference/cli.ipynb #runsroot
 def _runs_root(out, source, chosen):
     "Folder of the runs; raises DataError for what is none, or holds what is not ours."
-    from bloodcell_nb.page import check_page_free
+    from bloodcell_nb.page.build import check_page_free
 
     root = Path(out or f"reports/{data_name(source)}")
     if root.exists() and not root.is_dir():
@@ -200,7 +200,7 @@ def _runs_root(out, source, chosen):
 
 def _write_page(root):
     "Write the page of a folder of runs, one process at a time: the last has seen the runs of all."
-    from bloodcell_nb.page import build_report
+    from bloodcell_nb.page.build import build_report
 
     with locked(root, ".page"):
         if any(root.glob("*/status.json")):  # else none began, of a source that is gone
@@ -241,9 +241,9 @@ def evaluate_network(
 
     Raises DataError, before anything is written, for a network or cells that cannot be used.
     """
-    from bloodcell_nb.classifier import load_classifier
-    from bloodcell_nb.evaluation import evaluation_cells
-    from bloodcell_nb.models import find_model, network_sums
+    from bloodcell_nb.inference.classifier import load_classifier
+    from bloodcell_nb.inference.external import evaluation_cells
+    from bloodcell_nb.inference.published import find_model, network_sums
 
     place = find_model(model)
     with quiet_stderr(os.devnull):  # of TensorFlow's log
@@ -290,9 +290,9 @@ def _add_run(commands, source_help):
 # %% ../nbs/reference/cli.ipynb #b5c87532
 def serve_demo(model: str = "", port: int = 8000):
     "Serve the demo until Ctrl-C; raises DataError as `demo_server` does."
-    from bloodcell_nb.classifier import load_classifier
-    from bloodcell_nb.demo import demo_server
-    from bloodcell_nb.models import find_model
+    from bloodcell_nb.inference.classifier import load_classifier
+    from bloodcell_nb.inference.demo import demo_server
+    from bloodcell_nb.inference.published import find_model
 
     place = find_model(model)
     server = demo_server(load_classifier([place]), place.stem, port)
@@ -409,9 +409,9 @@ def _obey_networks(options):
     with quiet_stderr(os.devnull) as stderr:  # of TensorFlow's log, not of what is said of the data
         warnings.showwarning = lambda message, kind, *where: _say(
             message, kind, *where[:2], file=stderr if issubclass(kind, DataWarning) else None)
-        from bloodcell_nb.answers import predict_files
-        from bloodcell_nb.classifier import load_classifier, write_submission
-        from bloodcell_nb.models import find_model, publish, write_card
+        from bloodcell_nb.inference.classifier import load_classifier, write_submission
+        from bloodcell_nb.inference.predict import predict_files
+        from bloodcell_nb.inference.published import find_model, publish, write_card
 
         if options.command == "predict":
             classifier = load_classifier([find_model(options.model)])
@@ -427,7 +427,7 @@ def _obey_networks(options):
         elif options.command == "demo":
             serve_demo(options.model, options.port)
         elif options.command == "export":
-            from bloodcell_nb.export import export_file
+            from bloodcell_nb.inference.export import export_file
 
             export_file(options.model, options.to, options.out, options.int8, options.data,
                         _pairs(options.classes))
@@ -453,7 +453,7 @@ def _obey(options):
                            options.timeout, options.study,
                            options.jobs, options.budget, options.tensorboard)
     else:
-        from bloodcell_nb.page import build_report
+        from bloodcell_nb.page.build import build_report
 
         print(f"report: {build_report(Path(options.folder))}")
     return 0

@@ -32,25 +32,19 @@ html_static_path = ["site.css"]
 html_show_sourcelink = html_copy_source = False
 html_show_search_summary = False  # a page opened as a file may not read another
 
-CONTENTS = """
-```{toctree}
-:hidden:
-:caption: Chapters
-:numbered: 1
-:glob:
+PACKAGES = ("data", "augment", "runs", "evaluation", "networks", "training", "page", "inference")
 
-[0-9]*
-```
-```{toctree}
-:hidden:
-:caption: Reference
-:glob:
 
-reference/*
-Functions <genindex>
-benchmarks/RESULTS
-```
-"""
+def contents(caption, *lines, options=""):
+    "A part of the list of pages."
+    return "\n".join(["```{toctree}", ":hidden:", ":glob:", f":caption: {caption}", options, "",
+                      *lines, "```", ""])
+
+
+CONTENTS = "".join([contents("Chapters", "[0-9]*", options=":numbered: 1"),
+                    *(contents(package, f"reference/{package}/*") for package in PACKAGES),
+                    contents("The command, an index, speed", "reference/cli",
+                             "Functions <genindex>", "benchmarks/RESULTS")])
 INDEX = "```{{index}} {0}\n:name: {0}\n```"
 DIRECTIVE = re.compile(r"^#\| ?(\w+).*\n?", re.M)
 PUBLIC = re.compile(r"^(?:def|class) ([A-Za-z]\w*)", re.M)
@@ -95,7 +89,7 @@ def page_cells(cell, folder):
 def write_sources(folder):
     "Write what Sphinx reads; give the place of each exported name."
     places = {f"{RUNS}/index.html": (f"{RUNS}/index", "")}
-    for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "reference").glob("*.ipynb")]:
+    for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "reference").rglob("*.ipynb")]:
         name = path.relative_to(ROOT / "nbs")
         notebook = json.loads(path.read_text(encoding="utf-8"))
         notebook["cells"] = [page for cell in notebook["cells"]

@@ -9,9 +9,9 @@ import pytest
 from test_command import ROOT
 
 from bloodcell_nb.cli import with_settings
-from bloodcell_nb.recipes import WEIGHT_DECAY, read_recipe, recipes
-from bloodcell_nb.shift import CORRUPTIONS, STAND_IN, corrupt, distort
-from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.data.corruptions import CORRUPTIONS, STAND_IN, corrupt, distort
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.runs.recipes import WEIGHT_DECAY, read_recipe, recipes
 
 
 @pytest.mark.parametrize("name", [*CORRUPTIONS, *STAND_IN])
@@ -43,8 +43,8 @@ def test_a_decay_follows_the_optimizer_unless_it_is_named():
 
 OTHER_BACKEND = """
 import keras, numpy as np
-from bloodcell_nb.policies import _MOST, MIXERS, OPERATIONS, Policy, augmented
-from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.augment.policies import _MOST, MIXERS, OPERATIONS, Policy, augmented
+from bloodcell_nb.data.synthetic import draw_cells
 
 cells = draw_cells(8)
 images, labels = cells.images.astype("float32"), np.eye(8, dtype="float32")
@@ -67,7 +67,7 @@ assert abs(np.asarray(shown).mean() - images.mean()) < 0.05
 
 
 def test_operations_under_jax():
-    "Limits, mixing with alpha 0 and rounding, as reference/policies has it for TensorFlow."
+    "Limits, mixing with alpha 0 and rounding, as reference/augment/policies has it for TensorFlow."
     pytest.importorskip("jax", reason="JAX is not installed; pip install -e .[jax]")
     done = subprocess.run([sys.executable, "-c", OTHER_BACKEND], capture_output=True, text=True,
                           env=os.environ | {"KERAS_BACKEND": "jax"})

@@ -17,11 +17,11 @@ from jupyter_client import LocalPortCache
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.util.tensor_util import make_ndarray
 
-from bloodcell_nb import engine
+from bloodcell_nb.augment.policies import POLICIES
 from bloodcell_nb.cli import main
-from bloodcell_nb.policies import POLICIES
-from bloodcell_nb.recipes import read_recipe, recipes, studies
-from bloodcell_nb.records import read_runs
+from bloodcell_nb.runs import engine
+from bloodcell_nb.runs.finished import read_runs
+from bloodcell_nb.runs.recipes import read_recipe, recipes, studies
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {"notebook": "03_custom_cnn", "filters": [4, 4], "dense_units": 8, "batch_size": 16,
@@ -283,8 +283,8 @@ def test_ports_that_others_take(faulty, monkeypatch):
         taken.listen()
         monkeypatch.setattr(LocalPortCache, "find_available_port",
                             lambda *_: taken.getsockname()[1])
-        status, _ = faulty("from bloodcell_nb.recipes import recipe_of\n"
-                           "from bloodcell_nb.records import Run\n"
+        status, _ = faulty("from bloodcell_nb.runs.recipes import recipe_of\n"
+                           "from bloodcell_nb.runs.run import Run\n"
                            "Run(recipe_of(globals())).finish({})")
     assert status["state"] == "done", status
 

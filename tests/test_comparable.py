@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from bloodcell_nb.comparable import code_words, label_of
-from bloodcell_nb.data import DataError
-from bloodcell_nb.findings import data
-from bloodcell_nb.ladder import results_table
-from bloodcell_nb.page import build_report, check_page_free
-from bloodcell_nb.records import read_runs
+from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.page.build import build_report, check_page_free
+from bloodcell_nb.page.comparable import code_words, label_of
+from bloodcell_nb.page.comparisons import results_table
+from bloodcell_nb.page.sections import data
+from bloodcell_nb.runs.finished import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports" / "pbc96"

@@ -10,11 +10,11 @@ import threading
 import keras
 import pytest
 
-from bloodcell_nb import demo
-from bloodcell_nb.classifier import Classifier, load_classifier
 from bloodcell_nb.cli import main
-from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.inference import demo
+from bloodcell_nb.inference.classifier import Classifier, load_classifier
+from bloodcell_nb.networks.custom_cnn import custom_cnn
 
 CELL = demo._png(draw_cells(8).images[0])
 

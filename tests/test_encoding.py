@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bloodcell_nb.cli import main
-from bloodcell_nb.engine import quiet_stderr
-from bloodcell_nb.sources import save
-from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.data.sources import save
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.runs.engine import quiet_stderr
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +36,7 @@ def opens_text(call):
 def test_files_name_their_encoding():
     "Else Python takes the machine's: cp1252, or ASCII."
     wrong = []
-    for path in (ROOT / "bloodcell_nb").glob("*.py"):
+    for path in (ROOT / "bloodcell_nb").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and opens_text(node) and "encoding" not in {
                     keyword.arg for keyword in node.keywords}:

@@ -12,9 +12,9 @@ from PIL import Image
 from test_command import SOURCE, bloodcell, one_line_error, recipe
 
 from bloodcell_nb.cli import main
-from bloodcell_nb.data import DataError
-from bloodcell_nb.ensemble import read_predictions
-from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.evaluation.ensemble import read_predictions
 
 NO_TRAINING = {"filters": None, "dense_units": None, "batch_size": None, "epochs": None}
 
@@ -104,7 +104,7 @@ def test_ensemble_and_its_shift(runs):
 def test_predict(runs, capsys):
     import keras
 
-    from bloodcell_nb.data import CLASS_NAMES
+    from bloodcell_nb.data.cells import CLASS_NAMES
 
     image, out = np.asarray(Image.open(runs / "cell.png"))[None], runs / "out"
     settings = json.loads((out / "together" / "ensemble.json").read_text())
@@ -168,8 +168,8 @@ def test_submission_in_a_clean_process(runs, tmp_path, capsys):
     imports = re.findall(r"^(?:import|from) (\w+)", (tmp_path / "empty" / "model.py").read_text(),
                          re.M)
     assert set(imports) == {"json", "os", "zipfile", "keras", "numpy"}
-    from bloodcell_nb.classifier import load_classifier, try_submission
-    from bloodcell_nb.sources import load
+    from bloodcell_nb.data.sources import load
+    from bloodcell_nb.inference.classifier import load_classifier, try_submission
 
     images = load(SOURCE).images[:70]  # four batches and a part of one
     expected = load_classifier([runs / "out" / "together"]).predict(images).argmax(axis=1)
@@ -178,9 +178,9 @@ def test_submission_in_a_clean_process(runs, tmp_path, capsys):
 
 def test_efficientnet_and_convnext_are_handed_in_together(tmp_path):
     "The report's last step in small: the zip needs no code of this project for either network."
-    from bloodcell_nb.classifier import load_classifier, try_submission, write_submission
-    from bloodcell_nb.recipes import find_recipe, read_recipe
-    from bloodcell_nb.transfer import transfer_model
+    from bloodcell_nb.inference.classifier import load_classifier, try_submission, write_submission
+    from bloodcell_nb.networks.pretrained import transfer_model
+    from bloodcell_nb.runs.recipes import find_recipe, read_recipe
 
     together = read_recipe(find_recipe("ensemble_lite0_atto"))
     for name in together.members:

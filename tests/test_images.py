@@ -15,14 +15,15 @@ import papermill
 import pytest
 from PIL import Image
 
-from bloodcell_nb import classifier
 from bloodcell_nb.cli import main
-from bloodcell_nb.data import CLASS_NAMES
-from bloodcell_nb.evaluation import labelled_cells
-from bloodcell_nb.recipes import check_recipe
-from bloodcell_nb.records import Run, run_key
-from bloodcell_nb.sources import fingerprint, load
-from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.data.cells import CLASS_NAMES
+from bloodcell_nb.data.sources import fingerprint, load
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.inference import classifier
+from bloodcell_nb.inference.external import labelled_cells
+from bloodcell_nb.runs.keys import run_key
+from bloodcell_nb.runs.recipes import check_recipe
+from bloodcell_nb.runs.run import Run
 
 FIVE = ("Monocytes", "Immature_Granulocytes", "LYMPHOCYTE", "neutrophil", "Platelet")
 
@@ -59,7 +60,7 @@ class Brightness:
 def command(capfd, monkeypatch):
     "A command in this process, predictions by Brightness: exit code, stdout, lines of stderr."
     monkeypatch.setattr(classifier, "load_classifier", Brightness)
-    monkeypatch.setattr("bloodcell_nb.models.find_model", str)
+    monkeypatch.setattr("bloodcell_nb.inference.published.find_model", str)
 
     def run(*arguments):
         capfd.readouterr()

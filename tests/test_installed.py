@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import bloodcell_nb
-from bloodcell_nb.models import find_model
-from bloodcell_nb.recipes import project_root, recipes, working_root
-from bloodcell_nb.records import code_fingerprint
-from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.inference.published import find_model
+from bloodcell_nb.runs.keys import code_fingerprint
+from bloodcell_nb.runs.recipes import project_root, recipes, working_root
 
 ROOT = Path(__file__).resolve().parent.parent
 

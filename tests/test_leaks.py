@@ -13,23 +13,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bloodcell_nb.analysis import nearest_distances, perceptual_hashes
-from bloodcell_nb.answers import answer
-from bloodcell_nb.classifier import load_classifier, read_ensemble, write_submission
 from bloodcell_nb.cli import inspect
-from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.data import DataError, DataWarning
-from bloodcell_nb.ensemble import dihedral, read_predictions
-from bloodcell_nb.evaluation import evaluation_cells, trust
-from bloodcell_nb.metrics import score
-from bloodcell_nb.models import find_model, model_card, network_sums, publish, write_card
-from bloodcell_nb.negatives import no_cells
-from bloodcell_nb.recipes import check_recipe
-from bloodcell_nb.records import Run, write_json
-from bloodcell_nb.sources import fingerprint, write_npz
-from bloodcell_nb.splits import prepare
-from bloodcell_nb.synthetic import draw_cells
-from bloodcell_nb.training import evaluate
+from bloodcell_nb.data.cells import DataError, DataWarning
+from bloodcell_nb.data.files import write_json
+from bloodcell_nb.data.look import nearest_distances, perceptual_hashes
+from bloodcell_nb.data.negatives import no_cells
+from bloodcell_nb.data.sources import fingerprint, write_npz
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.evaluation.ensemble import dihedral, read_predictions
+from bloodcell_nb.evaluation.metrics import score
+from bloodcell_nb.evaluation.trust import trust
+from bloodcell_nb.inference.classifier import load_classifier, read_ensemble, write_submission
+from bloodcell_nb.inference.external import evaluation_cells
+from bloodcell_nb.inference.predict import answer
+from bloodcell_nb.inference.published import (
+    find_model,
+    model_card,
+    network_sums,
+    publish,
+    write_card,
+)
+from bloodcell_nb.networks.custom_cnn import custom_cnn
+from bloodcell_nb.runs.recipes import check_recipe
+from bloodcell_nb.runs.run import Run
+from bloodcell_nb.runs.splits import prepare
+from bloodcell_nb.training.fit import evaluate
 
 
 def saved_again(image, form, quality):
@@ -76,7 +84,7 @@ def test_an_enlarged_set_has_no_twins_across_its_splits(tmp_path, capsys, copies
 
 def test_real_cells_have_no_more_groups_when_turned(pbc96):
     "Of 2,422 test cells none is a copy of another; the nearest are far beyond the threshold."
-    from bloodcell_nb.sources import load
+    from bloodcell_nb.data.sources import load
 
     hashes = perceptual_hashes(load(pbc96).part("test").images)
     assert nearest_distances(hashes).min() > 32
@@ -110,10 +118,10 @@ def run_of(source, folder, seed=0):
 def quick():
     "Runs are scored without shift, with few resamples; networks tell cells from few images."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bloodcell_nb.models.no_cells", partial(no_cells, per_kind=2))
-        patch.setattr("bloodcell_nb.models._DRAWN_CELLS", 16)
-        patch.setattr("bloodcell_nb.training.distorted", lambda test: {})
-        patch.setattr("bloodcell_nb.training.score", partial(score, resamples=10))
+        patch.setattr("bloodcell_nb.inference.published.no_cells", partial(no_cells, per_kind=2))
+        patch.setattr("bloodcell_nb.inference.published._DRAWN_CELLS", 16)
+        patch.setattr("bloodcell_nb.training.fit.distorted", lambda test: {})
+        patch.setattr("bloodcell_nb.training.fit.score", partial(score, resamples=10))
         yield
 
 
@@ -168,8 +176,9 @@ def test_of_a_source_with_a_test_split_that_alone_is_hashed(trained, tmp_path, m
     source = write_npz(tmp_path / "parted.npz", images=cells.images, labels=cells.labels,
                        parts=parts, class_names=np.array(cells.class_names))
     hashed = []
-    monkeypatch.setattr("bloodcell_nb.evaluation.perceptual_hashes", lambda images, *sizes: (
-        hashed.append(len(images)), perceptual_hashes(images, *sizes))[1])
+    monkeypatch.setattr("bloodcell_nb.inference.external.perceptual_hashes",
+                        lambda images, *sizes: (hashed.append(len(images)),
+                                                perceptual_hashes(images, *sizes))[1])
     unseen = asked(trained.run, source)
     assert (hashed, len(unseen.cells), unseen.left_out) == ([30], 30, 0)
     assert str(unseen).startswith("of the source's 80 cells only the test split is scored; 0 of 30")
@@ -217,7 +226,7 @@ def test_publish_leaves_nothing_half_written(trained, network, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bloodcell_nb.models._write_features", full)
+    monkeypatch.setattr("bloodcell_nb.inference.published._write_features", full)
     with pytest.raises(DataError, match="No space left on device"):
         publish(trained.run, str(trained.source), network.parent, instead=True)
     assert {path: path.read_bytes() for path in network.iterdir()} == before
@@ -230,7 +239,7 @@ def test_publish_takes_nothing_from_another_process(trained, network, tmp_path, 
         shutil.copytree(network, tmp_path / "models" / "tiny")
         (work / "ensemble.json").write_text("mine")
 
-    monkeypatch.setattr("bloodcell_nb.models._fill", meanwhile)
+    monkeypatch.setattr("bloodcell_nb.inference.published._fill", meanwhile)
     with pytest.raises(DataError, match="published it meanwhile; --replace"):
         publish(trained.run, str(trained.source), tmp_path / "models")
     assert (tmp_path / "models" / "tiny" / "ensemble.json").read_text() != "mine"
@@ -256,7 +265,7 @@ def ensemble_of(members, folder, source):
 
 def test_an_ensemble_stays_the_one_that_was_published(tmp_path, monkeypatch, capsys):
     "Of five classes; a member is replaced, then one of another run lies in its place."
-    monkeypatch.setattr("bloodcell_nb.models.project_root", lambda: tmp_path)
+    monkeypatch.setattr("bloodcell_nb.inference.published.project_root", lambda: tmp_path)
     cells, models = draw_cells(200), tmp_path / "models"
     source = written(tmp_path / "five.npz", cells[cells.labels > 2])
     first, second = (run_of(source, tmp_path / "runs" / name, seed)[0]
@@ -342,7 +351,7 @@ def test_a_file_that_is_cut_costs_one_line(network, trained, tmp_path, monkeypat
         model_card(str(path.parent), tmp_path)
     with pytest.raises(DataError, match=words):
         asked(path.parent, trained.source)
-    monkeypatch.setattr("bloodcell_nb.models.project_root", lambda: tmp_path)
+    monkeypatch.setattr("bloodcell_nb.inference.published.project_root", lambda: tmp_path)
     if name == "ensemble.json":
         with pytest.warns(DataWarning, match="passed over: tiny/ensemble.json"):
             assert find_model().name == "whole"
@@ -372,7 +381,7 @@ def test_the_default_is_chosen_by_scores_under_shift(tmp_path, monkeypatch):
         values = scores and dict(zip(("clean", "corrupted", "stand_in"), scores, strict=True))
         write_json(tmp_path / "models" / name / "ensemble.json",
                    {"members": [name], "validation": values, "data": data})
-    monkeypatch.setattr("bloodcell_nb.models.project_root", lambda: tmp_path)
+    monkeypatch.setattr("bloodcell_nb.inference.published.project_root", lambda: tmp_path)
     assert find_model().name == "c" and find_model("b").name == "b"
     shutil.rmtree(tmp_path / "models")
     with pytest.raises(DataError, match="expected one of none"):

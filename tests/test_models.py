@@ -12,16 +12,16 @@ from PIL import Image
 from test_command import bloodcell, one_line_error
 
 from bloodcell_nb import cli
-from bloodcell_nb.answers import answer
-from bloodcell_nb.classifier import load_classifier
 from bloodcell_nb.cli import main
-from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.data import CLASS_NAMES, DataWarning
-from bloodcell_nb.evaluation import evaluation_cells
-from bloodcell_nb.models import find_model, published
-from bloodcell_nb.recipes import check_recipe, project_root
-from bloodcell_nb.sources import load, write_npz
-from bloodcell_nb.synthetic import draw_cells
+from bloodcell_nb.data.cells import CLASS_NAMES, DataWarning
+from bloodcell_nb.data.sources import load, write_npz
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.inference.classifier import load_classifier
+from bloodcell_nb.inference.external import evaluation_cells
+from bloodcell_nb.inference.predict import answer
+from bloodcell_nb.inference.published import find_model, published
+from bloodcell_nb.networks.custom_cnn import custom_cnn
+from bloodcell_nb.runs.recipes import check_recipe, project_root
 
 BEST = "ensemble_lite0_atto"  # best on the cells of its own laboratory
 SINGLE = "efficientnet_lite0_heavy"  # one of its members
@@ -142,7 +142,7 @@ def test_what_is_said_of_the_data_is_not_kept_back(monkeypatch, capfd):
         warnings.warn("x.zip: 3 images are left out", DataWarning, stacklevel=2)
         os.write(2, b"a library's log\n")
 
-    monkeypatch.setattr("bloodcell_nb.export.export_file", export)
+    monkeypatch.setattr("bloodcell_nb.inference.export.export_file", export)
     assert main(["export", "any", "--to", "onnx"]) == 0
     assert capfd.readouterr().err == "bloodcell: x.zip: 3 images are left out\n"
 

@@ -13,16 +13,16 @@ import pytest
 from keras import layers
 from test_command import one_line_error
 
-from bloodcell_nb.classifier import load_classifier, write_submission
-from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.data import DataError
-from bloodcell_nb.explain import MAX_NETWORK_BYTES, copy_network, load_model, save_network
-from bloodcell_nb.models import find_model
-from bloodcell_nb.negatives import DRAWN_GRAIN, grain, no_cells
-from bloodcell_nb.recipes import project_root
-from bloodcell_nb.sources import load
-from bloodcell_nb.synthetic import draw_cells
-from bloodcell_nb.transfer import preprocess
+from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.data.negatives import DRAWN_GRAIN, grain, no_cells
+from bloodcell_nb.data.sources import load
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.inference.classifier import load_classifier, write_submission
+from bloodcell_nb.inference.published import find_model
+from bloodcell_nb.networks.custom_cnn import custom_cnn
+from bloodcell_nb.networks.explain import MAX_NETWORK_BYTES, copy_network, load_model, save_network
+from bloodcell_nb.networks.pretrained import preprocess
+from bloodcell_nb.runs.recipes import project_root
 
 OLDER = project_root() / ".venv" / "older"  # a folder for each version: `make test` fills it
 
@@ -110,7 +110,7 @@ def test_a_network_that_unpacks_to_too_much_is_not_loaded(tmp_path, monkeypatch)
         load_model(path)
     network().save(path)
     rewritten(path, weights=bytes(100 * 2**20))
-    monkeypatch.setattr("bloodcell_nb.explain.MAX_NETWORK_BYTES", 90 * 2**20)
+    monkeypatch.setattr("bloodcell_nb.networks.explain.MAX_NETWORK_BYTES", 90 * 2**20)
     with pytest.raises(DataError, match="unpacks to 0.10 GiB"):
         load_model(path)
     assert MAX_NETWORK_BYTES == 2 * 2**30 and path.stat().st_size < 2**20 and not loaded

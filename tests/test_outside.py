@@ -7,10 +7,10 @@ import papermill
 import pytest
 from PIL import Image
 
-from bloodcell_nb import engine
 from bloodcell_nb.cli import main
-from bloodcell_nb.recipes import check_recipe
-from bloodcell_nb.records import run_key
+from bloodcell_nb.runs import engine
+from bloodcell_nb.runs.keys import run_key
+from bloodcell_nb.runs.recipes import check_recipe
 
 TRANSFER = {"notebook": "04_efficientnet", "recipe": "one", "backbone": "EfficientNetB0",
             "weights": "imagenet",

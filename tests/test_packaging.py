@@ -19,16 +19,20 @@ import pytest
 import yaml
 
 import bloodcell_nb
-from bloodcell_nb import _modidx, records
-from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.ladder import results_table
-from bloodcell_nb.layers import GEOMETRIC
-from bloodcell_nb.policies import Policy
-from bloodcell_nb.recipes import SCHEMAS, check_recipe, read_recipe, recipes
-from bloodcell_nb.records import code_fingerprint, environment, read_runs
-from bloodcell_nb.transfer import set_trainable, transfer_model
+from bloodcell_nb import _modidx
+from bloodcell_nb.augment.operations import GEOMETRIC
+from bloodcell_nb.augment.policies import Policy
+from bloodcell_nb.networks.custom_cnn import custom_cnn
+from bloodcell_nb.networks.pretrained import set_trainable, transfer_model
+from bloodcell_nb.page.comparisons import results_table
+from bloodcell_nb.runs import keys
+from bloodcell_nb.runs.finished import read_runs
+from bloodcell_nb.runs.keys import code_fingerprint
+from bloodcell_nb.runs.machine import environment
+from bloodcell_nb.runs.recipes import SCHEMAS, check_recipe, read_recipe, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "bloodcell_nb").rglob("*.py"))
 NOTEBOOKS = [ROOT / "nbs" / f"{name}.ipynb" for name in SCHEMAS]  # what papermill runs
 
 
@@ -64,9 +68,9 @@ def test_lock_holds_versions_only():
 
 def test_a_module_says_in_a_sentence_what_it_is_for():
     "nbdev takes the first line of the notebook's quote."
-    for path in (ROOT / "bloodcell_nb").glob("*.py"):
+    for path in MODULES:
         said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        assert path.name.startswith("_") or said.endswith("."), path.name
+        assert path.name.startswith("_") or said.endswith("."), path
 
 
 def test_the_package_holds_all_its_files():
@@ -74,9 +78,9 @@ def test_the_package_holds_all_its_files():
     files = subprocess.run(["git", "ls-files", "bloodcell_nb"], cwd=ROOT, capture_output=True,
                            text=True, check=True).stdout.split()
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    patterns = ["*.py", *setup["setuptools"]["package-data"]["bloodcell_nb"]]
+    patterns = ["*.py", *setup["setuptools"]["package-data"]["*"]]
     held = {path.relative_to(ROOT).as_posix() for pattern in patterns
-            for path in (ROOT / "bloodcell_nb").glob(pattern)}
+            for path in (ROOT / "bloodcell_nb").rglob(pattern)}
     assert "bloodcell_nb/weights/NOTICE" in files and set(files) <= held
 
 
@@ -250,13 +254,15 @@ def imported(notebook, folder):
     script.write_text("\n".join("".join(cell["source"]) for cell in cells
                                 if cell["cell_type"] == "code"), encoding="utf-8")
     finder.run_script(str(script))
-    return {Path(module.__file__).name for module in finder.modules.values()
-            if module.__name__.startswith("bloodcell_nb")}
+    files = {Path(module.__file__) for module in finder.modules.values()
+             if module.__name__.startswith("bloodcell_nb")}
+    return {path.relative_to(folder / "bloodcell_nb").as_posix() for path in files
+            if path.parent == folder / "bloodcell_nb" or path.name != "__init__.py"}
 
 
 def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
-    """One character in a module changes the keys of exactly those notebooks that import it,
-    directly or not.
+    """A statement more in a module changes the keys of exactly those notebooks that import it,
+    directly or not; a comment, or another docstring, changes none.
     """
     shutil.copytree(ROOT / "bloodcell_nb", tmp_path / "bloodcell_nb",
                     ignore=shutil.ignore_patterns("__pycache__"))
@@ -268,25 +274,31 @@ def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
     monkeypatch.setattr(bloodcell_nb, "__file__", str(tmp_path / "bloodcell_nb" / "__init__.py"))
     before, changed = {name: code_fingerprint(name)
                        for name in SCHEMAS}, {name: set() for name in SCHEMAS}
-    for path in (tmp_path / "bloodcell_nb").glob("*.py"):
+    for path in sorted((tmp_path / "bloodcell_nb").rglob("*.py")):
+        if path.name == "__init__.py" and path.parent.name != "bloodcell_nb":
+            continue  # of a package: nothing stands in it
         code = path.read_text(encoding="utf-8")
-        path.write_text(code + "#", encoding="utf-8")
+        path.write_text(code.replace('"""', '"""Another docstring. ') + "\n# a comment",
+                        encoding="utf-8", newline="\r\n")
+        assert {name: code_fingerprint(name) for name in SCHEMAS} == before, path
+        path.write_text(code + "\nnew = 1\n", encoding="utf-8")
         for name in SCHEMAS:
             if code_fingerprint(name) != before[name]:
-                changed[name].add(path.name)
+                changed[name].add(path.relative_to(tmp_path / "bloodcell_nb").as_posix())
         path.write_text(code, encoding="utf-8")
     assert changed == {name: imported(name, tmp_path) for name in SCHEMAS}
-    assert (changed["03_custom_cnn"] >= {"data.py", "shift.py", "synthetic.py", "training.py",
-                                         "policies.py", "analysis.py"})
-    assert (changed["05_convnext"] >= {"policies.py", "data.py", "records.py", "synthetic.py",
-                                       "transfer.py"})
-    assert not {"cli.py", "engine.py", "page.py", "report.py"} & changed["03_custom_cnn"]
+    assert (changed["03_custom_cnn"] >= {
+        "__init__.py", "data/cells.py", "data/corruptions.py", "data/synthetic.py", "data/look.py",
+        "training/fit.py", "augment/policies.py"})
+    assert (changed["05_convnext"] >= {"augment/policies.py", "data/cells.py", "runs/run.py",
+                                       "training/phases.py", "networks/pretrained.py"})
+    assert not {"cli.py", "runs/engine.py", "page/build.py"} & changed["03_custom_cnn"]
 
 
 def test_the_record_names_every_library():
     "Every library that a module imports has its version in the record."
     names = set()
-    for path in (ROOT / "bloodcell_nb").glob("*.py"):
+    for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
@@ -299,22 +311,51 @@ def test_the_record_names_every_library():
 
 def module_imports():
     "Modules of the project that each module imports, at its top or in a function."
-    return {path.stem: records._imports(path.read_text(encoding="utf-8"))
-            for path in (ROOT / "bloodcell_nb").glob("*.py") if not path.stem.startswith("_")}
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES
+             if not path.stem.startswith("_")}
+    found = {}
+    for name, path in names.items():
+        code = path.read_text(encoding="utf-8")
+        imports = keys._imports(code, name.rpartition(".")[0])
+        found[name] = {other for other in names if other != name and any(
+            f"{one}.".startswith(f"{other}.") for one in imports)}
+    return found
 
 
 def test_modules_import_in_one_direction():
-    "Imports go in no circle; data stands at the bottom."
+    "Imports go in no circle; cells stand at the bottom."
     left = module_imports()
-    assert left["data"] == set() and left["synthetic"] == {"data"}
+    assert len(left) > 40 and left["bloodcell_nb.data.cells"] == set()
+    assert left["bloodcell_nb.data.synthetic"] == {"bloodcell_nb.data.cells"}
     while left:
         ground = [name for name, imported in left.items() if not imported & left.keys()]
         assert ground, f"a circle among {sorted(left)}"
         left = {name: imported for name, imported in left.items() if name not in ground}
 
 
+# a package imports only what stands left of it
+PACKAGES = ("data", "augment", "runs", "evaluation", "networks", "training", "page", "inference",
+            "cli")
+
+
+def test_packages_import_what_stands_left_of_them():
+    arrows = {(name.split(".")[1], other.split(".")[1])
+              for name, imported in module_imports().items() for other in imported}
+    assert {name for arrow in arrows for name in arrow} == {*PACKAGES}
+    assert [arrow for arrow in arrows if PACKAGES.index(arrow[0]) < PACKAGES.index(arrow[1])] == []
+
+
+def test_a_notebook_lies_where_its_module_does():
+    "nbs/reference/<package>/<module>.ipynb; chapters may export to any package."
+    for path in sorted((ROOT / "nbs" / "reference").rglob("*.ipynb")):
+        text = json.dumps(json.loads(path.read_text(encoding="utf-8"))["cells"])
+        (module,) = re.findall(r"#\| default_exp ([\w.]+)", text)
+        assert path.relative_to(ROOT / "nbs" / "reference").with_suffix("").parts == tuple(
+            module.split("."))
+
+
 def test_no_module_is_long():
-    for path in (ROOT / "bloodcell_nb").glob("*.py"):
+    for path in MODULES:
         length = len(path.read_text(encoding="utf-8").splitlines())
         assert length <= 500 or path.name == "_modidx.py", (path.name, length)
 
@@ -357,7 +398,7 @@ def test_import_is_light():
     """
     heavy = {"keras", "tensorflow", "jax", "torch", "sklearn", "scipy", "imblearn", "imagehash",
              "PIL", "matplotlib", "papermill", "IPython"}
-    for module, allowed in (("bloodcell_nb", set()), ("bloodcell_nb.data", {"PIL"})):
+    for module, allowed in (("bloodcell_nb", set()), ("bloodcell_nb.data.cells", {"PIL"})):
         code = f"import sys, {module}; print(*sys.modules)"
         loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                                 check=True).stdout.split()

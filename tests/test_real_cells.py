@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bloodcell_nb.analysis import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
-from bloodcell_nb.data import CLASS_NAMES, COURSE_COUNTS, fold_indices, split_indices
-from bloodcell_nb.shift import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
-from bloodcell_nb.sources import course_arrays, load, save
+from bloodcell_nb.data.cells import CLASS_NAMES, COURSE_COUNTS, fold_indices, split_indices
+from bloodcell_nb.data.corruptions import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
+from bloodcell_nb.data.look import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
+from bloodcell_nb.data.sources import course_arrays, load, save
 
 # of every hundredth test cell: checksum of the pixels as Pillow decodes them, and sums of grey
 # levels under version 1 of the stand-in,
@@ -58,7 +58,7 @@ def test_predict_reads_as_load_does(originals, tmp_path, size):
     """One rule: originals are cut to their centre, an image of another size is used whole, in a
     folder and alone.
     """
-    from bloodcell_nb.answers import image_files, read_images
+    from bloodcell_nb.inference.predict import image_files, read_images
 
     for source in sorted((originals / "jpg").rglob("*.jpg"))[::40]:
         path = tmp_path / source.parent.name / f"{source.stem}.png"
@@ -104,7 +104,7 @@ def test_duplicates_in_the_course_file(course, hashes):
     assert all((images[group] == images[group[0]]).all() for group in found), "a false group"
     assert ([len(list_groups(duplicate_groups(hashes, distance)))
              for distance in (0, 20)] == [19, 19]), "any threshold up to 20 bits does"
-    from bloodcell_nb.data import Cells
+    from bloodcell_nb.data.cells import Cells
 
     whole = Cells(images, labels)
     reasons = clean(whole, groups)
@@ -171,7 +171,7 @@ def test_png_tree_and_back(cells, tmp_path):
 
 def test_float16_weights_give_the_same_features(cells, pbc96):
     "Rounding the kernels to float16 moves no feature of a real cell by more than 0.07."
-    from bloodcell_nb.transfer import load_backbone
+    from bloodcell_nb.networks.pretrained import load_backbone
 
     # the weights before rounding lie in weights/, beside the folder that BLOODCELL_DATA names
     original = pbc96.parent.parent / "weights" / "efficientnet_lite0_imagenet.npz"

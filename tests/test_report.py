@@ -15,11 +15,11 @@ import papermill
 import pytest
 from test_command import bloodcell
 
-from bloodcell_nb import rendered
-from bloodcell_nb.ladder import gains_table, ladder_table, ladders, results_table
-from bloodcell_nb.page import build_report
-from bloodcell_nb.records import read_runs
-from bloodcell_nb.report import cost_table
+from bloodcell_nb.page.build import build_report
+from bloodcell_nb.page.comparisons import gains_table, ladder_table, ladders, results_table
+from bloodcell_nb.page.plots import cost_table
+from bloodcell_nb.runs import notebook_html as rendered
+from bloodcell_nb.runs.finished import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports" / "pbc96"

@@ -12,11 +12,15 @@ import papermill
 import pytest
 
 import bloodcell_nb
-from bloodcell_nb import cli, engine, records, run_folders
+from bloodcell_nb import cli
 from bloodcell_nb.cli import main
-from bloodcell_nb.recipes import check_recipe
-from bloodcell_nb.records import code_fingerprint, model_file, read_runs
-from bloodcell_nb.run_folders import missing_file, status_of
+from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.runs import engine, run_folders
+from bloodcell_nb.runs import run as records
+from bloodcell_nb.runs.finished import model_file, read_runs
+from bloodcell_nb.runs.keys import code_fingerprint
+from bloodcell_nb.runs.recipes import check_recipe
+from bloodcell_nb.runs.run_folders import missing_file, status_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "synthetic:n=200"
@@ -175,7 +179,7 @@ def test_a_clone_says_where_a_network_comes_from(tmp_path):
     for name, words in (("custom_cnn", "bloodcell run makes it again"),
                         ("analysis", "its run trained none")):
         shutil.copytree(reports / name, tmp_path / name, ignore=lambda *_: ["model.keras"])
-        with pytest.raises(bloodcell_nb.data.DataError, match=words):
+        with pytest.raises(DataError, match=words):
             model_file(tmp_path / name)
 
 
@@ -203,8 +207,8 @@ def test_what_a_user_sets_wins(trained, capsys):
     ("out/earlier/x", "out", "lies in a run's folder"),
     ("cells", "file/below", "Not a directory"), ("cells", "file", "not a folder")])
 def test_places_that_cannot_be(trained, tmp_path, capsys, source, out, words):
-    from bloodcell_nb.sources import save
-    from bloodcell_nb.synthetic import draw_cells
+    from bloodcell_nb.data.sources import save
+    from bloodcell_nb.data.synthetic import draw_cells
 
     save(draw_cells(64), tmp_path / source)
     (tmp_path / "file").write_text("")
@@ -246,7 +250,7 @@ def test_a_status_that_is_cut_off_is_named(tmp_path):
     work = tmp_path / "custom_cnn.partial"
     work.mkdir()
     (work / "status.json").write_text('{"state": "do')
-    with pytest.raises(bloodcell_nb.data.DataError, match=r"its status\.json is cut off, or none"):
+    with pytest.raises(DataError, match=r"its status\.json is cut off, or none"):
         run_folders.check_run_folders(tmp_path, ["custom_cnn"], SOURCE)
 
 
@@ -351,7 +355,7 @@ def test_odd_settings_cost_a_short_line(trained, capsys, settings, words):
 @pytest.mark.parametrize("arguments", [["recipes"], ["inspect", SOURCE], ["run", "analysis"]])
 def test_a_backend_that_is_not_installed(trained, monkeypatch, capsys, arguments):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
-    monkeypatch.setattr("bloodcell_nb.recipes.find_spec", lambda name: None)
+    monkeypatch.setattr("bloodcell_nb.runs.recipes.find_spec", lambda name: None)
     assert main(arguments) == 2
     assert capsys.readouterr() == ("", "bloodcell: KERAS_BACKEND is torch, which is not installed; "
                                        "pip install torch, or set another\n")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from bloodcell_nb.cli import _pairs, _parser, main
-from bloodcell_nb.custom_cnn import custom_cnn
-from bloodcell_nb.images import IMAGE_SUFFIXES
-from bloodcell_nb.models import find_model
-from bloodcell_nb.recipes import find_recipe, read_recipe, read_study
-from bloodcell_nb.sources import fingerprint
+from bloodcell_nb.data.image_files import IMAGE_SUFFIXES
+from bloodcell_nb.data.sources import fingerprint
+from bloodcell_nb.inference.published import find_model
+from bloodcell_nb.networks.custom_cnn import custom_cnn
+from bloodcell_nb.runs.recipes import find_recipe, read_recipe, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

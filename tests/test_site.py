@@ -50,12 +50,12 @@ def test_links_between_files_lead_to_files_of_the_site(site):
 def test_each_exported_function_has_its_place(site):
     "As nbdev's own index has it: the notebook that defines a public function or class."
     folder, places = site
-    for symbols in _modidx.d["syms"].values():
-        for symbol in symbols:
-            _, module, name = symbol.split(".", 2)
+    for module, symbols in _modidx.d["syms"].items():
+        for symbol, (place, _) in symbols.items():
+            name = symbol.removeprefix(f"{module}.")
             if not name.startswith("_") and "." not in name:
                 page = places[name][0]
-                assert re.fullmatch(rf"(reference/|\d\d_){module}", page), (symbol, page)
+                assert page == place.partition(".html")[0], (symbol, page)
                 assert f":name: {name}" in (folder / f"{page}.ipynb").read_text(encoding="utf-8")
 
 

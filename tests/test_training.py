@@ -6,15 +6,15 @@ import keras
 import numpy as np
 import pytest
 
-from bloodcell_nb import files, transfer
-from bloodcell_nb.data import Cells, DataError
-from bloodcell_nb.growing import policies_of
-from bloodcell_nb.optimizers import cycle_ends
-from bloodcell_nb.policies import augmented
-from bloodcell_nb.recipes import check_recipe
-from bloodcell_nb.records import Run
-from bloodcell_nb.training import Batches, Fit, NotFinite, fit
-from bloodcell_nb.transfer import fit_phases
+from bloodcell_nb.augment.policies import augmented
+from bloodcell_nb.data.cells import Cells, DataError, files
+from bloodcell_nb.networks import pretrained as transfer
+from bloodcell_nb.runs.recipes import check_recipe
+from bloodcell_nb.runs.run import Run
+from bloodcell_nb.training.fit import Batches, Fit, NotFinite, fit
+from bloodcell_nb.training.image_sizes import policies_of
+from bloodcell_nb.training.optimizers import cycle_ends
+from bloodcell_nb.training.phases import fit_phases
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)

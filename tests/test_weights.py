@@ -15,15 +15,17 @@ from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from keras.src.utils import file_utils
 
 import bloodcell_nb
-from bloodcell_nb import transfer
 from bloodcell_nb.cli import with_settings
-from bloodcell_nb.convnext import CONVNEXTS
-from bloodcell_nb.data import DataError
-from bloodcell_nb.recipes import check_recipe
-from bloodcell_nb.records import Run, run_key
-from bloodcell_nb.training import Fit, precision
-from bloodcell_nb.transfer import load_backbone
-from bloodcell_nb.weight_files import keras_models, one_download
+from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.networks import pretrained as transfer
+from bloodcell_nb.networks.convnext import CONVNEXTS
+from bloodcell_nb.networks.pretrained import load_backbone
+from bloodcell_nb.networks.speed import precision
+from bloodcell_nb.runs.keys import run_key
+from bloodcell_nb.runs.recipes import check_recipe
+from bloodcell_nb.runs.run import Run
+from bloodcell_nb.runs.weight_files import keras_models, one_download
+from bloodcell_nb.training.fit import Fit
 
 SIDE = (32, 32)
 RNG = np.random.default_rng(0)
