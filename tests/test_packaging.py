@@ -278,7 +278,7 @@ def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
         if path.name == "__init__.py" and path.parent.name != "bloodcell_nb":
             continue  # of a package: nothing stands in it
         code = path.read_text(encoding="utf-8")
-        path.write_text(code.replace('"""', '"""Another docstring. ') + "\n# a comment",
+        path.write_text(re.sub('""".+', '"""Other words."""', code, count=1) + "\n# a comment",
                         encoding="utf-8", newline="\r\n")
         assert {name: code_fingerprint(name) for name in SCHEMAS} == before, path
         path.write_text(code + "\nnew = 1\n", encoding="utf-8")
