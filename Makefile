@@ -9,7 +9,8 @@ setup: .venv/.installed  ## make .venv with the locked versions, the package and
 
 .venv/.installed: requirements.lock settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r requirements.lock  # the lock is whole
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile -r requirements.lock  # the lock is whole
+	$(BIN)/python -m compileall -q -j 0 $(BIN)/../lib > /dev/null || true  # on all cores; some files are templates
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name bloodcell_nb
 	mkdir -p .venv/etc/ipython && echo "c.IPKernelApp.capture_fd_output = False" > .venv/etc/ipython/ipython_kernel_config.py  # TensorFlow's log stays out of the notebooks
@@ -32,7 +33,7 @@ test-notebooks:
 	nbdev_test --n_workers 2 --do_print --timing --skip_file_re '^([_.]|0[1-79]_)'
 
 test-pytest: .venv/older/.installed
-	pytest -n 2 --dist loadscope
+	pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Keras alone, on the locked TensorFlow: what travels is read by these too
 .venv/older/.installed: .venv/.installed

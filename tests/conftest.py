@@ -4,6 +4,14 @@ from pathlib import Path
 
 import pytest
 
+LONGEST = ["test_ensemble", "test_command", "test_installed", "test_models"]
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files begin, so that no process of several waits for one in the end."
+    items.sort(key=lambda item: (LONGEST.index(item.path.stem) if item.path.stem in LONGEST
+                                 else len(LONGEST)))
+
 
 def _data(name):
     place = os.environ.get("BLOODCELL_DATA")

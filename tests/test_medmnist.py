@@ -8,7 +8,7 @@ import numpy as np
 import pooch
 import pytest
 
-from bloodcell_nb.data.cells import sources
+from bloodcell_nb.data import sources
 
 
 @pytest.fixture

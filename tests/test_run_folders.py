@@ -15,11 +15,11 @@ import bloodcell_nb
 from bloodcell_nb import cli
 from bloodcell_nb.cli import main
 from bloodcell_nb.data.cells import DataError
-from bloodcell_nb.runs import engine, run_folders
-from bloodcell_nb.runs import run as records
+from bloodcell_nb.runs import engine, keys, run_folders
 from bloodcell_nb.runs.finished import model_file, read_runs
 from bloodcell_nb.runs.keys import code_fingerprint
 from bloodcell_nb.runs.recipes import check_recipe
+from bloodcell_nb.runs.run import Run
 from bloodcell_nb.runs.run_folders import missing_file, status_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +111,7 @@ def test_a_finished_run_survives_every_other(trained, tmp_path, capsys, monkeypa
     capsys.readouterr()
     with monkeypatch.context() as changed:
         if other == "code":
-            changed.setattr(records, "code_fingerprint", lambda notebook: "of another commit")
+            changed.setattr(keys, "code_fingerprint", lambda notebook: "of another commit")
         assert run(*[] if other == "code" else other) == 0
     assert len(trained) == 2
     assert tree(tmp_path / "out" / "earlier" / f"custom_cnn-{key[:8]}") == first
@@ -389,7 +389,7 @@ def test_a_recipe_named_like_the_folder_of_earlier_runs(trained, capsys):
 
 
 def test_a_record_names_its_commit(tmp_path):
-    record = records.Run(check_recipe({"notebook": "01_analysis", "recipe": "one",
+    record = Run(check_recipe({"notebook": "01_analysis", "recipe": "one",
                                        "out": str(tmp_path)})).finish({"kept": 1})
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     inside = (ROOT / ".git").exists() and head.returncode == 0

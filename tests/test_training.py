@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bloodcell_nb.augment.policies import augmented
-from bloodcell_nb.data.cells import Cells, DataError, files
+from bloodcell_nb.data import files
+from bloodcell_nb.data.cells import Cells, DataError
 from bloodcell_nb.networks import pretrained as transfer
 from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run
