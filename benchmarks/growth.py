@@ -63,9 +63,9 @@ def stages(task):
     "Run the stages on a source, as a run of the project does, and tell what each took."
     import numpy as np
 
+    from bloodcell_nb.data.analysis import clean, duplicate_groups, perceptual_hashes
     from bloodcell_nb.data.corruptions import one_corruption_each, stand_in
     from bloodcell_nb.data.files import write_json
-    from bloodcell_nb.data.look import clean, duplicate_groups, perceptual_hashes
     from bloodcell_nb.data.sources import fingerprint, load
     from bloodcell_nb.evaluation.metrics import score
     from bloodcell_nb.networks.custom_cnn import custom_cnn

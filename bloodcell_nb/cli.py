@@ -47,8 +47,8 @@ from .runs.tensorboard import check_events_folder, check_writable
 # %% ../nbs/reference/cli.ipynb #e1721781
 def inspect(source: str, size: int = None):
     "Print what a source holds: classes, splits, duplicates, and what cleaning would drop."
+    from bloodcell_nb.data.analysis import describe_duplicates, duplicate_groups, perceptual_hashes
     from bloodcell_nb.data.cells import PARTS
-    from bloodcell_nb.data.look import describe_duplicates, duplicate_groups, perceptual_hashes
 
     cells = load(source, size)
     height, width = cells.images.shape[1:3]

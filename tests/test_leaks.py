@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from bloodcell_nb.cli import inspect
+from bloodcell_nb.data.analysis import nearest_distances, perceptual_hashes
 from bloodcell_nb.data.cells import DataError, DataWarning
 from bloodcell_nb.data.files import write_json
-from bloodcell_nb.data.look import nearest_distances, perceptual_hashes
 from bloodcell_nb.data.negatives import no_cells
 from bloodcell_nb.data.sources import fingerprint, write_npz
 from bloodcell_nb.data.synthetic import draw_cells

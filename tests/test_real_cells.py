@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bloodcell_nb.data.analysis import (
+    DROPPED,
+    clean,
+    duplicate_groups,
+    list_groups,
+    perceptual_hashes,
+)
 from bloodcell_nb.data.cells import CLASS_NAMES, COURSE_COUNTS, fold_indices, split_indices
 from bloodcell_nb.data.corruptions import CORRUPTIONS, STAND_IN_VERSION, corrupt, stand_in
-from bloodcell_nb.data.look import DROPPED, clean, duplicate_groups, list_groups, perceptual_hashes
 from bloodcell_nb.data.sources import course_arrays, load, save
 
 # of every hundredth test cell: checksum of the pixels as Pillow decodes them, and sums of grey

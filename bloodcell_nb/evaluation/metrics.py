@@ -12,8 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 
+from ..data.analysis import class_colours, plot_matrix
 from ..data.cells import DataError
-from ..data.look import class_colours, plot_matrix
 from ..runs.run import Run, show_table
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #a0cd06e6

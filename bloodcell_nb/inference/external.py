@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.cells import Cells, DataError, class_key, source_path
-from ..data.files import shared
-from bloodcell_nb.data.look import (
+from bloodcell_nb.data.analysis import (
     class_colours,
     clean,
     duplicate_groups,
     nearest_distances,
     perceptual_hashes,
 )
+from ..data.cells import Cells, DataError, class_key, source_path
+from ..data.files import shared
 from ..data.sources import fingerprint, load
 from ..evaluation.ensemble import read_predictions
 from .classifier import Classifier, read_known

@@ -9,8 +9,8 @@ __all__ = ['BEYOND', 'ladder', 'worth', 'failures', 'robustness', 'evaluation', 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..data.analysis import plot_matrix
 from ..data.corruptions import CORRUPTIONS
-from ..data.look import plot_matrix
 from ..evaluation.robustness import plot_heat, wilson_interval
 from ..evaluation.trust import PROMISE, promise
 from bloodcell_nb.page.comparable import (

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..data.look import class_colours, plot_matrix
+from ..data.analysis import class_colours, plot_matrix
 from ..evaluation.metrics import whole_epochs
 from bloodcell_nb.page.comparable import (
     epochs_words,

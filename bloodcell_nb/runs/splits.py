@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..data.analysis import balance_classes, clean, duplicate_groups, perceptual_hashes
 from ..data.cells import Cells, DataError, split_indices
 from ..data.corruptions import one_corruption_each, stand_in
 from ..data.files import shared
-from ..data.look import balance_classes, clean, duplicate_groups, perceptual_hashes
 from ..data.sources import fingerprint, load
 from .keys import code_fingerprint
 from .recipes import Recipe

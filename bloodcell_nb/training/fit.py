@@ -21,8 +21,8 @@ from IPython.display import HTML, DisplayHandle
 from matplotlib.figure import Figure
 
 from ..augment.policies import augmented, with_noise
+from ..data.analysis import balance_classes, duplicate_groups, perceptual_hashes
 from ..data.cells import Cells, DataError, fold_indices, split_indices
-from ..data.look import balance_classes, duplicate_groups, perceptual_hashes
 from ..evaluation.metrics import plot_learning_curves, score
 from ..networks.explain import save_network
 from ..networks.speed import keep_freed_memory, speed_up_training
