@@ -288,8 +288,8 @@ def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
         path.write_text(code, encoding="utf-8")
     assert changed == {name: imported(name, tmp_path) for name in SCHEMAS}
     assert (changed["03_custom_cnn"] >= {
-        "__init__.py", "data/cells.py", "data/corruptions.py", "data/synthetic.py", "data/analysis.py",
-        "training/fit.py", "augment/policies.py"})
+        "__init__.py", "data/cells.py", "data/corruptions.py", "data/synthetic.py",
+        "data/analysis.py", "training/fit.py", "augment/policies.py"})
     assert (changed["05_convnext"] >= {"augment/policies.py", "data/cells.py", "runs/run.py",
                                        "training/phases.py", "networks/pretrained.py"})
     assert not {"cli.py", "runs/engine.py", "page/build.py"} & changed["03_custom_cnn"]
