@@ -2,6 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, when they are first imported
 
 .PHONY: setup report test test-notebooks test-pytest test-all lab docs notebooks readme lock clean
 
@@ -10,7 +11,6 @@ setup: .venv/.installed  ## make .venv with the locked versions, the package and
 .venv/.installed: requirements.lock settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile -r requirements.lock  # the lock is whole
-	$(BIN)/python -m compileall -q -j 0 $(BIN)/../lib > /dev/null || true  # on all cores; some files are templates
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name bloodcell_nb
 	mkdir -p .venv/etc/ipython && echo "c.IPKernelApp.capture_fd_output = False" > .venv/etc/ipython/ipython_kernel_config.py  # TensorFlow's log stays out of the notebooks
