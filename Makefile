@@ -28,7 +28,7 @@ test: setup  ## export and clean leave nothing to do, ruff, the reference's note
 test-notebooks test-pytest: export TF_NUM_INTRAOP_THREADS := 1
 test-notebooks test-pytest: export OMP_NUM_THREADS := 1
 
-# the other chapters run at smoke size in test_ensemble, test_augmentation and test_models
+# 01 is run by reference/runs/engine, 03 to 07 by test_ensemble, 09 by test_models, 02 by test-all
 test-notebooks:
 	nbdev_test --n_workers 2 --do_print --timing --skip_file_re '^([_.]|0[1-79]_)'
 

@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import pytest
-from test_command import ROOT
 
 from bloodcell_nb.cli import with_settings
 from bloodcell_nb.data.corruptions import CORRUPTIONS, STAND_IN, corrupt, distort
@@ -72,13 +71,3 @@ def test_operations_under_jax():
     done = subprocess.run([sys.executable, "-c", OTHER_BACKEND], capture_output=True, text=True,
                           env=os.environ | {"KERAS_BACKEND": "jax"})
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_its_chapter_runs_to_its_end(tmp_path):
-    "At smoke size, by papermill: no recipe runs it."
-    done = subprocess.run(["papermill", str(ROOT / "nbs" / "02_augmentation.ipynb"),
-                           str(tmp_path / "out.ipynb"), "-p", "source", "synthetic:n:480", "-p",
-                           "epochs", "1", "-p", "out", str(tmp_path / "figures"),
-                           "--no-progress-bar"], capture_output=True, text=True)
-    assert done.returncode == 0 and "unknown parameter" not in done.stderr, done.stderr
-    assert len(list((tmp_path / "figures").rglob("*.png"))) >= 8

@@ -19,7 +19,6 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from bloodcell_nb.cli import main
 from bloodcell_nb.runs import engine
-from bloodcell_nb.runs.finished import read_runs
 from bloodcell_nb.runs.recipes import read_recipe, recipes, studies
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +129,7 @@ def bad_and_good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad_and_good")
     # two weights for eight classes: seen when the data are there
     recipe(folder, "bad", class_weights=[1.0, 2.0])
-    recipe(folder, "good", epochs=6, patience=6, dropout=0.0, head_dropout=0.2, learning_rate=2e-3,
+    recipe(folder, "good", epochs=4, patience=4, dropout=0.0, head_dropout=0.2, learning_rate=2e-3,
            schedule="cosine", **MIXED)
     process = run(folder, folder / "out", "bad.yaml", "good.yaml")
     output, errors = process.communicate()
@@ -209,30 +208,12 @@ def test_killed_runs_go_on(bad_and_good, tmp_path):
     psutil.wait_procs(killed)
     process.communicate()
     assert json.loads((work / "status.json").read_text())["state"] == "running"
-    assert last_state(work) < 6, "killed too late to test anything"
+    assert last_state(work) < 4, "killed too late to test anything"
     assert "good: done" in run(folder, tmp_path / "cut", *given).communicate()[0]
     assert_same_results(folder / "out" / "good", tmp_path / "cut" / "good")
     assert not work.exists() and not (tmp_path / "cut" / "good" / "state").exists()
     assert_events(tmp_path / "events" / "good", tmp_path / "cut" / "good")
     assert "good: skipped" in run(folder, tmp_path / "cut", "good.yaml").communicate()[0]
-
-
-def test_two_commands_at_once_on_one_recipe(tmp_path):
-    "The run is there once and whole; the second command waits for the first."
-    command = ["bloodcell", "run", str(recipe(tmp_path, "at_once", epochs=1)), "--data", SOURCE,
-               "--profile", "smoke", "--out", str(tmp_path / "out")]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  text=True) for _ in range(2)]
-    said = [process.communicate() for process in processes]
-    assert not any(process.returncode for process in processes), said
-    assert not [errors for _, errors in said if "Traceback" in errors]
-    output = "".join(lines for lines, _ in said)
-    assert [output.count(f"at_once: {state}") for state in ("done", "skipped")] == [1, 1], output
-    (run,) = read_runs(tmp_path / "out")
-    nbformat.validate(nbformat.read(run.folder / "notebook.ipynb", 4))
-    assert run.name in (tmp_path / "out" / "index.html").read_text()
-    assert (not [path for path in (tmp_path / "out").rglob("*.part*")
-                 if path.name != ".locks.partial"]), "nothing half written"
 
 
 @pytest.fixture
@@ -329,7 +310,7 @@ def test_jax(tmp_path):
                                "KERAS_BACKEND=jax")
     lacking = {"RandomApply": {"k": 2, "of": ["RandomChannelShift", "ChannelShuffle", "GridMask"]}}
     policy = ["RandomFlip", lacking]
-    paths = [recipe(tmp_path, f"steps_{steps}", epochs=2, augmentation=policy,
+    paths = [recipe(tmp_path, f"steps_{steps}", epochs=1, augmentation=policy,
                     steps_per_execution=steps) for steps in (1, 3)]
     done = bloodcell("run", *paths, "--data", SOURCE, "--profile", "full", "--jobs", "2", "--out",
                      tmp_path, KERAS_BACKEND="jax")
