@@ -11,7 +11,7 @@ from bloodcell_nb.data import files
 from bloodcell_nb.data.cells import Cells, DataError
 from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run
-from bloodcell_nb.training import phases
+from bloodcell_nb.training import phases as module
 from bloodcell_nb.training.fit import Batches, Fit, NotFinite, fit
 from bloodcell_nb.training.image_sizes import policies_of
 from bloodcell_nb.training.optimizers import cycle_ends
@@ -58,8 +58,8 @@ def played(monkeypatch):
             return Fit(model, history, (("", history),), best + 1, False, {"training": 1.0}, 1.0,
                        not_finite="loss is nan in epoch 2" if len(finite) < len(values) else "")
 
-        monkeypatch.setattr(phases, "fit", fake)
-        monkeypatch.setattr(phases, "set_trainable", lambda *_: None)
+        monkeypatch.setattr(module, "fit", fake)
+        monkeypatch.setattr(module, "set_trainable", lambda *_: None)
         given.clear()
         network.set_weights([np.zeros((1, 1)), np.zeros(1)])
         fitted, fits = fit_phases(network, None, None, recipe, None)
@@ -101,7 +101,7 @@ def test_each_phase_has_draws_and_batches_of_its_own(played):
     "No epoch of a later phase has an order, and no phase a policy, that another had."
     recipe = phases(3, image_sizes=[32, 64])
     first = [epoch for _, epoch in played(recipe, [0.5], [0.5], [0.5])[3]]
-    assert "first_epoch" in inspect.signature(phases.fit_head).parameters
+    assert "first_epoch" in inspect.signature(module.fit_head).parameters
     batches, orders = Batches(CELLS), []
     for start in first:
         for epoch in (0, 1):
