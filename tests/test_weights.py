@@ -39,8 +39,10 @@ def features(network):
 
 def drawn(network):
     "A network whose weights are all drawn, statistics too, and which tells images apart."
-    network.set_weights([RNG.uniform(0.5, 1.5, w.shape) if w.ndim < 2
-                         else w + RNG.normal(0, 0.01, w.shape) for w in network.get_weights()])
+    rng = np.random.default_rng(0)  # whatever was drawn before
+    network.set_weights([rng.uniform(0.5, 1.5, w.shape) if w.ndim < 2
+                         else rng.normal(0, w.std() + 0.01, w.shape)
+                         for w in network.get_weights()])
     one, other = features(network)
     assert np.abs(one - other).max() > 5e-4 * np.abs(one).max()
     return network
