@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -216,23 +217,58 @@ def test_killed_runs_go_on(bad_and_good, tmp_path):
     assert "good: skipped" in run(folder, tmp_path / "cut", "good.yaml").communicate()[0]
 
 
+def one_cell(place, code):
+    "A project whose only notebook has its parameters and one cell of code; gives its folder."
+    root = place / "project"
+    (root / "nbs").mkdir(parents=True, exist_ok=True)
+    notebook = nbformat.read(ROOT / "nbs" / "03_custom_cnn.ipynb", 4)
+    parameters = next(cell for cell in notebook.cells
+                      if "parameters" in cell.metadata.get("tags", []))
+    notebook.cells = [parameters, nbformat.v4.new_code_cell(code)]
+    nbformat.write(notebook, root / "nbs" / "03_custom_cnn.ipynb")
+    return root
+
+
 @pytest.fixture
 def faulty(tmp_path, monkeypatch):
-    "Runs a notebook with one cell put before its last; gives status and folder."
+    "Runs a notebook of one cell; gives status and folder."
     def execute(code, timeout=None):
-        root = tmp_path / "project"
-        (root / "nbs").mkdir(parents=True, exist_ok=True)
-        notebook = nbformat.read(ROOT / "nbs" / "03_custom_cnn.ipynb", 4)
-        parameters = next(cell for cell in notebook.cells
-                          if "parameters" in cell.metadata.get("tags", []))
-        notebook.cells = [parameters, nbformat.v4.new_code_cell(code)]
-        nbformat.write(notebook, root / "nbs" / "03_custom_cnn.ipynb")
+        root = one_cell(tmp_path, code)
         monkeypatch.setattr(engine, "project_root", lambda: root)
         chosen = read_recipe(recipe(tmp_path, "faulty")).model_copy(update={"source": SOURCE})
         return engine.execute(chosen, tmp_path / "out",
                               timeout=timeout), tmp_path / "out" / "faulty.partial"
 
     return execute
+
+
+FINISH = """
+from bloodcell_nb.runs.recipes import recipe_of
+from bloodcell_nb.runs.run import Run
+Run(recipe_of(globals())).finish({})
+"""
+EXECUTE = f"""
+import sys
+from pathlib import Path
+from bloodcell_nb.runs import engine
+from bloodcell_nb.runs.recipes import read_recipe
+engine.project_root = lambda: Path(sys.argv[1])
+recipe = read_recipe(sys.argv[2]).model_copy(update={{"source": "{SOURCE}"}})
+print(engine.execute(recipe, Path(sys.argv[3]))["state"])
+"""
+
+
+def test_two_processes_on_one_run(tmp_path):
+    "It is there once and whole; the second process waits for the first, and finds it."
+    command = [sys.executable, "-c", EXECUTE, one_cell(tmp_path, FINISH),
+               recipe(tmp_path, "at_once"), tmp_path / "out"]
+    processes = [subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+                 for _ in range(2)]
+    assert sorted(process.communicate()[0].split()[-1] for process in processes) == ["done",
+                                                                                     "skipped"]
+    assert (tmp_path / "out" / "at_once" / "metrics.json").is_file()
+    assert not [path for path in (tmp_path / "out").glob("*.partial")
+                if path.name != ".locks.partial"], "nothing half written"
 
 
 @pytest.mark.parametrize("code, timeout, expected", [
@@ -257,9 +293,7 @@ def test_ports_that_others_take(faulty, monkeypatch):
         taken.listen()
         monkeypatch.setattr(LocalPortCache, "find_available_port",
                             lambda *_: taken.getsockname()[1])
-        status, _ = faulty("from bloodcell_nb.runs.recipes import recipe_of\n"
-                           "from bloodcell_nb.runs.run import Run\n"
-                           "Run(recipe_of(globals())).finish({})")
+        status, _ = faulty(FINISH)
     assert status["state"] == "done", status
 
 
