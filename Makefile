@@ -19,7 +19,7 @@ setup: .venv/.installed  ## make .venv with the locked versions, the package and
 report: setup  ## the whole course on drawn cells, then the page
 	bloodcell run --study course --data synthetic:n=1000,duplicates=8,spoiled=10 --out reports/synthetic
 
-test: setup  ## export and clean leave nothing to do, ruff, the reference's notebooks, the chapters at smoke size, pytest
+test: setup  ## export and clean leave nothing to do, ruff, the reference's notebooks, chapters at smoke size, pytest
 	tests/check_tree.sh
 	ruff check .
 	$(MAKE) --no-print-directory test-notebooks test-pytest

@@ -6,7 +6,9 @@ import warnings
 
 import numpy as np
 import pytest
+import yaml
 
+from bloodcell_nb.augment.policies import POLICIES
 from bloodcell_nb.cli import with_settings
 from bloodcell_nb.data.corruptions import CORRUPTIONS, STAND_IN, corrupt, distort
 from bloodcell_nb.data.synthetic import draw_cells
@@ -26,6 +28,12 @@ def test_a_distortion_at_both_ends_of_its_range(name):
                 for _ in range(2))
             assert first.dtype == np.uint8 and first.shape == images.shape
             np.testing.assert_array_equal(first, again)
+
+
+def test_a_named_policy_is_recorded_as_its_operations():
+    recipe = recipes()["custom_cnn_heavy"]
+    assert yaml.safe_load(recipe.read_text(encoding="utf-8"))["augmentation"] == "heavy"
+    assert read_recipe(recipe).model_dump()["augmentation"] == POLICIES["heavy"]
 
 
 def test_a_decay_follows_the_optimizer_unless_it_is_named():

@@ -31,7 +31,7 @@ RUN_BY = {
     "make docs": ".ci/run: make docs",
     "make setup": "Makefile: test: setup",
     "make readme": "tests/check_tree.sh: make --no-print-directory readme",
-    "make notebooks": "Makefile: nbdev_test",  # runs the same notebooks
+    "make notebooks": "Makefile: nbdev_test",  # the same notebooks; chapters by test-all
     "nbdev_export && nbdev_clean": "tests/check_tree.sh: nbdev_clean",
     "conda env create -f environment.yml":
         "test_packaging.py::test_one_source_of_dependencies",  # there is no conda in CI

@@ -315,15 +315,6 @@ def _environment(root, runs, jobs, events=None):
     return found | dict(os.environ) | ({EVENTS: str(events)} if events else {})
 
 
-def _obey_terminate():
-    "End at SIGTERM alone: Ctrl-C reaches all processes of a terminal; one that asked passes it on."
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, interrupt)
-
-
 def _run_given():
     """Execute the run that stdin describes, and say on stdout how it ended.
 
@@ -333,7 +324,9 @@ def _run_given():
         sys.stdin.read()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    _obey_terminate()
+    # Ctrl-C reaches all processes of a terminal; the one that asked passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = json.loads(sys.stdin.readline())
     threading.Thread(target=watch, daemon=True).start()
     try:
