@@ -29,19 +29,10 @@ from bloodcell_nb.runs.engine import (
     run_all,
     terminated_as_interrupted,
 )
-from bloodcell_nb.runs.recipes import (
-    PROFILES,
-    RecipeError,
-    check_recipe,
-    find_recipe,
-    keras_backend,
-    list_recipes,
-    read_recipe,
-    read_study,
-    studies,
-    with_profile,
-)
+from .runs.keys import keras_backend
+from .runs.recipes import RecipeError, check_recipe, find_recipe, read_recipe
 from .runs.run_folders import check_run_folders
+from .runs.studies import PROFILES, list_recipes, read_study, studies, with_profile
 from .runs.tensorboard import check_events_folder, check_writable
 
 # %% ../nbs/reference/cli.ipynb #e1721781
@@ -127,8 +118,9 @@ def _chosen(names, source, profile, settings, study_name, jobs):
         raise RecipeError(f"--jobs {jobs}: expected 1 or more")
     full, files = with_settings(chosen, settings), chosen
     given = {setting.partition("=")[0] for setting in settings}
-    chosen = [with_profile(recipe, profile, given).model_copy(update={"source": source})
-              for recipe in full]
+    chosen = [with_profile(recipe, profile, given) for recipe in full]
+    if source:
+        chosen = [recipe.model_copy(update={"source": source}) for recipe in chosen]
     folders = [recipe.recipe for recipe in chosen]
     if twice := [name for name in folders if folders.count(name) > 1]:
         raise RecipeError(f"two runs would lie in the folder {twice[0]}; name a recipe once, and "
@@ -140,7 +132,7 @@ def _chosen(names, source, profile, settings, study_name, jobs):
 # %% ../nbs/reference/cli.ipynb #568081fc
 def run_recipes(
     names: list,  # of recipes, or .yaml files
-    source: str,  # as for `load`
+    source: str = None,  # as for `load`; None: what each recipe says
     profile: str = None,  # smoke, quick or full; None: quick, or what the study says
     out: str = None,  # folder of the runs; None: reports/<name of the data>
     settings: list = (),  # as for `with_settings`
@@ -162,12 +154,13 @@ def run_recipes(
         raise RecipeError(f"--budget {budget_minutes:g}: expected more than "
                           f"{PAGE_SECONDS / 60:.2g} minutes; "
                           f"the last {PAGE_SECONDS} seconds are for the page")
-    check_source(source)  # a wrong source is refused before anything starts
+    for source in {recipe.source for recipe in chosen}:
+        check_source(source)  # a wrong source is refused before anything starts
     for recipe in chosen:  # and weights that are not there
         recipe_weights(recipe)
         if not getattr(recipe, "networks", True):  # nobody could tell them apart
             raise RecipeError(f"{recipe.recipe}: for this there is bloodcell evaluate MODEL")
-    root = _runs_root(out, source, chosen)
+    root = _runs_root(out, chosen)
     events = check_events_folder(tensorboard) if tensorboard else None
     check_writable(root, root)
     print(*lowered, sep="\n", end="\n" * bool(lowered), flush=True)
@@ -186,14 +179,19 @@ def run_recipes(
     return int("failed" in states)
 
 # %% ../nbs/reference/cli.ipynb #runsroot
-def _runs_root(out, source, chosen):
+def _runs_root(out, chosen):
     "Folder of the runs; raises DataError for what is none, or holds what is not ours."
     from bloodcell_nb.page.build import check_page_free
 
-    root = Path(out or f"reports/{data_name(source)}")
+    names = {data_name(recipe.source) for recipe in chosen}
+    if not out and len(names) > 1:
+        raise RecipeError(f"the recipes have cells of {', '.join(sorted(names))}; name --data for "
+                          "all of them, or --out, the folder of the runs")
+    root = Path(out or f"reports/{names.pop()}")
     if root.exists() and not root.is_dir():
         raise RecipeError(f"{root}: not a folder; name a folder for the runs")
-    check_run_folders(root, [recipe.recipe for recipe in chosen], source)
+    for recipe in chosen:
+        check_run_folders(root, [recipe.recipe], recipe.source)
     check_page_free(root)
     return root
 
@@ -258,7 +256,7 @@ def evaluate_network(
     # what both this process and the run compute is computed once
     with tempfile.TemporaryDirectory() as folder, _variable("BLOODCELL_SHARED", folder):
         unseen = evaluation_cells(recipe, classifier)
-        check_writable(root := _runs_root(out, source, [recipe]), root)
+        check_writable(root := _runs_root(out, [recipe]), root)
         states, _ = run_all([recipe], root, "full", 1, None, None)
     print(unseen)
     _write_page(root)
@@ -269,7 +267,7 @@ def _add_run(commands, source_help):
     go = commands.add_parser("run", help="run recipes through papermill and write the report")
     go.add_argument("recipes", nargs="*", metavar="RECIPE",
                     help="names of recipes, or .yaml files; none: list them")
-    go.add_argument("--data", default="synthetic", metavar="SOURCE", help=source_help)
+    go.add_argument("--data", metavar="SOURCE", help=f"{source_help}; what the recipe says")
     go.add_argument("--study", metavar="STUDY",
                     help=f"run a study instead: {', '.join(studies())}, or a .yaml file")
     go.add_argument("--profile", choices=list(PROFILES),

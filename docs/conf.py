@@ -20,8 +20,6 @@ exclude_patterns = ["reports"]
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_render_markdown_format = "myst"
-nb_code_prompt_show = "The parameters"
-nb_code_prompt_hide = "The parameters"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
 highlight_language = "none"  # of a block that names none
@@ -79,8 +77,7 @@ def page_cells(cell, folder):
     said = DIRECTIVE.findall(source)
     if {"hide", "default_exp"} & {*said}:
         return []
-    tags = cell["metadata"].get("tags", [])
-    tags = ["hide-input"] if "parameters" in tags else ["remove-input"] if "echo" in said else []
+    tags = ["remove-input"] if "echo" in said else []
     names = [INDEX.format(name) for name in PUBLIC.findall(source) if "export" in said]
     marks = [markdown(cell["id"] + "-names", "\n".join(names))] if names else []
     return [*marks, cell | {"source": DIRECTIVE.sub("", source), "metadata": {"tags": tags}}]

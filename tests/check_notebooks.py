@@ -5,14 +5,15 @@ import re
 import sys
 from pathlib import Path
 
-from bloodcell_nb.runs.recipes import recipes, studies
+from bloodcell_nb.runs.recipes import recipes
+from bloodcell_nb.runs.studies import studies
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100  # columns that a reader sees without scrolling
 SHOWING = {"show_table", "print", "figure", "display"}  # what leaves an output below its cell
 LISTS = {  # notebook: what its printed tables must name
     "reference/cli.ipynb": lambda: [*recipes(), *studies()],
-    "reference/runs/recipes.ipynb": lambda: [*studies()],
+    "reference/runs/studies.ipynb": lambda: [*studies()],
 }
 
 

@@ -30,7 +30,7 @@ from bloodcell_nb.runs import keys
 from bloodcell_nb.runs.finished import read_runs
 from bloodcell_nb.runs.keys import code_fingerprint
 from bloodcell_nb.runs.machine import environment
-from bloodcell_nb.runs.recipes import SCHEMAS, check_recipe, read_recipe, recipes
+from bloodcell_nb.runs.recipes import SCHEMAS, check_recipe, read_recipe, recipe_of, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "bloodcell_nb").rglob("*.py"))
@@ -85,18 +85,6 @@ def test_the_package_holds_all_its_files():
     assert "bloodcell_nb/weights/NOTICE" in files and set(files) <= held
 
 
-def test_efficientnet_knows_its_own_defaults():
-    "What the chapter asserts of itself as it stands is asserted with its parameters as they stand."
-    path = ROOT / "nbs" / "04_efficientnet.ipynb"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells]
-    names = dict(parameters_of("04_efficientnet"))
-    fields = SCHEMAS["04_efficientnet"].model_fields
-    names["recipe"] = check_recipe({name: names[name] for name in fields if name in names})
-    exec(next(source for source in sources if "as_it_stands = " in source), names)
-    assert names["as_it_stands"] is True
-
-
 def test_nothing_of_this_machine_is_committed():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True,
                            check=True).stdout.split("\0")
@@ -122,31 +110,67 @@ def test_no_picture_of_real_cells_is_committed():
                          and "image/png" in output["data"]]), name
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_one_parameters_cell(path):
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    assert len(tagged) == 1
-    assert "#|" not in "".join(tagged[0]["source"])
-    for line in re.sub(r"\n +", " ", "".join(tagged[0]["source"])).splitlines():
+@functools.lru_cache
+def code_of(notebook):
+    "Code of a chapter's cells: before the parameters, the parameters, after them."
+    cells = json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    place, = [k for k, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", [])]
+    code = ["".join(cell["source"]) for cell in cells]
+    return code[:place], code[place], code[place + 1 :]
+
+
+def parameters_of(notebook):
+    "What the parameters cell of a chapter says as it stands."
+    names = {}
+    exec(code_of(notebook)[1], names)
+    return {name: value for name, value in names.items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("notebook", [path.stem for path in NOTEBOOKS])
+def test_one_short_parameters_cell(notebook, caplog):
+    code = code_of(notebook)[1]
+    lines = [line for line in code.splitlines() if not line.startswith("# ")]
+    assert len(lines) <= 10 and "#|" not in code
+    for line in lines:
         assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), line
+    assert papermill.inspect_notebook(str(ROOT / "nbs" / f"{notebook}.ipynb"))
+    assert not caplog.records, "papermill cannot read a line of the parameters cell"
 
 
 @pytest.mark.parametrize("notebook", SCHEMAS)
-def test_parameters_cell_agrees_with_schema(notebook, caplog):
-    found = papermill.inspect_notebook(str(ROOT / "nbs" / f"{notebook}.ipynb"))
-    assert not caplog.records, "papermill cannot read a line of the parameters cell"
-    fields = SCHEMAS[notebook].model_fields
-    assert set(found) == set(fields)
-    small = {"notebook", "recipe", "source", "epochs", "val_share", "embedding_images",
-             "smote_images", "test_share",
-             "backbone", "weights", "alpha", "phases", "optimizer", "schedule",
-             "warmup", "filters", "dropout", "head_dropout", "batch_size",
-             "learning_rate", "layer_scale"}  # the demonstration's own
-    for name in set(fields) - small:
-        default = found[name]["default"]
-        assert (yaml.safe_load(default.replace("None", "null").replace("False", "false")) == fields[
-            name].default), name
+def test_a_chapter_as_it_stands_is_its_recipe(notebook):
+    "Its parameters cell names one and changes nothing of it, so that each value has one place."
+    here = parameters_of(notebook)
+    assert set(here) <= set(SCHEMAS[notebook].model_fields)
+    if notebook != "09_evaluation":  # which is no recipe: bloodcell evaluate makes its values
+        assert recipe_of(here, notebook) == read_recipe(recipes()[here["recipe"]])
+        assert here["recipe"].startswith("course_")
+
+
+INSIDE = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp,
+          ast.GeneratorExp)  # what binds its names for itself
+
+
+def names_bound(node):
+    "Names that a cell binds in its notebook: assigned, imported, defined, counted over."
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            yield child.id
+        elif isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            yield child.name
+        elif isinstance(child, ast.alias):
+            yield child.asname or child.name.partition(".")[0]
+        if not isinstance(child, INSIDE):
+            yield from names_bound(child)
+
+
+@pytest.mark.parametrize("notebook", SCHEMAS)
+def test_no_chapter_reuses_a_parameters_name(notebook):
+    "Else its parameters could not be read a second time."
+    before, _, after = code_of(notebook)
+    bound = {name for code in (*before, *after) for name in names_bound(ast.parse(code))}
+    assert not bound & set(SCHEMAS[notebook].model_fields)
 
 
 def test_a_baseline_is_a_step_too():
@@ -184,27 +208,13 @@ def test_a_chapter_says_how_to_install_the_package(capsys):
     assert pins(re.findall(r"\S+==\S+", lines[2])).items() <= wanted.items() and "==" in lines[2]
 
 
-@functools.lru_cache
-def parameters_of(notebook):
-    "What the parameters cell of a notebook says as it stands."
-    cells = json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    names = {}
-    exec(next("".join(cell["source"]) for cell in cells
-              if "parameters" in cell["metadata"].get("tags", [])), names)
-    return names
-
-
 @pytest.mark.parametrize("name", recipes())
 def test_papermill_reads_a_recipe_as_the_command_does(name):
-    "A key that a recipe leaves out has the notebook's value there, the schema's here."
-    recipe = read_recipe(recipes()[name])
-    given = yaml.safe_load(recipes()[name].read_text(encoding="utf-8"))
-    small = {"source", "val_share", "test_share", "embedding_images",
-             "smote_images"}  # the demonstration's own
+    "By its file's lines, and by its name."
+    recipe, written = read_recipe(recipes()[name]), yaml.safe_load(recipes()[name].read_text())
     here = parameters_of(recipe.notebook)
-    alone = check_recipe({key: here[key] for key in type(recipe).model_fields} | given)
-    differs = {key for key, value in recipe if getattr(alone, key) != value}
-    assert differs <= small, {key: getattr(alone, key) for key in differs - small}
+    assert recipe_of(here | written, recipe.notebook) == recipe
+    assert recipe_of(here | {"recipe": name}, recipe.notebook) == recipe
 
 
 @functools.lru_cache
@@ -223,7 +233,8 @@ def built(backbone, alpha):
 def test_recipe(name):
     "Its schema, its network and what moves in each phase, its policy."
     recipe = read_recipe(recipes()[name])
-    assert recipe.source == "synthetic" and recipe.out == "", "a recipe names no data and no place"
+    assert recipe.out == "" and recipe.seed == 0, "a recipe names no place and no seed"
+    assert recipe.source == "synthetic" or name.startswith("course_"), "nor anybody's data"
     if recipe.notebook == "03_custom_cnn":
         model = custom_cnn((96, 96), 8, recipe.filters, recipe.dropout, recipe.dense_units,
                            recipe.head_dropout, recipe.batch_norm, recipe.l2)

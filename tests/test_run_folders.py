@@ -355,7 +355,7 @@ def test_odd_settings_cost_a_short_line(trained, capsys, settings, words):
 @pytest.mark.parametrize("arguments", [["recipes"], ["inspect", SOURCE], ["run", "analysis"]])
 def test_a_backend_that_is_not_installed(trained, monkeypatch, capsys, arguments):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
-    monkeypatch.setattr("bloodcell_nb.runs.recipes.find_spec", lambda name: None)
+    monkeypatch.setattr("bloodcell_nb.runs.keys.find_spec", lambda name: None)
     assert main(arguments) == 2
     assert capsys.readouterr() == ("", "bloodcell: KERAS_BACKEND is torch, which is not installed; "
                                        "pip install torch, or set another\n")

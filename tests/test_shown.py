@@ -13,7 +13,8 @@ from bloodcell_nb.data.image_files import IMAGE_SUFFIXES
 from bloodcell_nb.data.sources import fingerprint
 from bloodcell_nb.inference.published import find_model
 from bloodcell_nb.networks.custom_cnn import custom_cnn
-from bloodcell_nb.runs.recipes import find_recipe, read_recipe, read_study
+from bloodcell_nb.runs.recipes import find_recipe, read_recipe
+from bloodcell_nb.runs.studies import read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

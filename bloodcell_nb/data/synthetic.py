@@ -186,7 +186,7 @@ def spoil(
 
 # %% ../../nbs/reference/data/synthetic.ipynb #1362a980
 def draw_cells(
-    n: int = 2000,  # number of cells, duplicates and spoiled images not counted, from 16
+    n: int = 1000,  # number of cells, duplicates and spoiled images not counted, from 16
     seed: int = 0,  # the same seed gives the same bytes
     duplicates: int = 0,  # cells added once more; every fourth copy carries a wrong label
     spoiled: int = 0,  # copies of a spoiled image for each class; 200 in the course's file
@@ -217,14 +217,13 @@ def draw_cells(
 
 
 def parse_synthetic(
-    source: str,  # "synthetic" or "synthetic:n=500,seed=1,duplicates=4"; : does as well as =
+    source: str,  # "synthetic" or "synthetic:n=500,seed=1,duplicates=4"
 ) -> dict[str, int]:  # arguments of `draw_cells`
     "Read the options of a synthetic source; raises DataError that names what is wrong."
-    options = dict(n=2000, seed=0, duplicates=0, spoiled=0)
+    options = dict(n=1000, seed=0, duplicates=0, spoiled=0)
     name, _, rest = source.partition(":")
     for item in filter(None, rest.split(",")):
-        # papermill cannot read a default value that holds an =
-        key, _, value = item.replace(":", "=").partition("=")
+        key, _, value = item.partition("=")
         if name != SYNTHETIC or key not in options or not value.isdecimal() or len(value) > 18:
             raise DataError(f"{source}: {item!r} is not understood; expected "
                             f"synthetic:key=number,... with keys {', '.join(options)}")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bloodcell_nb.data.analysis import (
+    MAX_DISTANCE,
     class_colours,
     clean,
     duplicate_groups,
@@ -27,7 +28,7 @@ from ..evaluation.ensemble import read_predictions
 from .classifier import Classifier, read_known
 from .published import find_model
 from ..runs.finished import read_runs
-from ..runs.recipes import Recipe, check_recipe
+from ..runs.recipes import Recipe, recorded_recipe
 from ..runs.splits import limit_cells, prepare
 
 # %% ../../nbs/09_evaluation.ipynb #92f5925e
@@ -110,8 +111,7 @@ def own_splits(
             if (run.folder != folder or not run.test or run.is_evaluation
                     or run.metrics["data"]["fingerprint"] != fingerprint(source)):
                 continue
-            splits = prepare(check_recipe(run.metrics["recipe"] | {"source": str(source)},
-                                          run.name))
+            splits = prepare(recorded_recipe(run.metrics, source, run.name))
             if np.array_equal(splits.test.ids, read_predictions([folder]).ids):
                 return splits.test, len(splits.train) + len(splits.val)
     return None
@@ -141,14 +141,14 @@ def labelled_cells(
     return as_classes(cells, classifier.class_names, classes)
 
 # %% ../../nbs/09_evaluation.ipynb #39704cf3
-def _hashes(images, hash_size=16):
+def _hashes(images):
     "Hashes of images, made once for a command and the run that it begins."
-    key = [hashlib.sha256(images.tobytes()).hexdigest(), str(hash_size)]
-    return shared("hashes", key, lambda: {"hashes": perceptual_hashes(images, hash_size)})["hashes"]
+    return shared("hashes", [hashlib.sha256(images.tobytes()).hexdigest()],
+                  lambda: {"hashes": perceptual_hashes(images)})["hashes"]
 
 
 def evaluation_cells(
-    recipe: Recipe,  # its network, source, classes, limit and hash settings
+    recipe: Recipe,  # its network, source, classes and limit
     classifier: Classifier,  # the network
 ) -> Unseen:
     """Load the labelled cells to evaluate on, without those that the network knows; of a source
@@ -162,16 +162,14 @@ def evaluation_cells(
     cells = labelled_cells(recipe.source, classifier, recipe.classes)
     count = len(cells) if (cells.parts == "test").any() else None
     cells = cells if count is None else cells.part("test")
-    hashes = _hashes(cells.images, recipe.hash_size)
-    groups, upright = (duplicate_groups(some, recipe.max_distance)
-                       for some in (hashes, hashes[:, :1]))
-    kept = clean(cells, groups, recipe.max_copies, upright) == ""
+    hashes = _hashes(cells.images)
+    groups, upright = (duplicate_groups(some) for some in (hashes, hashes[:, :1]))
+    kept = clean(cells, groups, upright=upright) == ""
     if not kept.any():
         raise DataError(f"{recipe.source}: nothing is left but copies of spoiled images")
     cells, known, left_out = cells[kept], known_hashes(classifier.files), None
     if known is not None:
-        hashes = hashes[kept] if recipe.hash_size == 16 else _hashes(cells.images)
-        unseen = nearest_distances(hashes, known) > recipe.max_distance
+        unseen = nearest_distances(hashes[kept], known) > MAX_DISTANCE
         cells, left_out = cells[unseen], int((~unseen).sum())
     if not len(cells):
         raise DataError(f"{recipe.source}: the network was trained or chosen on all of these "

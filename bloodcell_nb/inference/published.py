@@ -32,7 +32,7 @@ from bloodcell_nb.evaluation.ensemble import (
 from ..evaluation.trust import sure_threshold
 from .classifier import Classifier, load_classifier, read_ensemble, read_known
 from ..runs.finished import model_file, read_runs
-from ..runs.recipes import check_recipe, project_root, working_root
+from ..runs.recipes import project_root, recorded_recipe, working_root
 
 # %% ../../nbs/reference/inference/published.ipynb #dc0d130e
 def published() -> dict[str, Path]:  # folder of each network, by name
@@ -214,7 +214,7 @@ def _fill(work, record, source, models):
     from bloodcell_nb.runs.splits import prepare
 
     # the record names recipes of this project's form
-    recipe = check_recipe(record.metrics["recipe"] | {"source": str(source)}, record.name)
+    recipe = recorded_recipe(record.metrics, source, record.name)
     members = list(getattr(recipe, "members", [])) or [record.name]
     names = read_predictions([record.folder]).class_names
     published_from = {"run": record.key, "data": record.metrics["data"]["fingerprint"]}

@@ -145,7 +145,7 @@ def _transfer_model(recipe, image_size, classes):
     x = backbone(preprocess(x, PREPROCESSING[recipe.backbone]))
     regularizer = keras.regularizers.L2(recipe.l2) if recipe.l2 else None
     x = layers.Dropout(recipe.dropout, name="dropout")(x)
-    x = layers.Dense(recipe.dense_units, recipe.activation, kernel_initializer=recipe.initializer,
+    x = layers.Dense(recipe.dense_units, recipe.activation, kernel_initializer="he_uniform",
                      kernel_regularizer=regularizer, name="hidden")(x)
     x = layers.Dropout(recipe.head_dropout, name="head_dropout")(x)
     outputs = layers.Dense(classes, "softmax", dtype="float32", kernel_initializer="glorot_uniform",

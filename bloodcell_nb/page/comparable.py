@@ -13,14 +13,8 @@ from functools import cache
 
 from ..data.yaml_text import cut
 from ..runs.finished import Finished
-from bloodcell_nb.runs.recipes import (
-    PROFILES,
-    Recipe,
-    RecipeError,
-    lowered_sizes,
-    read_recipe,
-    recipes,
-)
+from ..runs.recipes import Recipe, RecipeError, read_recipe, recipes
+from ..runs.studies import PROFILES, lowered_sizes
 
 # %% ../../nbs/reference/page/comparable.ipynb #kindsrun
 def kind_of(

@@ -65,7 +65,8 @@ def publishable(
     notebook = _renamed(notebook, sorted(names.items(), key=lambda item: -len(item[0])))
     notebook["metadata"].pop("papermill", None)
     for cell in notebook["cells"]:
-        cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
+        cell["metadata"] = {key: value for key, value in cell["metadata"].items()
+                            if key in ("tags", "jupyter")}
         outputs = []
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":  # progress bars and libraries' logs

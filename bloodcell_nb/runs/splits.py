@@ -48,12 +48,11 @@ def limit_cells(
 
 
 def prepare(
-    recipe: Recipe,  # its source, limit, shares, hash settings, balance and seed
+    recipe: Recipe,  # its source, limit, shares, balance and seed
 ) -> Splits:
     "Load, clean, split and balance."
     recipe_split = getattr(recipe, "validation_split", "source")
-    keys = ("limit", "split_seed", "hash_size", "max_distance", "max_copies", "val_share",
-            "test_share")
+    keys = ("limit", "split_seed", "val_share", "test_share")
     arrays = shared("parts", [fingerprint(recipe.source), code_fingerprint("reference/runs/splits"),
                               recipe_split, *(str(getattr(recipe, key)) for key in keys)],
                     lambda: vars(_parted(recipe)))
@@ -93,10 +92,9 @@ def _parted(recipe):
     cells = load(recipe.source)
     if (cells.parts != "").all():  # before the hashing, which it shortens
         cells = limit_cells(cells, recipe.limit, recipe.split_seed)
-    hashes = perceptual_hashes(cells.images, recipe.hash_size)
-    groups, upright = (duplicate_groups(seen, recipe.max_distance)
-                       for seen in (hashes, hashes[:, :1]))
-    kept = clean(cells, groups, recipe.max_copies, upright) == ""
+    hashes = perceptual_hashes(cells.images)
+    groups, upright = (duplicate_groups(seen) for seen in (hashes, hashes[:, :1]))
+    kept = clean(cells, groups, upright=upright) == ""
     cells = cells[kept]
     cells = replace(cells, parts=assign_splits(cells, groups[kept], recipe))
     return limit_cells(cells, recipe.limit, recipe.split_seed)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..data.cells import DataError
-from .recipes import keras_backend
+from .keys import keras_backend
 
 # %% ../../nbs/reference/runs/tensorboard.ipynb #8d756139
 EVENTS = "BLOODCELL_TENSORBOARD"  # environment variable: folder of the event files

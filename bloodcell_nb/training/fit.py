@@ -348,8 +348,7 @@ def cross_validate(
     cells = Cells(*(np.concatenate([getattr(one, name) for one in both])
                     for name in ("images", "labels")), splits.train.class_names,
                   np.concatenate([one.ids for one in both]), source=splits.train.source)
-    groups = duplicate_groups(perceptual_hashes(cells.images, recipe.hash_size),
-                              recipe.max_distance)
+    groups = duplicate_groups(perceptual_hashes(cells.images))
     accuracies, f1s = [], []
     for k, (others, fold) in enumerate(fold_indices(cells.labels, recipe.folds, groups,
                                                     seed=recipe.seed)):
