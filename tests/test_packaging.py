@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import symtable
 import sys
 import tomllib
 from configparser import ConfigParser
@@ -171,6 +172,23 @@ def test_no_chapter_reuses_a_parameters_name(notebook):
     before, _, after = code_of(notebook)
     bound = {name for code in (*before, *after) for name in names_bound(ast.parse(code))}
     assert not bound & set(SCHEMAS[notebook].model_fields)
+
+
+def names_read(table):
+    "Names of the notebook that a cell reads, within its functions too."
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global()):
+            yield symbol.get_name()
+    for child in table.get_children():
+        yield from names_read(child)
+
+
+@pytest.mark.parametrize("notebook", SCHEMAS)
+def test_a_chapter_reads_its_settings(notebook):
+    "Not the parameters cell, where what the recipe says is None."
+    read = {name for code in code_of(notebook)[2] if "#| export" not in code
+            for name in names_read(symtable.symtable(code, notebook, "exec"))}
+    assert not read & set(parameters_of(notebook))
 
 
 def test_a_baseline_is_a_step_too():

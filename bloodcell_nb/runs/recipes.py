@@ -453,12 +453,12 @@ def show_settings(
     def row(name, field):
         value = getattr(settings, name)
         value = json.dumps([phase.model_dump() for phase in value] if name == "phases" else value)
-        return (f"<tr><td><code>{name}</code></td><td>{escape(cut(value, 200))}</td>"
+        return (f"<tr><td><code>{name}</code></td><td>{escape(cut(value, 2000))}</td>"
                 f"<td style='text-align:left'>{escape(field.description)}</td></tr>")
 
     set_here, others = [], []
     for name, field in type(settings).model_fields.items():
-        if name == "notebook":  # this one
+        if name in ("notebook", "out"):  # this one; a place of this machine
             continue
         changed = getattr(settings, name) != field.get_default(call_default_factory=True)
         (set_here if changed else others).append(row(name, field))
