@@ -23,7 +23,7 @@ from bloodcell_nb.page.comparable import (
     views_of,
 )
 from ..runs.finished import Finished, read_runs
-from ..runs.recipes import Recipe, read_recipe, recipes
+from ..runs.recipes import ONCE, Recipe, read_recipe, recipes
 
 # %% ../../nbs/reference/page/comparisons.ipynb #49a3ec96
 def ladders() -> list[list[Recipe]]:  # recipes that have words for their step, by chapter
@@ -215,8 +215,8 @@ def changed_settings(
     second: Finished | Recipe,
 ) -> list[str]:  # names of settings, and code where two runs are not known to be of the same
     "Name what two recipes set differently, a run's as its record holds it."
-    ours, theirs = (run.metrics["recipe"] if isinstance(run, Finished) else run.model_dump()
-                    for run in (first, second))
+    ours, theirs = (ONCE | (run.metrics["recipe"] if isinstance(run, Finished)
+                            else run.model_dump()) for run in (first, second))
     changed = [key for key in ours if key in theirs and key not in _NAMES
                and ours[key] != theirs[key]]
     return changed + ["code"] * (isinstance(second, Finished) and not same_code(first, second))
