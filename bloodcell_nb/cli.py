@@ -154,8 +154,8 @@ def run_recipes(
         raise RecipeError(f"--budget {budget_minutes:g}: expected more than "
                           f"{PAGE_SECONDS / 60:.2g} minutes; "
                           f"the last {PAGE_SECONDS} seconds are for the page")
-    for source in {recipe.source for recipe in chosen}:
-        check_source(source)  # a wrong source is refused before anything starts
+    for place in dict.fromkeys(recipe.source for recipe in chosen):
+        check_source(place)  # a wrong source is refused before anything starts
     for recipe in chosen:  # and weights that are not there
         recipe_weights(recipe)
         if not getattr(recipe, "networks", True):  # nobody could tell them apart
@@ -267,7 +267,8 @@ def _add_run(commands, source_help):
     go = commands.add_parser("run", help="run recipes through papermill and write the report")
     go.add_argument("recipes", nargs="*", metavar="RECIPE",
                     help="names of recipes, or .yaml files; none: list them")
-    go.add_argument("--data", metavar="SOURCE", help=f"{source_help}; what the recipe says")
+    go.add_argument("--data", metavar="SOURCE",
+                    help=f"{source_help}; what each recipe says by default")
     go.add_argument("--study", metavar="STUDY",
                     help=f"run a study instead: {', '.join(studies())}, or a .yaml file")
     go.add_argument("--profile", choices=list(PROFILES),

@@ -1,6 +1,7 @@
 "The bloodcell command as a user meets it: in a process of its own."
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from bloodcell_nb.cli import main
 from bloodcell_nb.runs import engine
-from bloodcell_nb.runs.recipes import read_recipe, recipes
+from bloodcell_nb.runs.recipes import CustomCNNRecipe, read_recipe, recipes
 from bloodcell_nb.runs.studies import studies
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -327,6 +328,9 @@ def test_papermill_alone(bad_and_good, tmp_path):
                            "--no-progress-bar"],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    # it names what the chapter's own cell leaves out, of which each counts
+    unknown = set(re.findall(r"unknown parameter: (\w+)", done.stderr))
+    assert "dropout" in unknown and unknown <= set(CustomCNNRecipe.model_fields), done.stderr
     alone, copied = (json.loads((run / "metrics.json").read_text())
                      for run in (tmp_path / "run", folder / "out" / "good"))
     assert [alone["recipe"][key] for key in ("filters", "seed")] == [[4, 4], 1]

@@ -7,7 +7,6 @@ import re
 import runpy
 import shutil
 import subprocess
-import symtable
 import sys
 import tomllib
 from configparser import ConfigParser
@@ -174,20 +173,23 @@ def test_no_chapter_reuses_a_parameters_name(notebook):
     assert not bound & set(SCHEMAS[notebook].model_fields)
 
 
-def names_read(table):
+def names_read(node, local=frozenset()):
     "Names of the notebook that a cell reads, within its functions too."
-    for symbol in table.get_symbols():
-        if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global()):
-            yield symbol.get_name()
-    for child in table.get_children():
-        yield from names_read(child)
+    if isinstance(node, INSIDE):
+        local = local | {child.id for child in ast.walk(node) if isinstance(child, ast.Name)
+                         and isinstance(child.ctx, ast.Store)}
+        local |= {child.arg for child in ast.walk(node) if isinstance(child, ast.arg)}
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in local:
+        yield node.id
+    for child in ast.iter_child_nodes(node):
+        yield from names_read(child, local)
 
 
 @pytest.mark.parametrize("notebook", SCHEMAS)
 def test_a_chapter_reads_its_settings(notebook):
     "Not the parameters cell, where what the recipe says is None."
     read = {name for code in code_of(notebook)[2] if "#| export" not in code
-            for name in names_read(symtable.symtable(code, notebook, "exec"))}
+            for name in names_read(ast.parse(code))}
     assert not read & set(parameters_of(notebook))
 
 

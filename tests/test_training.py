@@ -214,6 +214,16 @@ def test_phases_go_on_bit_for_bit(tmp_path, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+def test_another_seed_is_another_training(tmp_path):
+    recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": "one", "epochs": 1, "eager": True,
+                           "out": str(tmp_path), "source": "synthetic:n=64"})
+    run = Run(recipe)
+    first, same, second = (
+        fit(little(), CELLS, CELLS, recipe.model_copy(update={"seed": seed}), run, name).history
+        for name, seed in (("first", 0), ("same", 0), ("second", 1)))
+    assert first == same != second
+
+
 def test_a_cut_state_costs_one_epoch_at_most(tmp_path, capsys):
     "It goes on from the state before, says so in one line, and ends as if nothing had been cut."
     recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": "one", "epochs": 2, "eager": True,

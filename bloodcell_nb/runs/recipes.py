@@ -26,7 +26,7 @@ from pydantic import (
 
 import bloodcell_nb
 from ..augment.policies import check_policy, named_policy
-from ..data.cells import SYNTHETIC, DataError
+from ..data.cells import KEYWORDS, SYNTHETIC, DataError, source_path
 from ..data.yaml_text import cut, parse_yaml, quoted
 
 # %% ../../nbs/reference/runs/recipes.ipynb #1301ac2a
@@ -451,12 +451,14 @@ def show_settings(
     from IPython.display import HTML, display
 
     def row(name, field):
-        value = getattr(settings, name)
-        value = json.dumps([phase.model_dump() for phase in value] if name == "phases" else value)
-        return (f"<tr><td><code>{name}</code></td><td>{escape(cut(value, 2000))}</td>"
+        value = values[name]
+        if name in KEYWORDS and (path := source_path(value, name)):
+            value = path.name  # no path of this machine: the notebook may be published
+        text = cut(json.dumps(value, ensure_ascii=False), 2000)
+        return (f"<tr><td><code>{name}</code></td><td>{escape(text)}</td>"
                 f"<td style='text-align:left'>{escape(field.description)}</td></tr>")
 
-    set_here, others = [], []
+    values, set_here, others = settings.model_dump(), [], []
     for name, field in type(settings).model_fields.items():
         if name in ("notebook", "out"):  # this one; a place of this machine
             continue
