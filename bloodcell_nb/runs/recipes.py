@@ -12,6 +12,8 @@ __all__ = ['Share', 'Rate', 'RunName', 'WEIGHT_DECAY', 'WeightDecay', 'SCHEMAS',
 # %% ../../nbs/reference/runs/recipes.ipynb #30ff5558
 import ast
 import difflib
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -381,6 +383,12 @@ def find_recipe(
     return path
 
 # %% ../../nbs/reference/runs/recipes.ipynb #ca748e38
+@lru_cache(maxsize=1000)
+def _parsed(text, name):
+    "Of a file: the page reads each recipe several times."
+    return parse_yaml(text, name, "lines of the form key: value")
+
+
 def read_yaml(
     path: Path,
 ) -> dict:
@@ -390,7 +398,7 @@ def read_yaml(
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name}: cannot be read ({type(error).__name__}); expected a YAML "
                           "file") from None
-    parameters = parse_yaml(text, path.name, "lines of the form key: value")
+    parameters = deepcopy(_parsed(text, path.name))
     if not isinstance(parameters, dict) or not all(isinstance(key, str) for key in parameters):
         raise RecipeError(f"{path.name}: expected lines of the form key: value")
     return parameters
