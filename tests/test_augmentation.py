@@ -50,19 +50,20 @@ def test_a_decay_follows_the_optimizer_unless_it_is_named():
 
 OTHER_BACKEND = """
 import keras, numpy as np
-from bloodcell_nb.augment.policies import _MOST, MIXERS, OPERATIONS, Policy, augmented
+from bloodcell_nb.augment.operations import OPERATIONS
+from bloodcell_nb.augment.policies import Policy, augmented
 from bloodcell_nb.data.synthetic import draw_cells
 
 cells = draw_cells(8)
 images, labels = cells.images.astype("float32"), np.eye(8, dtype="float32")
-for name in (*MIXERS, "RandomZoom", "Solarization", "GridMask", "Overlay"):
+for name in ("MixUp", "CutMix", "RandomZoom", "Solarization", "GridMask", "Overlay"):
     for limit in (0, 1):
-        given = {key: limit * _MOST.get((name, key), 1) for key, value in OPERATIONS[name].items()
-                 if isinstance(value, float)}
+        given = {key: limit * allowed.most for key, allowed in OPERATIONS[name].allowed.items()
+                 if isinstance(OPERATIONS[name].defaults[key], float)}
         found, mixed = map(np.asarray, Policy([{name: given}], 1)(images, labels))
         assert np.isfinite(found).all() and 0 <= found.min() and found.max() <= 255, (name, limit)
         np.testing.assert_allclose(mixed.sum(axis=1), 1, atol=1e-5)
-        if name in MIXERS and not limit:
+        if OPERATIONS[name].family == "mixing" and not limit:
             np.testing.assert_allclose(found, images, atol=1e-3)
             np.testing.assert_array_equal(mixed, labels)
 turn = [{"RandomRotation": {"factor": 0.001}}]

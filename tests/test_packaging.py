@@ -21,7 +21,7 @@ import yaml
 
 import bloodcell_nb
 from bloodcell_nb import _modidx
-from bloodcell_nb.augment.operations import GEOMETRIC
+from bloodcell_nb.augment.operations import OPERATIONS
 from bloodcell_nb.augment.policies import Policy
 from bloodcell_nb.networks.custom_cnn import custom_cnn
 from bloodcell_nb.networks.pretrained import set_trainable, transfer_model
@@ -271,8 +271,9 @@ def test_recipe(name):
         policy = Policy(recipe.augmentation, library=recipe.augmentation_library)
         names = [entry if isinstance(entry, str) else next(iter(entry))
                  for entry in recipe.augmentation]
-        native = recipe.augmentation_library == "native"  # whose neighbours of GEOMETRIC are one
-        fused = sum(a in GEOMETRIC and b in (*GEOMETRIC, "RandomApply")
+        native = recipe.augmentation_library == "native"  # whose geometric neighbours are one
+        turns = [name for name, one in OPERATIONS.items() if one.family == "geometric"]
+        fused = sum(a in turns and b in (*turns, "RandomApply")
                     for a, b in itertools.pairwise(names))
         assert len(policy.changes) + len(policy.mixers) == len(names) - native * fused
 
