@@ -117,7 +117,10 @@ _SOURCES = ("synthetic[:n=..,seed=..,duplicates=..,spoiled=..], medmnist[:28|64|
 _SOURCE = _option("source", help=_SOURCES)
 _SIZE = _option("--size", type=int, help="resize images to SIZE x SIZE")
 
-_command("recipes", help="list the recipes and studies")(list_recipes)
+
+@_command("recipes", help="list the recipes and studies")
+def _recipes():
+    list_recipes()
 
 # %% ../nbs/reference/cli.ipynb #7fd63ee9
 def _print_classes(cells):
