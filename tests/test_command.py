@@ -89,7 +89,7 @@ def test_bad_input_costs_one_line(tmp_path, capsys):
         (["run", "analysis", "--data", SOURCE, "--out", file], "not a folder"),
         (["run", "analysis", "--data", SOURCE, "--out", out, "--tensorboard", file],
          f"--tensorboard {file}: File exists; name a folder that can be written"),
-        (["report", tmp_path / "none"], "no such folder"),
+        (["page", tmp_path / "none"], "no such folder"),
     ]:
         one_line_error(capsys, arguments, *words)
     assert not out.exists()

@@ -234,9 +234,9 @@ def test_equal_accuracies_have_no_rank(folder):
     assert "Spearman" not in build_report(folder).read_text()
 
 
-def test_report_command_names_odd_runs(folder):
+def test_page_command_names_odd_runs(folder):
     cut("metrics.json")(folder / ODD)
-    done = bloodcell("report", folder)
+    done = bloodcell("page", folder)
     assert (done.returncode == 0 and ODD in done.stdout
             and "index.html" in done.stdout), done.stdout + done.stderr
 
@@ -330,7 +330,7 @@ def test_the_committed_page_and_csv_say_what_the_records_say(tmp_path):
     build_report(tmp_path / "pbc96")
     for name in ("index.html", "results.csv"):
         assert ((tmp_path / "pbc96" / name).read_text() == (RECORDS / name).read_text()
-                ), f"run `bloodcell report reports/pbc96` and commit {name}"
+                ), f"run `bloodcell page reports/pbc96` and commit {name}"
     rows = {row["run"]: row for row in csv.DictReader((RECORDS / "results.csv").open())}
     records = {path.parent.name: json.loads(path.read_text())["results"]
                for path in RECORDS.glob("*/metrics.json")}

@@ -15,6 +15,7 @@ import bloodcell_nb
 from bloodcell_nb import cli
 from bloodcell_nb.cli import main
 from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.data.sources import data_name
 from bloodcell_nb.runs import engine, keys, run_folders
 from bloodcell_nb.runs.finished import model_file, read_runs
 from bloodcell_nb.runs.keys import code_fingerprint
@@ -379,8 +380,8 @@ def test_a_source_that_goes_away(tmp_path, capfd, names):
 def test_the_source_names_the_runs(tmp_path, monkeypatch):
     (tmp_path / "my cells" / "sub").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "my cells" / "sub")
-    assert {cli.data_name(text) for text in ("..", "../sub/..")} == {"my_cells"}
-    assert cli.data_name(".") == "sub"
+    assert {data_name(text) for text in ("..", "../sub/..")} == {"my_cells"}
+    assert data_name(".") == "sub"
 
 
 def test_a_recipe_named_like_the_folder_of_earlier_runs(trained, capsys):

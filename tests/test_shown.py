@@ -58,7 +58,7 @@ RUN_BY = {
     "bloodcell submission": "test_models.py::test_published_networks_are_handed_in",
     "bloodcell inspect": "test_encoding.py::test_a_name_that_the_terminal_lacks_is_escaped",
     "bloodcell recipes": INSTALLED,
-    "bloodcell report": "test_report.py::test_report_command_names_odd_runs",
+    "bloodcell page": "test_report.py::test_page_command_names_odd_runs",
     "bloodcell publish": INSTALLED,
 }
 
@@ -105,10 +105,10 @@ def test_a_command_of_readme_is_understood(command):
     "Its options, and the recipes, studies and networks that it names."
     arguments = shlex.split(command.partition("bloodcell ")[2].replace("MINUTES", "60"))
     options = _parser().parse_args(arguments)
-    for name in getattr(options, "recipes", None) or []:
+    for name in getattr(options, "names", []):
         read_recipe(find_recipe(name))
-    if getattr(options, "study", None):
-        read_study(options.study)
+    if getattr(options, "study_name", None):
+        read_study(options.study_name)
     if getattr(options, "model", None):
         assert find_model(options.model).is_dir()
     assert _pairs(getattr(options, "classes", "")) is not None
@@ -149,10 +149,10 @@ def command_of(target, program):
 def test_make_report_asks_for_what_there_is():
     "Its study, whose recipes are read, and drawn cells."
     options = _parser().parse_args(command_of("report", "bloodcell")[1:])
-    assert {recipe.notebook for recipe in read_study(options.study)[1]} == {
+    assert {recipe.notebook for recipe in read_study(options.study_name)[1]} == {
         "01_analysis", "03_custom_cnn", "04_efficientnet", "05_convnext", "06_ensemble",
         "07_robustness"}
-    assert fingerprint(options.data) and options.out == "reports/synthetic"
+    assert fingerprint(options.source) and options.out == "reports/synthetic"
 
 
 def test_lab_starts():

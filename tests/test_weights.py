@@ -15,12 +15,12 @@ from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from keras.src.utils import file_utils
 
 import bloodcell_nb
-from bloodcell_nb.cli import with_settings
 from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.networks import pretrained as transfer
 from bloodcell_nb.networks.convnext import CONVNEXTS
 from bloodcell_nb.networks.pretrained import load_backbone
 from bloodcell_nb.networks.speed import precision
+from bloodcell_nb.page.plan import with_settings
 from bloodcell_nb.runs.keys import run_key
 from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run

@@ -35,7 +35,7 @@ def _png(image):
 
 
 def describe(
-    classifier: Classifier,
+    classifier: Classifier,  # a network, or several
     data: bytes,  # of an image file
 ) -> dict:  # an Answer's fields, and picture: of the evidence, as a data URL; or no_picture: why
     "Answer for one image; raises DataError for what is no image."
@@ -52,9 +52,21 @@ def describe(
 # %% ../../nbs/reference/inference/demo.ipynb #d133f184
 _LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.I)  # a port 80 goes unnamed
 
+
+def _is_local(headers):
+    "Whether a request's headers name this machine."
+    return _LOCAL.fullmatch(headers.get("Host", "")) is not None
+
+
+def _is_own(headers):
+    "Whether they come from the demo's own page; what sends neither header is no browser."
+    own = f"http://{headers.get('Host')}"
+    return (headers.get("Origin", own) == own
+            and headers.get("Sec-Fetch-Site", "same-origin") == "same-origin")
+
 # %% ../../nbs/reference/inference/demo.ipynb #d133f185
-class _Handler(BaseHTTPRequestHandler):
-    "Answers a browser on this machine; `_Server` has what the answers need."
+class _Pages(BaseHTTPRequestHandler):
+    "Shows pages to a browser on this machine; `_Server` has what they need."
     timeout = 10  # seconds without a byte, after which a connection is closed
 
     def _reply(self, body, kind="application/json", status=200):
@@ -66,17 +78,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _is_local(self):
-        return _LOCAL.fullmatch(self.headers.get("Host", ""))
+    def _refuse(self, status, reason):
+        self._reply({"error": reason}, status=status)
 
-    def _is_own(self):  # what sends neither header is no browser
-        own = f"http://{self.headers.get('Host')}"
-        return (self.headers.get("Origin", own) == own
-                and self.headers.get("Sec-Fetch-Site", "same-origin") == "same-origin")
+    def log_message(self, *_):  # not a line a request
+        pass
 
     def do_GET(self):
-        if not self._is_local():
-            self._reply({"error": "this page answers this machine alone"}, status=403)
+        "Reply with the page, the network's name or a drawn cell."
+        if not _is_local(self.headers):
+            self._refuse(403, "this page answers this machine alone")
         elif self.path == "/":
             page = Path(__file__).with_name("demo.html").read_bytes()
             self._reply(page, "text/html; charset=utf-8")
@@ -86,30 +97,33 @@ class _Handler(BaseHTTPRequestHandler):
             k = next(self.server.drawn)
             self._reply(_png(draw_cells(8, seed=k).images[k % 8]), "image/png")
         else:
-            self._reply({"error": f"no page {self.path}; there is /"}, status=404)
+            self._refuse(404, f"no page {self.path}; there is /")
+
+# %% ../../nbs/reference/inference/demo.ipynb #a98f773d
+class _Handler(_Pages):
+    "Shows pages and answers for images."
+
+    def _answer(self, image):
+        "Reply to an image with what `describe` says of it."
+        try:
+            with self.server.one_at_a_time:
+                found = describe(self.server.classifier, image)
+                self.server.say_once(found.get("no_picture"))
+            self._reply(found)
+        except DataError as error:
+            self._refuse(400, str(error))
 
     def do_POST(self):
+        "Take an image from the demo's own page."
         length = self.headers.get("Content-Length", "")
-        if not (self._is_local() and self._is_own()):
-            self._reply({"error": "an image is taken from this machine's own page alone"},
-                        status=403)
+        if not (_is_local(self.headers) and _is_own(self.headers)):
+            self._refuse(403, "an image is taken from this machine's own page alone")
         elif self.path != "/answer":
-            self._reply({"error": "an image is sent to /answer"}, status=404)
+            self._refuse(404, "an image is sent to /answer")
         elif not re.fullmatch("[0-9]{1,12}", length) or int(length) > MAX_FILE_BYTES:
-            self._reply({"error": f"expected an image of at most {MAX_FILE_BYTES >> 20} MiB"},
-                        status=413)
+            self._refuse(413, f"expected an image of at most {MAX_FILE_BYTES >> 20} MiB")
         else:
-            image = self.rfile.read(int(length))
-            try:
-                with self.server.one_at_a_time:
-                    found = describe(self.server.classifier, image)
-                    self.server.say_once(found.get("no_picture"))
-                self._reply(found)
-            except DataError as error:
-                self._reply({"error": str(error)}, status=400)
-
-    def log_message(self, *_):  # not a line a request
-        pass
+            self._answer(self.rfile.read(int(length)))
 
 # %% ../../nbs/reference/inference/demo.ipynb #8f037a52
 class _Server(ThreadingHTTPServer):
@@ -130,9 +144,9 @@ class _Server(ThreadingHTTPServer):
         if not isinstance(sys.exception(), ConnectionError):  # a reader who left is no fault
             super().handle_error(request, client_address)
 
-
+# %% ../../nbs/reference/inference/demo.ipynb #demoserv
 def demo_server(
-    classifier: Classifier,
+    classifier: Classifier,  # a network, or several
     name: str,  # of the network
     port: int = 8000,  # 0: any that is free
 ) -> ThreadingHTTPServer:  # its serve_forever() answers

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,21 +39,31 @@ from bloodcell_nb.runs.run_folders import (
 )
 from .tensorboard import EVENTS
 
-# %% ../../nbs/reference/runs/engine.ipynb #a6e9b248
+# %% ../../nbs/reference/runs/engine.ipynb #9f81d12d
 def _renamed(value, names):
     """Write other names for paths in all texts.
 
     Images stay, and so does a root, which can be the home of a container's user.
     """
     if isinstance(value, dict):
-        return {key: part if key.startswith("image/") else _renamed(part, names) for key,
-                part in value.items()}
+        return {key: part if key.startswith("image/") else _renamed(part, names)
+                for key, part in value.items()}
     if isinstance(value, list):
         return [_renamed(part, names) for part in value]
     if isinstance(value, str):
         for path, name in names:
             value = value if Path(path) == Path(path).parent else value.replace(path, name)
     return value
+
+# %% ../../nbs/reference/runs/engine.ipynb #a6e9b248
+def _shown_outputs(outputs, keep_cells):
+    "A cell's outputs without images of cells, progress bars and libraries' logs."
+    shown = [output for output in outputs if output.get("name") != "stderr"]
+    for output in shown:
+        if output.get("metadata", {}).get("cells") and not keep_cells:
+            output["data"] = {"text/plain": "images of real cells: in cells/, on the machine "
+                                            "that made them"}
+    return shown
 
 
 def publishable(
@@ -67,16 +77,8 @@ def publishable(
     for cell in notebook["cells"]:
         cell["metadata"] = {key: value for key, value in cell["metadata"].items()
                             if key in ("tags", "jupyter")}
-        outputs = []
-        for output in cell.get("outputs", []):
-            if output.get("name") == "stderr":  # progress bars and libraries' logs
-                continue
-            if output.get("metadata", {}).get("cells") and not keep_cells:
-                output["data"] = {"text/plain": "images of real cells: in cells/, on the machine "
-                                                "that made them"}
-            outputs.append(output)
         if "outputs" in cell:
-            cell["outputs"] = outputs
+            cell["outputs"] = _shown_outputs(cell["outputs"], keep_cells)
     return notebook
 
 # %% ../../nbs/reference/runs/engine.ipynb #ff5f271f
@@ -96,24 +98,27 @@ class _ProgressLine:
     def __init__(self, name, folder, stream, alone):
         self.name, self.path = name, folder / "progress.json"
         self.stream, self.changing = stream, alone and stream.isatty()
-        self.every = 0.5 if self.changing else 10 if alone else 30
+        self.every = 0.5 if self.changing else 10 if alone else 30  # seconds
         self._end, self._thread = threading.Event(), threading.Thread(
             target=self._watch, daemon=True)
+
+    def _text(self):
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))["text"]
+        except (OSError, ValueError, KeyError):
+            return "starting"
 
     def _watch(self):
         start, last = time.monotonic(), None
         while not self._end.wait(self.every):
-            try:
-                text = json.loads(self.path.read_text(encoding="utf-8"))["text"]
-            except (OSError, ValueError, KeyError):
-                text = "starting"
+            text = self._text()
             minutes, seconds = divmod(int(time.monotonic() - start), 60)
-            clock = f"{minutes}:{seconds:02d}"
+            line = f"{self.name}  {minutes}:{seconds:02d}  {text}"
             if self.changing:
                 width = shutil.get_terminal_size().columns - 1
-                self.stream.write(f"\r{f'{self.name}  {clock}  {text}'[:width]:<{width}}")
+                self.stream.write(f"\r{line[:width]:<{width}}")
             elif text != last:
-                self.stream.write(f"{self.name}  {clock}  {text}\n")
+                self.stream.write(f"{line}\n")
             self.stream.flush()
             last = text
 
@@ -128,7 +133,9 @@ class _ProgressLine:
 
 # %% ../../nbs/reference/runs/engine.ipynb #4d27dd99
 @contextmanager
-def quiet_stderr(path):
+def quiet_stderr(
+    path,  # file that is written on, made where it is missing
+):
     """Send what a kernel or TensorFlow writes to this process's stderr, before Python sees it, to
     a file; gives the real stderr.
     """
@@ -142,9 +149,14 @@ def quiet_stderr(path):
             os.dup2(real, 2)
             os.close(real)
 
-
+# %% ../../nbs/reference/runs/engine.ipynb #ab7a6095
 @contextmanager
-def locked(root, name, message="", stream=None):
+def locked(
+    root,  # folder of the runs
+    name,  # what is locked
+    message="",  # for whoever has to wait
+    stream=None,  # where it is printed; None: stderr
+):
     "Let one process at a time into the block; one that has to wait prints the message."
     # a lock of the operating system (on NFS too): it ends with its process, even one that was
     # killed, where the mere existence of a file would block for ever
@@ -172,6 +184,113 @@ def terminated_as_interrupted():
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+# %% ../../nbs/reference/runs/engine.ipynb #202e3085
+_LONGEST = 103  # bytes of a socket's path: macOS takes 103, Linux 107
+
+
+def _socket_folder():
+    "Folder for temporary files in which a kernel's sockets have short enough names, or none."
+    for place in (tempfile.gettempdir(), "/tmp"):
+        path = os.path.join(place, "bloodcell_12345678", "kernel-5")
+        if len(os.fsencode(path)) <= _LONGEST and os.access(place, os.W_OK):
+            return place
+
+
+@contextmanager
+def _channels():
+    "Jupyter's settings for a kernel that listens on Unix sockets, where there are any."
+    if os.name != "posix" or not (place := _socket_folder()):
+        yield None  # TCP
+        return
+    from traitlets.config import Config
+
+    with tempfile.TemporaryDirectory(prefix="bloodcell_", dir=place) as folder:
+        yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+
+# %% ../../nbs/reference/runs/engine.ipynb #16b7340e
+def _named_files(recipe):
+    "Absolute paths of what a recipe names, by parameter: its notebook runs in another folder."
+    given = recipe.model_dump()
+    paths = {key: source_path(given.get(key), key) for key in KEYWORDS}
+    return {key: path.resolve() for key, path in paths.items() if path and path.exists()}
+
+
+def _shown_names(recipe, work, files):
+    "What a published notebook says in the place of this machine's paths."
+    root = project_root()
+    return {str(work): recipe.recipe, str(root): root.name, str(Path.home()): "~"} | {
+        str(path): path.name for path in files.values()}
+
+# %% ../../nbs/reference/runs/engine.ipynb #4085db41
+def _papermill(recipe, work, files, timeout):
+    "Execute a recipe's notebook in its work folder."
+    with warnings.catch_warnings():  # tqdm's, of a missing widget
+        warnings.simplefilter("ignore")
+        import papermill
+
+    parameters = recipe.model_dump() | {key: str(path) for key, path in files.items()}
+    with _channels() as config:
+        papermill.execute_notebook(project_root() / "nbs" / f"{recipe.notebook}.ipynb",
+                                   work / "notebook.ipynb", parameters, cwd=work,
+                                   kernel_name="python3", progress_bar=False,
+                                   start_timeout=600,  # seconds: a busy machine takes some
+                                   execution_timeout=timeout, config=config,
+                                   extra_arguments=["--log-level=ERROR",
+                                                    "--IPKernelApp.capture_fd_output=False"])
+
+# %% ../../nbs/reference/runs/engine.ipynb #8525dc7b
+def _publish_notebook(work, names, synthetic):
+    "Keep the notebook as it ran in cells/, and the one to show beside the record."
+    path = work / "notebook.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    if not synthetic:
+        (work / "cells").mkdir(exist_ok=True)
+        shutil.copyfile(path, work / "cells" / "notebook.ipynb")
+    write_json(path, publishable(notebook, names, keep_cells=synthetic))
+    # with Matplotlib, which no other command needs
+    from bloodcell_nb.runs.notebook_html import render
+
+    with suppress(DataError):  # the page names what cannot be rendered
+        render(path)
+
+# %% ../../nbs/reference/runs/engine.ipynb #1c39d65a
+def _finished_record(recipe, work, names):
+    "Check that the notebook wrote all it must, publish it, and give the record."
+    if lacks := missing_file(work):
+        raise RecipeError(f"notebook {recipe.notebook} wrote no {lacks}, or not the whole")
+    (work / "kernel.log").unlink(missing_ok=True)
+    _publish_notebook(work, names, is_synthetic(recipe.source))
+    return json.loads((work / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _now():
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+# %% ../../nbs/reference/runs/engine.ipynb #runnote1
+def _run_notebook(recipe, work, status, timeout, stream, alone):
+    "Run a recipe's notebook in its work folder; gives the status, which lies there too."
+    files = _named_files(recipe)
+    names = _shown_names(recipe, work, files)
+    start = time.monotonic()
+    begin(work, status | {"state": "running", "started": _now()})
+    try:
+        with quiet_stderr(work / "kernel.log") as terminal, _ProgressLine(
+            recipe.recipe, work, stream or terminal, alone):
+            _papermill(recipe, work, files, timeout)
+        record = _finished_record(recipe, work, names)
+        # the key of what ran, if files have changed
+        status |= {"key": record.get("key", status["key"]), "state": "done",
+                   "seconds": time.monotonic() - start, "finished": _now()}
+        write_json(work / "status.json", status)
+    except BaseException as error:  # a dead kernel and Ctrl-C too: what failed says so
+        state = "failed" if isinstance(error, Exception) else "interrupted"
+        status |= {"state": state, "error": _one_line(error), "seconds": time.monotonic() - start}
+        with suppress(OSError):  # a full disk
+            write_json(work / "status.json", status)
+        if state == "interrupted":
+            raise
+    return status
 
 # %% ../../nbs/reference/runs/engine.ipynb #0125ccb6
 def execute(
@@ -208,98 +327,8 @@ def execute(
             take_place(work, target, say)
     return status
 
-# %% ../../nbs/reference/runs/engine.ipynb #202e3085
-_LONGEST = 103  # bytes of a socket's path: macOS takes 103, Linux 107
-
-
-def _socket_folder():
-    "Folder for temporary files in which a kernel's sockets have short enough names, or none."
-    for place in (tempfile.gettempdir(), "/tmp"):
-        path = os.path.join(place, "bloodcell_12345678", "kernel-5")
-        if len(os.fsencode(path)) <= _LONGEST and os.access(place, os.W_OK):
-            return place
-
-
-@contextmanager
-def _channels():
-    "Jupyter's settings for a kernel that listens on Unix sockets, where there are any."
-    if os.name != "posix" or not (place := _socket_folder()):
-        yield None  # TCP
-        return
-    from traitlets.config import Config
-
-    with tempfile.TemporaryDirectory(prefix="bloodcell_", dir=place) as folder:
-        yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
-
-# %% ../../nbs/reference/runs/engine.ipynb #4085db41
-def _papermill(recipe, work, files, timeout):
-    "Execute a recipe's notebook in its work folder."
-    with warnings.catch_warnings():  # tqdm's, of a missing widget
-        warnings.simplefilter("ignore")
-        import papermill
-
-    # the notebook runs in another folder
-    parameters = recipe.model_dump() | {key: str(path) for key, path in files.items()}
-    with _channels() as config:
-        papermill.execute_notebook(project_root() / "nbs" / f"{recipe.notebook}.ipynb",
-                                   work / "notebook.ipynb", parameters, cwd=work,
-                                   kernel_name="python3", progress_bar=False,
-                                   start_timeout=600,  # seconds: a busy machine takes some
-                                   execution_timeout=timeout, config=config,
-                                   extra_arguments=["--log-level=ERROR",
-                                                    "--IPKernelApp.capture_fd_output=False"])
-
-# %% ../../nbs/reference/runs/engine.ipynb #runnote1
-def _run_notebook(recipe, work, status, timeout, stream, alone):
-    "Run a recipe's notebook in its work folder; gives the status, which lies there too."
-    given = recipe.model_dump()
-    files = {key: path.resolve() for key in KEYWORDS
-             if (path := source_path(given.get(key), key)) and path.exists()}
-    names = {str(work): recipe.recipe, str(project_root()): project_root().name,
-             str(Path.home()): "~"} | {str(path): path.name for path in files.values()}
-    start = time.monotonic()
-    begin(work, status
-          | {"state": "running", "started": datetime.now(UTC).isoformat(timespec="seconds")})
-    try:
-        with quiet_stderr(work / "kernel.log") as terminal, _ProgressLine(
-            recipe.recipe, work, stream or terminal, alone):
-            _papermill(recipe, work, files, timeout)
-        if lacks := missing_file(work):
-            raise RecipeError(f"notebook {recipe.notebook} wrote no {lacks}, or not the whole")
-        (work / "kernel.log").unlink(missing_ok=True)
-        _publish_notebook(work, names, is_synthetic(recipe.source))
-        record = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
-        status |= {"key": record.get("key", status["key"]),  # of what ran, if files have changed
-                   "state": "done", "seconds": time.monotonic() - start,
-                   "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_json(work / "status.json", status)
-    except BaseException as error:  # a dead kernel and Ctrl-C too: what failed says so
-        state = "failed" if isinstance(error, Exception) else "interrupted"
-        status |= {"state": state, "error": _one_line(error), "seconds": time.monotonic() - start}
-        with suppress(OSError):  # a full disk
-            write_json(work / "status.json", status)
-        if state == "interrupted":
-            raise
-    return status
-
-# %% ../../nbs/reference/runs/engine.ipynb #8525dc7b
-def _publish_notebook(work, names, synthetic):
-    "Keep the notebook as it ran in cells/, and the one to show beside the record."
-    path = work / "notebook.ipynb"
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    if not synthetic:
-        (work / "cells").mkdir(exist_ok=True)
-        shutil.copyfile(path, work / "cells" / "notebook.ipynb")
-    write_json(path, publishable(notebook, names, keep_cells=synthetic))
-    # with Matplotlib, which no other command needs
-    from bloodcell_nb.runs.notebook_html import render
-
-    with suppress(DataError):  # the page names what cannot be rendered
-        render(path)
-
 # %% ../../nbs/reference/runs/engine.ipynb #699449ca
 _SHARED = ".shared.partial"  # folder of what all runs need; no recipe can have this name
-PAGE_SECONDS = 20  # seconds before the end of the budget in which runs end and the page is written
 
 
 def _environment(root, runs, jobs, events=None):
@@ -315,27 +344,34 @@ def _environment(root, runs, jobs, events=None):
                   "TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
     return found | dict(os.environ) | ({EVENTS: str(events)} if events else {})
 
-
-def _run_given():
-    """Execute the run that stdin describes, and say on stdout how it ended.
-
-    Stdin stays open: it closes when the process that asked is gone.
-    """
+# %% ../../nbs/reference/runs/engine.ipynb #3ce7dc48
+def _end_when_stdin_closes():
+    "Terminate this process once the one that started it is gone."
     def watch():
         sys.stdin.read()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    # Ctrl-C reaches all processes of a terminal; the one that asked passes it on
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _status_of_execution(recipe, options):
+    "Execute a recipe, given as a dict; gives its status, however it ended."
+    try:
+        return execute(check_recipe(recipe), **options)
+    except (DataError, OSError, sqlite3.Error) as error:  # what cannot be run, a full disk
+        return {"state": "failed", "error": str(error)}
+    except KeyboardInterrupt:
+        return {"state": "interrupted"}
+
+
+def _run_given():
+    "Execute the run that stdin describes, and say on stdout how it ended."
+    # Ctrl-C reaches all processes of a terminal; the one that asked passes it on, as SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    given = json.loads(sys.stdin.readline())
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        status = execute(check_recipe(given.pop("recipe")), **given)
-    except (DataError, OSError, sqlite3.Error) as error:  # what cannot be run, a full disk
-        status = {"state": "failed", "error": str(error)}
-    except KeyboardInterrupt:
-        status = {"state": "interrupted"}
+    options = json.loads(sys.stdin.readline())
+    _end_when_stdin_closes()
+    status = _status_of_execution(options.pop("recipe"), options)
     with suppress(BrokenPipeError):  # the one that asked is gone
         print("\n" + json.dumps(status), flush=True)
     os._exit(0)  # the thread still reads
@@ -362,12 +398,20 @@ def _end(process):
     return (json.loads(lines[-1]) if process.returncode == 0
             else {"state": "failed", "error": f"its process died ({process.returncode})"})
 
+# %% ../../nbs/reference/runs/engine.ipynb #ca833154
+@contextmanager
+def _processes():
+    "Processes of runs, by the recipe's name; at the end those that still run are stopped."
+    running = {}
+    try:
+        yield running
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            _end(process)
+
 # %% ../../nbs/reference/runs/engine.ipynb #sharing1
-def _is_over(deadline):
-    "Whether runs have to end, so that there is time for the page."
-    return deadline is not None and time.monotonic() > deadline - PAGE_SECONDS
-
-
 @contextmanager
 def _sharing(root):
     "Keep what all runs of a folder share from being removed; gives the lock."
@@ -382,6 +426,39 @@ def _sharing(root):
     finally:
         lock.release()
 
+
+def _remove_shared(root, lock):
+    "Remove what all runs share, unless another command uses it: such a one removes it itself."
+    with suppress(Timeout), lock.write_lock(timeout=0):
+        shutil.rmtree(root / _SHARED, ignore_errors=True)
+
+# %% ../../nbs/reference/runs/engine.ipynb #ec025fd2
+PAGE_SECONDS = 20  # seconds before the end of the budget in which runs end and the page is written
+
+
+def _is_over(deadline):
+    "Whether runs have to end, so that there is time for the page."
+    return deadline is not None and time.monotonic() > deadline - PAGE_SECONDS
+
+
+def _next(waiting, running, jobs):
+    "The recipe that starts now: the first whose runs to read have ended; None: none does."
+    if not waiting or len(running) >= jobs:
+        return None
+    unfinished = {*running, *(recipe.recipe for recipe in waiting)}
+    for recipe in waiting:
+        if not unfinished & {name.partition("/")[0] for name in runs_read(recipe)}:
+            return recipe
+    return None if running else waiting[0]  # it will say what it misses
+
+# %% ../../nbs/reference/runs/engine.ipynb #130832aa
+def _outcome(name, status, root):
+    "The line that says how a run ended."
+    see = f" (see {name}.partial)" * (root / f"{name}.partial").exists()
+    more = {"done": f" in {status.get('seconds', 0):.0f} s",
+            "failed": f": {status.get('error')}{see}"}
+    return f"{name}: {status['state']}{more.get(status['state'], '')}"
+
 # %% ../../nbs/reference/runs/engine.ipynb #runall01
 def run_all(
     chosen: list,  # recipes, what is worth most first; no two of one name
@@ -394,49 +471,23 @@ def run_all(
     asked: dict = None,  # as for `execute`
 ) -> tuple[list, list]:  # states of the runs that ended, and names of those that a deadline left
     "Run recipes in processes of their own, and print how each ended."
-    root = Path(root).resolve()
-    jobs, states = min(jobs, len(chosen)), {}
+    root, jobs = Path(root).resolve(), min(jobs, len(chosen))
     environment = _environment(root, len(chosen), jobs, events)
     options = {"root": str(root), "profile": profile, "timeout": timeout, "alone": jobs == 1,
                "asked": asked}
-    with _sharing(root) as users:
-        with closing(_run_in_order(chosen, jobs, deadline, options, environment)) as ended:
-            for name, status in ended:
-                states[name] = status["state"]
-                see = f" (see {name}.partial)" * (root / f"{name}.partial").exists()
-                more = {"done": f" in {status.get('seconds', 0):.0f} s",
-                        "failed": f": {status.get('error')}{see}"}
-                print(f"{name}: {status['state']}{more.get(status['state'], '')}", flush=True)
-    left = [recipe.recipe for recipe in chosen if recipe.recipe not in states]
-    if not left:
-        # no other command uses it: such a one removes it itself
-        with suppress(Timeout), users.write_lock(timeout=0):
-            shutil.rmtree(root / _SHARED, ignore_errors=True)
-    return [*states.values()], left
-
-# %% ../../nbs/reference/runs/engine.ipynb #9a2857e7
-def _run_in_order(chosen, jobs, deadline, options, environment):
-    "Run recipes; yields name and status of each as it ends."
-    waiting, running = list(chosen), {}
-
-    def ready(recipe):
-        awaited = {name.partition("/")[0] for name in runs_read(recipe)}
-        return not awaited & {*running, *(other.recipe for other in waiting)}
-
-    try:
-        while waiting or running:
-            if _is_over(deadline):
-                break
-            while waiting and len(running) < jobs and (
-                recipe := next(filter(ready, waiting), None if running else waiting[0])):
+    waiting, states = list(chosen), {}
+    with _sharing(root) as lock, _processes() as running:
+        while (waiting or running) and not _is_over(deadline):
+            while recipe := _next(waiting, running, jobs):
                 waiting.remove(recipe)
-                running[recipe.recipe] = _start(environment, {"recipe": recipe.model_dump()}
-                                                | options)
+                running[recipe.recipe] = _start(environment,
+                                                {"recipe": recipe.model_dump()} | options)
             time.sleep(0.1)
             for name in [name for name, process in running.items() if process.poll() is not None]:
-                yield name, _end(running.pop(name))
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            _end(process)
+                status = _end(running.pop(name))
+                states[name] = status["state"]
+                print(_outcome(name, status, root), flush=True)
+    left = [recipe.recipe for recipe in chosen if recipe.recipe not in states]
+    if not left:
+        _remove_shared(root, lock)
+    return [*states.values()], left

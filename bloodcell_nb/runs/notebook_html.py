@@ -22,7 +22,7 @@ from ..data.files import write_text
 
 # %% ../../nbs/reference/runs/notebook_html.ipynb #a100d748
 def smaller(
-    png: bytes,
+    png: bytes,  # PNG
     colours: int = 256,
 ) -> bytes:  # PNG
     "Write an image with fewer colours, where that is smaller."
@@ -58,15 +58,7 @@ def formula(
     return (f'<img class="math{" block" * block}" alt="{html.escape(tex)}" '
             f'width="{width * 1.25:.0f}" src="{_data_url(out.getvalue())}">')
 
-# %% ../../nbs/reference/runs/notebook_html.ipynb #f76daebd
-_TAGS = {"a", "blockquote", "br", "code", "div", "em", "h1", "h2", "h3", "h4", "hr", "img", "li",
-         "ol", "p", "pre", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead",
-         "tr", "ul"}
-_ATTRIBUTES = {"*": ["class", "id"], "a": ["href"], "img": ["src", "alt", "width"]}
-_TEMPLATES = Environment(loader=PackageLoader("bloodcell_nb.runs", ""), autoescape=True,
-                         undefined=StrictUndefined, trim_blocks=True)
-
-
+# %% ../../nbs/reference/runs/notebook_html.ipynb #5f8e10dc
 def _with_formulas(text):
     "Markdown with its formulas drawn, outside of code."
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)
@@ -76,7 +68,7 @@ def _with_formulas(text):
         parts[k] = re.sub(r"\$([^$\n]+?)\$", lambda found: formula(found[1]), parts[k])
     return "".join(parts)
 
-
+# %% ../../nbs/reference/runs/notebook_html.ipynb #f76daebd
 def _reduced(notebook):
     "A notebook without hidden cells, with small images and drawn formulas."
     notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("#| hide")]
@@ -93,6 +85,12 @@ def _reduced(notebook):
     return notebook
 
 # %% ../../nbs/reference/runs/notebook_html.ipynb #3ba1d606
+_TAGS = {"a", "blockquote", "br", "code", "div", "em", "h1", "h2", "h3", "h4", "hr", "img", "li",
+         "ol", "p", "pre", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead",
+         "tr", "ul"}
+_ATTRIBUTES = {"*": ["class", "id"], "a": ["href"], "img": ["src", "alt", "width"]}
+
+
 def _body(notebook):
     "HTML of a notebook's cells, without scripts and without what lies elsewhere."
     import bleach
@@ -108,7 +106,21 @@ def _body(notebook):
                       if line.startswith(".highlight ."))
     return body, style  # and how code is coloured
 
+# %% ../../nbs/reference/runs/notebook_html.ipynb #7a972e91
+_TEMPLATES = Environment(loader=PackageLoader("bloodcell_nb.runs", ""), autoescape=True,
+                         undefined=StrictUndefined, trim_blocks=True)
 
+
+def _sum_of(given, template):
+    "What names a notebook's bytes and the page's template, whatever their line ends."
+    both = given + Path(template.filename).read_bytes()
+    return hashlib.sha256(both.replace(b"\r\n", b"\n")).hexdigest()[:16]
+
+
+def _is_made_from(place, made_from):
+    return place.is_file() and f'content="{made_from}"'.encode() in place.read_bytes()[:600]
+
+# %% ../../nbs/reference/runs/notebook_html.ipynb #c1945db2
 def render(
     path: Path,  # an executed notebook.ipynb
 ) -> Path:  # notebook.html beside it
@@ -117,14 +129,12 @@ def render(
     try:
         given = path.read_bytes()
         template = _TEMPLATES.get_template("notebook.html.j2")
-        both = given + Path(template.filename).read_bytes()
-        made_from = hashlib.sha256(both.replace(b"\r\n", b"\n")).hexdigest()[:16]
-        if place.is_file() and f'content="{made_from}"'.encode() in place.read_bytes()[:600]:
+        made_from = _sum_of(given, template)
+        if _is_made_from(place, made_from):
             return place
         import nbformat  # takes most of a second
 
-        notebook = _reduced(nbformat.reads(given.decode("utf-8"), as_version=4))
-        body, style = _body(notebook)
+        body, style = _body(_reduced(nbformat.reads(given.decode("utf-8"), as_version=4)))
     # whatever is odd about a notebook, it is named by the caller
     except Exception as error:
         raise DataError(f"{path.name} cannot be rendered ({type(error).__name__}: "

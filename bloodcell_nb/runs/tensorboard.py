@@ -34,7 +34,7 @@ def check_writable(
         raise DataError(f"{name}: {error.strerror}; name a folder that can be written") from None
     return folder
 
-
+# %% ../../nbs/reference/runs/tensorboard.ipynb #chkevnt1
 def check_events_folder(
     place: str,  # folder, made where it is missing
 ) -> Path:  # its absolute path
@@ -54,7 +54,7 @@ def events_folder(
     place = os.environ.get(EVENTS)
     return Path(place) / run.recipe.recipe / run.key if place else None
 
-
+# %% ../../nbs/reference/runs/tensorboard.ipynb #writer01
 @cache
 def _writer(run):
     "Of a run's own event file, which begins with the hyperparameters."

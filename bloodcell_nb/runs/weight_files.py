@@ -33,7 +33,7 @@ _KERAS_NAMES = {
     "Xception": f"xception_{_KERNELS}_notop.h5", "DenseNet121": f"densenet121_{_KERNELS}_notop.h5",
     "ResNet50": f"resnet50_{_KERNELS}_notop.h5"}
 
-
+# %% ../../nbs/reference/runs/weight_files.ipynb #5ebae410
 _SIDES = (224, 192, 160, 128, 96)  # of the images that MobileNetV2 was trained with, in pixels
 
 
@@ -46,7 +46,7 @@ def _names(backbone, alpha, side=None):
                  for one in sides] if backbone in _KERAS_NAMES else []
     return list(dict.fromkeys([own, *keras_own]))
 
-
+# %% ../../nbs/reference/runs/weight_files.ipynb #2f42d3d7
 def packaged_file(
     backbone: str,  # one of PACKAGED
 ) -> Path:
@@ -75,18 +75,7 @@ def find_weights(
     raise DataError(f"weights: the folder {weights} has no file of {backbone}; expected "
                     f"{' or '.join(names[:2])}")
 
-
-def recipe_weights(
-    recipe,  # a Recipe
-) -> Path | None:  # None where it has no file
-    "Find the file of weights that a recipe's training begins with; raises DataError."
-    if not (weights := getattr(recipe, "weights", "")):
-        return None
-    several = recipe.backbone == "MobileNetV2" and source_path(weights, "weights") is not None
-    side = several and (recipe.resize or _image_side(recipe.source))
-    return find_weights(weights, recipe.backbone, recipe.alpha, side)
-
-
+# %% ../../nbs/reference/runs/weight_files.ipynb #93d82974
 def _image_side(source):
     "Pixels a side of a source's images; None where they are no squares, or cannot be read."
     path = source_path(source)
@@ -102,6 +91,17 @@ def _image_side(source):
             width, height = image_size(partial(found.opened, found.names[0]), found.names[0])
         return width if width == height else None
 
+
+def recipe_weights(
+    recipe,  # a Recipe
+) -> Path | None:  # None where it has no file
+    "Find the file of weights that a recipe's training begins with; raises DataError."
+    if not (weights := getattr(recipe, "weights", "")):
+        return None
+    several = recipe.backbone == "MobileNetV2" and source_path(weights, "weights") is not None
+    side = several and (recipe.resize or _image_side(recipe.source))
+    return find_weights(weights, recipe.backbone, recipe.alpha, side)
+
 # %% ../../nbs/reference/runs/weight_files.ipynb #wf000010
 def keras_models() -> Path:
     "Folder where Keras keeps the weights that it downloads, as keras.utils.get_file finds it."
@@ -110,7 +110,7 @@ def keras_models() -> Path:
         home = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()) / ".keras"
     return home / "models"
 
-
+# %% ../../nbs/reference/runs/weight_files.ipynb #onedownl
 @contextmanager
 def one_download():
     "Let one process of this user at a time load weights that Keras may have to download."
