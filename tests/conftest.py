@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-LONGEST = ["test_ensemble", "test_command", "test_installed", "test_models"]
+LONGEST = ["test_ensemble", "test_command", "test_installed", "test_networks", "test_models",
+           "test_report"]
 
 
 def pytest_collection_modifyitems(items):
@@ -27,6 +28,14 @@ def _data(name):
 def pbc96():
     "16,093 real cells, 96x96, with parts."
     return _data("pbc96.zip")
+
+
+@pytest.fixture(scope="session")
+def real_cells(pbc96):
+    "They, read."
+    from bloodcell_nb.data.sources import load
+
+    return load(pbc96)
 
 
 @pytest.fixture(scope="session")

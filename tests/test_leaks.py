@@ -83,11 +83,10 @@ def test_an_enlarged_set_has_no_twins_across_its_splits(tmp_path, capsys, copies
             f"copies: {len(cells)}\n" in capsys.readouterr().out)
 
 
-def test_real_cells_have_no_more_groups_when_turned(pbc96):
+def test_real_cells_have_no_more_groups_when_turned(real_cells):
     "Of 2,422 test cells none is a copy of another; the nearest are far beyond the threshold."
-    from bloodcell_nb.data.sources import load
 
-    hashes = perceptual_hashes(load(pbc96).part("test").images)
+    hashes = perceptual_hashes(real_cells.part("test").images)
     assert nearest_distances(hashes).min() > 32
 
 

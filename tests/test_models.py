@@ -14,7 +14,7 @@ from test_command import bloodcell, one_line_error
 from bloodcell_nb import cli
 from bloodcell_nb.cli import main
 from bloodcell_nb.data.cells import CLASS_NAMES, DataWarning
-from bloodcell_nb.data.sources import load, write_npz
+from bloodcell_nb.data.sources import write_npz
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.external import evaluation_cells
@@ -73,10 +73,10 @@ def test_predict_needs_no_training(folder, capsys):
     assert eight != answers
 
 
-def test_what_is_familiar_on_real_cells(pbc96):
+def test_what_is_familiar_on_real_cells(real_cells):
     "Cells are, at most 3 % are not; a cat, an empty field and a smear from afar are not."
     classifier = load_classifier([find_model()])
-    test = load(pbc96).part("test")
+    test = real_cells.part("test")
     cells = test[np.random.default_rng(0).permutation(len(test))[:240]]
     found = answer(classifier, cells.images, cells.ids)
     assert np.mean([one.familiar for one in found]) > 0.96

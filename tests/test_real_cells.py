@@ -28,8 +28,8 @@ STAND_IN_SUMS = [4297689, 3167473, 4990576, 5688052, 4917357, 3720630, 6228574, 
 
 
 @pytest.fixture(scope="module")
-def cells(pbc96):
-    return load(pbc96)
+def cells(real_cells):
+    return real_cells
 
 
 @pytest.fixture(scope="module")
