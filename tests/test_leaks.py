@@ -2,6 +2,7 @@
 published is neither lost nor praised without reason.
 """
 import io
+import json
 import shutil
 import zipfile
 from dataclasses import replace
@@ -95,11 +96,11 @@ def written(place, cells):
                      class_names=np.array(cells.class_names))
 
 
-def run_of(source, folder, seed=0):
+def run_of(source, folder, seed=0, **distance):
     "A run of a tiny network that has learnt nothing, named as its folder, and its splits."
     recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": folder.name, "epochs": 1,
                            "seed": seed, "source": str(source), "out": str(folder)})
-    splits, run = prepare(recipe), Run(recipe)
+    splits, run = prepare(recipe, **distance), Run(recipe)
     keras.utils.set_random_seed(seed)
     network = custom_cnn((96, 96), len(splits.train.class_names), filters=(4,), dense_units=8)
     network.save(run.folder / "model.keras")
@@ -243,6 +244,27 @@ def test_publish_takes_nothing_from_another_process(trained, network, tmp_path, 
         publish(trained.run, str(trained.source), tmp_path / "models")
     assert (tmp_path / "models" / "tiny" / "ensemble.json").read_text() != "mine"
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
+def test_an_older_run_is_published_and_evaluated_on_its_own_splits(tmp_path):
+    "Its record says which distance makes a copy; without that, its splits are not found again."
+    cells, rng = draw_cells(160), np.random.default_rng(0)
+    noisy = np.clip(cells.images + rng.normal(0, 12, cells.images.shape), 0, 255).astype(np.uint8)
+    source = written(tmp_path / "noisy.npz", SimpleNamespace(
+        images=np.concatenate([cells.images, noisy]), labels=np.tile(cells.labels, 2),
+        class_names=cells.class_names))
+    run, splits = run_of(source, tmp_path / "runs" / "older", max_distance=8)
+    assert not asked(run, source).own_split
+    with pytest.raises(DataError, match="older: its test split cannot be drawn again from"):
+        publish(run, str(source), tmp_path / "models")
+    record = json.loads((run / "metrics.json").read_text())
+    record["recipe"]["max_distance"] = 8
+    write_json(run / "metrics.json", record)
+    unseen = asked(run, source)
+    assert unseen.own_split and unseen.cells.ids.tolist() == splits.test.ids.tolist()
+    folder = publish(run, str(source), tmp_path / "models")
+    with np.load(folder / "features.npz") as file, np.load(run / "hashes.npz") as seen:
+        assert np.array_equal(file["hashes"], seen["hashes"])
 
 
 def ensemble_of(members, folder, source):

@@ -63,21 +63,28 @@ def check_destination(
     return path
 
 # %% ../../nbs/reference/inference/export.ipynb #a5a78bcb
+def _without_erfc(nodes):
+    "Nodes in which a GELU's erfc(x) is 1 - erf(x)."
+    from onnx import helper
+
+    for node in nodes:
+        if node.op_type == "Erfc":
+            erf = f"{node.output[0]}_erf"
+            yield helper.make_node("Erf", node.input, [erf])
+            yield helper.make_node("Sub", ["erfc_one", erf], node.output)
+        else:
+            yield node
+
+
 def _mend_onnx(path):
     """Mend what tf2onnx leaves: a GELU's erfc(x), which ONNX lacks, becomes 1 - erf(x), and inputs
     whose constants it folded go.
     """
     import onnx
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
-    model, nodes = onnx.load(path), []
-    for node in model.graph.node:
-        if node.op_type == "Erfc":
-            erf = f"{node.output[0]}_erf"
-            nodes += [helper.make_node("Erf", node.input, [erf]),
-                      helper.make_node("Sub", ["erfc_one", erf], node.output)]
-        else:
-            nodes.append(node)
+    model = onnx.load(path)
+    nodes = list(_without_erfc(model.graph.node))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "erfc_one"))
@@ -87,45 +94,42 @@ def _mend_onnx(path):
     model.graph.input.extend(inputs)
     onnx.save(model, path)
 
-
-def _write(network, form, path, examples=None):
-    "Write a network; with examples, images (n, h, w, 3), in eight bits."
-    if form != "litert":
-        logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # of what is mended below
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tf2onnx's, of NumPy
-            network.export(path, format={"onnx": "onnx", "saved_model": "tf_saved_model"}[form],
-                           verbose=False)
-        if form == "onnx":
-            _mend_onnx(path)
-        return
+# %% ../../nbs/reference/inference/export.ipynb #3872a851
+def _write_litert(network, path, examples):
     import tensorflow as tf
 
     quantised = {} if examples is None else {
         "optimizations": [tf.lite.Optimize.DEFAULT],
         "representative_dataset": lambda: ([one[None]] for one in examples)}
+    network.export(path, format="litert", verbose=False, **quantised)
+
+
+def _write(network, form, path, examples=None):
+    "Write a network; with examples, images (n, h, w, 3), in eight bits."
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # of what is mended below
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorFlow's own, of its interpreter's coming name
-        network.export(path, format="litert", verbose=False, **quantised)
+        # tf2onnx's, of NumPy, and TensorFlow's own, of its interpreter's coming name
+        warnings.simplefilter("ignore")
+        if form == "litert":
+            _write_litert(network, path, examples)
+        else:
+            network.export(path, format={"onnx": "onnx", "saved_model": "tf_saved_model"}[form],
+                           verbose=False)
+    if form == "onnx":
+        _mend_onnx(path)
 
 # %% ../../nbs/reference/inference/export.ipynb #beece445
-def open_exported(
-    path: Path,  # of `export_network`
-    threads: int = None,  # of a LiteRT file; None: one a core
-):  # function of images, uint8 (n, h, w, 3), that gives probabilities (n, classes)
-    "Open an exported network as whoever uses it does."
-    path = Path(path)
-    if path.suffix == ".onnx":
-        import onnxruntime
+def _open_onnx(path):
+    import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda images: session.run(None, {name: images})[0]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def _open_litert(path, threads):
     import tensorflow as tf
 
-    if path.is_dir():
-        saved = tf.saved_model.load(str(path))
-        return lambda images: saved.serve(images).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its coming name
         interpreter = tf.lite.Interpreter(str(path), num_threads=threads or os.cpu_count())
@@ -140,6 +144,22 @@ def open_exported(
         return interpreter.get_tensor(answer)
 
     return run
+
+# %% ../../nbs/reference/inference/export.ipynb #7ae458a2
+def open_exported(
+    path: Path,  # of `export_network`
+    threads: int = None,  # of a LiteRT file; None: one a core
+):  # function of images, uint8 (n, h, w, 3), that gives probabilities (n, classes)
+    "Open an exported network as whoever uses it does."
+    path = Path(path)
+    if path.suffix == ".onnx":
+        return _open_onnx(path)
+    if not path.is_dir():
+        return _open_litert(path, threads)
+    import tensorflow as tf
+
+    saved = tf.saved_model.load(str(path))
+    return lambda images: saved.serve(images).numpy()
 
 # %% ../../nbs/reference/inference/export.ipynb #58143d4c
 TOLERANCE = 1e-3  # of a probability, unless in eight bits

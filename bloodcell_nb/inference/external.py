@@ -28,8 +28,8 @@ from ..evaluation.ensemble import read_predictions
 from .classifier import Classifier, read_known
 from .published import find_model
 from ..runs.finished import read_runs
-from ..runs.recipes import Recipe, recorded_recipe
-from ..runs.splits import limit_cells, prepare
+from ..runs.recipes import Recipe
+from ..runs.splits import limit_cells, recorded_splits
 
 # %% ../../nbs/09_evaluation.ipynb #92f5925e
 def as_classes(
@@ -111,7 +111,7 @@ def own_splits(
             if (run.folder != folder or not run.test or run.is_evaluation
                     or run.metrics["data"]["fingerprint"] != fingerprint(source)):
                 continue
-            splits = prepare(recorded_recipe(run.metrics, source, run.name))
+            splits = recorded_splits(run.metrics, source, run.name)
             if np.array_equal(splits.test.ids, read_predictions([folder]).ids):
                 return splits.test, len(splits.train) + len(splits.val)
     return None

@@ -40,7 +40,7 @@ def expand(
         found += [match for match in matches if not is_hidden(Path(match).name)] or [name]
     return found
 
-
+# %% ../../nbs/reference/inference/predict.ipynb #cea75d4c
 def image_files(
     name: str,  # a file, or a folder or .zip of images at any depth
 ) -> tuple[dict[Path, Callable], str]:  # what opens each image; what is left out, in a line
@@ -81,26 +81,6 @@ def read_images(
                for note, count in Counter(notes).items()]
     return (np.stack(list(images.values())) if images else np.empty((0, *size, 3), np.uint8),
             list(images), wrong, changed)
-
-# %% ../../nbs/reference/inference/predict.ipynb #readnamed
-def _read_named(names, size, messages):
-    "Images of all names, their paths, and how many names or files have none; says why."
-    files, lines, wrong = {}, [], []
-    for name in expand(names):
-        try:
-            found, left_out = image_files(name)
-        except DataError as error:
-            wrong.append(str(error))
-        else:
-            files |= found
-            lines += [left_out] if left_out else []
-    images, paths, unread, changed = read_images(files, size)
-    wrong += unread
-    if not paths:
-        raise DataError(wrong[0] + (f" (and {len(wrong) - 1:,} more)" if wrong[1:] else ""))
-    for line in [*lines, *changed, *wrong]:
-        print(f"bloodcell: {printable(line)}", file=messages or sys.stderr, flush=True)
-    return images, paths, len(wrong)
 
 # %% ../../nbs/reference/inference/predict.ipynb #2a61ea53
 _UNLIKE = {"synthetic": "; a drawn (synthetic) cell rather than one like the training cells",
@@ -178,7 +158,7 @@ def evidence(
                in zip(classifier.models, classifier.weights, strict=True))
     return np.concatenate([images, heat_overlay(images, heat)], axis=2)
 
-
+# %% ../../nbs/reference/inference/predict.ipynb #ea2b99fb
 def evidence_files(
     paths: list[Path],
     folder: Path,  # for the drawings
@@ -191,6 +171,54 @@ def evidence_files(
         raise DataError(f"two images are named {twice[0]}, and so would be their drawings in "
                         f"{folder}; ask for them one by one")
     return [folder / f"{stem}_grad_cam.png" for stem in stems]
+
+# %% ../../nbs/reference/inference/predict.ipynb #readnamed
+def _say(line, stream):
+    "Print a line of the command's own, not of its answers."
+    print(f"bloodcell: {printable(line)}", file=stream or sys.stderr, flush=True)
+
+
+def _read_named(names, size, messages):
+    "Images of all names, their paths, and how many names or files have none; says why."
+    files, lines, wrong = {}, [], []
+    for name in expand(names):
+        try:
+            found, left_out = image_files(name)
+        except DataError as error:
+            wrong.append(str(error))
+        else:
+            files |= found
+            lines += [left_out] if left_out else []
+    images, paths, unread, changed = read_images(files, size)
+    wrong += unread
+    if not paths:
+        raise DataError(wrong[0] + (f" (and {len(wrong) - 1:,} more)" if wrong[1:] else ""))
+    for line in [*lines, *changed, *wrong]:
+        _say(line, messages)
+    return images, paths, len(wrong)
+
+# %% ../../nbs/reference/inference/predict.ipynb #59229282
+def _draw(pairs, paths):
+    "Save pairs of images, three times as large."
+    for pair, path in zip(pairs, paths, strict=True):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pair.repeat(3, axis=0).repeat(3, axis=1)).save(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror}); name a folder that "
+                            "can") from None
+
+
+def _draw_evidence(classifier, images, answers, paths, messages):
+    "Draw what answers rest on; says why, and gives False, where the network has no evidence."
+    labels = np.array([classifier.class_names.index(one.label) for one in answers])
+    try:
+        pairs = evidence(classifier, images, labels)
+    except DataError as error:  # a network from elsewhere
+        _say(f"nothing is drawn: {error}", messages)
+        return False
+    _draw(pairs, paths)
+    return True
 
 # %% ../../nbs/reference/inference/predict.ipynb #7f016db2
 _PORTION = 256  # images at once
@@ -216,30 +244,11 @@ def predict_files(
                       disable=stderr is None or len(paths) <= _PORTION):
         portion = slice(start, start + _PORTION)
         answers += answer(classifier, images[portion], paths[portion])
-        if drawings:
-            labels = np.array([classifier.class_names.index(one.label)
-                               for one in answers[portion]])
-            try:
-                pairs = evidence(classifier, images[portion], labels)
-            except DataError as error:  # a network from elsewhere
-                print(f"bloodcell: nothing is drawn: {printable(error)}",
-                      file=stderr or sys.stderr, flush=True)
-                drawings = []
-            else:
-                _draw(pairs, drawings[portion])
+        if drawings and not _draw_evidence(classifier, images[portion], answers[portion],
+                                           drawings[portion], stderr):
+            drawings = []
     write_answers(answers, form)
     if drawings and form == "text":
         print(printable(f"drawn: {', '.join(path.name for path in drawings[:3])}"
                         f"{', ...' if len(drawings) > 3 else ''} in {grad_cam_folder}"))
     return int(wrong > 0)
-
-
-def _draw(pairs, paths):
-    "Save pairs of images, three times as large."
-    for pair, path in zip(pairs, paths, strict=True):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pair.repeat(3, axis=0).repeat(3, axis=1)).save(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror}); name a folder that "
-                            "can") from None

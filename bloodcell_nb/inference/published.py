@@ -32,15 +32,15 @@ from bloodcell_nb.evaluation.ensemble import (
 from ..evaluation.trust import sure_threshold
 from .classifier import Classifier, load_classifier, read_ensemble, read_known
 from ..runs.finished import model_file, read_runs
-from ..runs.recipes import project_root, recorded_recipe, working_root
+from ..runs.recipes import project_root, working_root
 
-# %% ../../nbs/reference/inference/published.ipynb #dc0d130e
+# %% ../../nbs/reference/inference/published.ipynb #bea066e1
 def published() -> dict[str, Path]:  # folder of each network, by name
     "The networks that come with the project."
     return {path.parent.name: path.parent
             for path in sorted((project_root() / "models").glob("*/ensemble.json"))}
 
-
+# %% ../../nbs/reference/inference/published.ipynb #dc0d130e
 def under_shift(
     folder: Path,  # of a published network
 ) -> float:  # 0 to 1; -1 where `publish` has not measured it
@@ -50,18 +50,23 @@ def under_shift(
     scores = read_ensemble(folder).validation
     return (scores.corrupted + scores.stand_in) / 2 if scores else -1.0
 
+# %% ../../nbs/reference/inference/published.ipynb #50592d3c
+def _check_whole(folder):
+    "Refuse, with DataError, a published network that cannot be used; loads no network."
+    classifier = load_classifier([folder])
+    for file in classifier.files:
+        if not zipfile.is_zipfile(file):
+            raise DataError(f"{file.parent.name}/{file.name} is no whole network")
+    if classifier.familiar_above is not None:
+        read_known(classifier.files[0].with_name("features.npz"))
+
 
 def _default():
     "The published network that answers where none is named; None where none can be used."
     groups = {}  # by the data that they were measured on; unknown in older ones, which are a group
     for folder in published().values():
         try:
-            classifier = load_classifier([folder])
-            for file in classifier.files:
-                if not zipfile.is_zipfile(file):
-                    raise DataError(f"{file.parent.name}/{file.name} is no whole network")
-            if classifier.familiar_above is not None:
-                read_known(classifier.files[0].with_name("features.npz"))
+            _check_whole(folder)
         except DataError as error:
             warnings.warn(f"{folder.name} is passed over: {error}", DataWarning, stacklevel=3)
         else:
@@ -88,7 +93,7 @@ def find_model(
                         "finished run")
     return path
 
-
+# %% ../../nbs/reference/inference/published.ipynb #039829cb
 _SETTINGS = "ensemble.json"  # in the sums: what it says, whatever its form
 
 
@@ -109,7 +114,6 @@ def network_sums(
 # %% ../../nbs/reference/inference/published.ipynb #0ff1aa19
 KNOWN_CELLS = 2000  # training cells whose features are kept
 _DRAWN_CELLS = 400  # that they are told from
-_FAMILIAR = 0.995  # share of the validation cells that pass either threshold
 
 
 def _write_features(model, splits, path, synthetic=False, seed=0):
@@ -132,6 +136,9 @@ def _write_features(model, splits, path, synthetic=False, seed=0):
     np.savez_compressed(path, features=features["cell"].astype(np.float16),
                         kinds=fit_kinds(features), hashes=seen_hashes(splits))
 
+# %% ../../nbs/reference/inference/published.ipynb #df4505f2
+_FAMILIAR = 0.995  # share of the validation cells that pass either threshold
+
 
 def _settings(classifier, val, members):
     "Weights, temperature and thresholds, chosen on validation cells."
@@ -153,87 +160,15 @@ def _validation(classifier, val):
     return {name: float((classifier.predict(cells.images).argmax(axis=1) == cells.labels).mean())
             for name, cells in ({"clean": val} | distorted(val)).items()}
 
-# %% ../../nbs/reference/inference/published.ipynb #b3324554
-def publish(
-    run: Path,  # folder of a finished training or ensemble, on the machine that holds its network
-    source: str,  # the cells that it was trained on
-    models: Path = None,  # where published networks lie; None: models/ of `working_root`
-    instead: bool = False,  # of a published network of this name
-) -> Path:  # the new folder
-    """Copy a run's network and choose its temperature and thresholds on the validation split; says
-    which network is the default where that changes, and which ensembles were made with the network
-    that was replaced.
-
-    Raises DataError where the run is not finished, has no network, or has other data, where a
-    network of its name is published or a member of another run, and where models cannot be written.
-    """
-    models, record = Path(models or working_root() / "models"), _finished(run)
-    folder, default = models / record.name, _default_name()
-    if folder.exists() and not instead:
-        raise DataError(f"{folder} exists; --replace puts this run in its place")
-    if fingerprint(source) != record.metrics["data"]["fingerprint"]:
-        raise DataError(f"{source} is not the data of {record.name}, {record.data}; name those")
-    try:
-        models.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=models, prefix=".") as place:
-            work = Path(place) / record.name
-            work.mkdir()
-            _fill(work, record, source, models)
-            _put(work, folder, Path(place) / "before", instead)
-    except OSError as error:
-        raise DataError(f"{models}: {record.name} cannot be published there "
-                        f"({error.strerror or error}); nothing was changed") from None
-    for path in sorted(models.glob("*/ensemble.json")):
-        with suppress(DataError):  # one that cannot be read is none of this
-            if record.name in (found := read_ensemble(path.parent)).members and found.networks:
-                _warn_of_change(path.parent)
-    if (name := _default_name()) != default:
-        print(f"where no network is named, {name} answers now")
-    return folder
+# %% ../../nbs/reference/inference/published.ipynb #cfe4e2b7
+def _finished(folder):
+    "The record of a run that is done and scored."
+    runs = read_runs(folder)
+    if len(runs) != 1 or runs[0].status["state"] != "done" or not runs[0].test:
+        raise DataError(f"{folder}: expected the folder of one finished training or ensemble")
+    return runs[0]
 
 
-def _put(work, folder, before, instead):
-    "Give a published network its name; one that was put there meanwhile stays, unless `instead`."
-    if instead and folder.exists():
-        os.replace(folder, before)
-    try:
-        os.rename(work, folder)
-    except OSError:
-        if folder.exists():
-            raise DataError(f"{folder} exists: another process published it meanwhile; --replace "
-                            "puts this run in its place") from None
-        raise
-    finally:
-        if not folder.exists() and before.exists():
-            os.replace(before, folder)
-
-# %% ../../nbs/reference/inference/published.ipynb #57cbe36d
-def _fill(work, record, source, models):
-    "Write what a published network consists of."
-    from bloodcell_nb.networks.explain import copy_network
-    from bloodcell_nb.runs.splits import prepare
-
-    # the record names recipes of this project's form
-    recipe = recorded_recipe(record.metrics, source, record.name)
-    members = list(getattr(recipe, "members", [])) or [record.name]
-    names = read_predictions([record.folder]).class_names
-    published_from = {"run": record.key, "data": record.metrics["data"]["fingerprint"]}
-    if members == [record.name]:
-        splits = prepare(recipe)
-        copy_network(model_file(record.folder), work / "model.keras")
-        classifier = Classifier((work / "model.keras",), (1.0,), class_names=names)
-        _write_features(classifier.models[0], splits, work / "features.npz", record.synthetic)
-    else:
-        _check_members(record, members, models)
-        splits = prepare(recipe)
-        classifier = Classifier(tuple(models / member / "model.keras" for member in members),
-                                tuple(record.metrics["results"]["weights"]), class_names=names)
-        published_from["networks"] = list(map(file_sum, classifier.files))
-    settings = _settings(classifier, splits.val, members)
-    write_json(work / "ensemble.json", settings | published_from | {
-        "validation": _validation(classifier, splits.val)})
-
-# %% ../../nbs/reference/inference/published.ipynb #57cbe36e
 def _check_members(record, members, models):
     "Refuse, with DataError, members that are not published, or were from another run."
     for member in members:
@@ -251,13 +186,62 @@ def _check_members(record, members, models):
                             f"(key {given}, not {own}); publish {record.folder.parent / member} "
                             "first, with --replace")
 
+# %% ../../nbs/reference/inference/published.ipynb #57cbe36d
+def _fill(work, record, source, models):
+    "Write what a published network consists of."
+    from bloodcell_nb.networks.explain import copy_network
+    from bloodcell_nb.runs.splits import recorded_splits
 
-def _finished(folder):
-    "The record of a run that is done and scored."
-    runs = read_runs(folder)
-    if len(runs) != 1 or runs[0].status["state"] != "done" or not runs[0].test:
-        raise DataError(f"{folder}: expected the folder of one finished training or ensemble")
-    return runs[0]
+    members = record.metrics["recipe"].get("members") or [record.name]
+    published_from = {"run": record.key, "data": record.metrics["data"]["fingerprint"]}
+    ensemble = members != [record.name]
+    if ensemble:
+        _check_members(record, members, models)
+    splits, made = recorded_splits(record.metrics, source, record.name), read_predictions(
+        [record.folder])
+    if not np.array_equal(splits.test.ids, made.ids):
+        raise DataError(f"{record.name}: its test split cannot be drawn again from {source}; run "
+                        "it anew")
+    if ensemble:
+        classifier = Classifier(tuple(models / member / "model.keras" for member in members),
+                                tuple(record.metrics["results"]["weights"]),
+                                class_names=made.class_names)
+        published_from["networks"] = list(map(file_sum, classifier.files))
+    else:
+        copy_network(model_file(record.folder), work / "model.keras")
+        classifier = Classifier((work / "model.keras",), (1.0,), class_names=made.class_names)
+        _write_features(classifier.models[0], splits, work / "features.npz", record.synthetic)
+    settings = _settings(classifier, splits.val, members)
+    write_json(work / "ensemble.json", settings | published_from | {
+        "validation": _validation(classifier, splits.val)})
+
+# %% ../../nbs/reference/inference/published.ipynb #c55cb95d
+def _put(work, folder, before, instead):
+    "Give a published network its name; one that was put there meanwhile stays, unless `instead`."
+    if instead and folder.exists():
+        os.replace(folder, before)
+    try:
+        os.rename(work, folder)
+    except OSError:
+        if folder.exists():
+            raise DataError(f"{folder} exists: another process published it meanwhile; --replace "
+                            "puts this run in its place") from None
+        raise
+    finally:
+        if not folder.exists() and before.exists():
+            os.replace(before, folder)
+
+
+def _warn_of_changes(models, name):
+    "Say what is wrong with the ensembles that have a network as member, once it is published."
+    for path in sorted(models.glob("*/ensemble.json")):
+        with suppress(DataError):  # one that cannot be read is none of this
+            if name not in (found := read_ensemble(path.parent)).members or not found.networks:
+                continue
+            try:
+                load_classifier([path.parent])
+            except DataError as error:
+                warnings.warn(str(error), DataWarning, stacklevel=3)
 
 
 def _default_name():
@@ -265,13 +249,41 @@ def _default_name():
         warnings.simplefilter("ignore")  # of what is passed over
         return getattr(_default(), "name", "")
 
+# %% ../../nbs/reference/inference/published.ipynb #b3324554
+def publish(
+    run: Path,  # folder of a finished training or ensemble, on the machine that holds its network
+    source: str,  # the cells that it was trained on
+    models: Path = None,  # where published networks lie; None: models/ of `working_root`
+    instead: bool = False,  # of a published network of this name
+) -> Path:  # the new folder
+    """Copy a run's network and choose its temperature and thresholds on the validation split; says
+    which network is the default where that changes, and which ensembles were made with the network
+    that was replaced.
 
-def _warn_of_change(folder):
-    "Say what is wrong with an ensemble one of whose members was published."
+    Raises DataError where the run is not finished, has no network, or has other data or splits,
+    where a network of its name is published or a member of another run, and where models cannot be
+    written.
+    """
+    models, record = Path(models or working_root() / "models"), _finished(run)
+    folder, default = models / record.name, _default_name()
+    if folder.exists() and not instead:
+        raise DataError(f"{folder} exists; --replace puts this run in its place")
+    if fingerprint(source) != record.metrics["data"]["fingerprint"]:
+        raise DataError(f"{source} is not the data of {record.name}, {record.data}; name those")
     try:
-        load_classifier([folder])
-    except DataError as error:
-        warnings.warn(str(error), DataWarning, stacklevel=3)
+        models.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=models, prefix=".") as place:
+            work = Path(place) / record.name
+            work.mkdir()
+            _fill(work, record, source, models)
+            _put(work, folder, Path(place) / "before", instead)
+    except OSError as error:
+        raise DataError(f"{models}: {record.name} cannot be published there "
+                        f"({error.strerror or error}); nothing was changed") from None
+    _warn_of_changes(models, record.name)
+    if (name := _default_name()) != default:
+        print(f"where no network is named, {name} answers now")
+    return folder
 
 # %% ../../nbs/reference/inference/published.ipynb #114c30ba
 _PARTS = {"test": "clean", "corrupted": "corrupted", "stand_in": "stand-in"}
@@ -298,7 +310,7 @@ def _evaluations(runs, sums):
                               "left_out": results.get("left_out_training_cells", "")})
     return sorted(parts, key=lambda part: part["data"] != "pbc96")
 
-
+# %% ../../nbs/reference/inference/published.ipynb #d22a1b8f
 def _training(run):
     "How a network was made, from its record."
     recipe = {key: value for key, value in run.metrics["recipe"].items()
@@ -328,7 +340,7 @@ def _words(trainings):
                else "other")
     return f"{what[0].upper()}{what[1:]}, trained on real blood cells.", licence
 
-
+# %% ../../nbs/reference/inference/published.ipynb #d71f0e85
 _PBC96 = "455bde719a734559"  # fingerprint of pbc96.zip, cells cut as the course's were
 
 
@@ -357,6 +369,14 @@ def _published_folder(name):
     return folder
 
 # %% ../../nbs/reference/inference/published.ipynb #023a8605
+def _rendered(**values):
+    "The card's template, filled in."
+    page = Environment(loader=PackageLoader("bloodcell_nb.inference", ""),
+                       undefined=StrictUndefined, trim_blocks=True,
+                       keep_trailing_newline=True)
+    return page.get_template("model_card.md.j2").render(**values)
+
+
 def model_card(
     name: str,  # of a published network, or its folder
     reports: Path = None,  # holds the records; None: reports/ of `working_root`
@@ -380,10 +400,7 @@ def model_card(
     counts = {split: results.get(split, {}).get("n", 0) for split in ("val", "test")}
     with np.load(trained[name].folder / "predictions.npz") as file:
         height, width = file["image_size"]
-    page = Environment(loader=PackageLoader("bloodcell_nb.inference", ""),
-                       undefined=StrictUndefined, trim_blocks=True,
-                       keep_trailing_newline=True)
-    return page.get_template("model_card.md.j2").render(
+    return _rendered(
         name=name, what=what, licence=licence, class_names=classifier.class_names, parts=parts,
         settings=settings, known=len(known["features"]), hashed=hashed,
         sums={file: value for file, value in sums.items() if file.endswith(".keras")},
@@ -391,7 +408,7 @@ def model_card(
         counts=counts | {"train": max(0, hashed - counts["val"])},
         trainings=list(map(_training, trained.values())))
 
-
+# %% ../../nbs/reference/inference/published.ipynb #656b28ed
 def write_card(
     name: str,  # of a published network, or its folder
 ) -> Path:
