@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .data.cells import DataError, DataWarning, printable, source_path
-from .data.sources import check_source, data_name, fingerprint, load
+from .data.sources import check_source, data_name, fingerprint, load, source_words
 from .data.yaml_text import cut, parse_yaml
 from .page.comparable import asked_sizes, lowered_words
 from bloodcell_nb.runs.engine import (
@@ -377,8 +377,7 @@ def _parser():
                                             "not be read; 2 for bad input; 130 after Ctrl-C; 141 "
                                             "where a pipe was closed.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    source_help = ("synthetic[:n=..,seed=..,duplicates=..,spoiled=..], medmnist[:28|64|128|224], "
-                   "an .npz file, or a folder or .zip of class folders")
+    source_help = source_words(options=True)
     commands.add_parser("recipes", help="list the recipes and studies")
     look = commands.add_parser("inspect", help="say what a source holds")
     look.add_argument("source", help=source_help)
