@@ -7,11 +7,13 @@ __all__ = ['Share', 'Rate', 'RunName', 'WEIGHT_DECAY', 'WeightDecay', 'SCHEMAS',
            'AnalysisRecipe', 'TrainingRecipe', 'CustomCNNRecipe', 'Phase', 'TransferRecipe', 'EfficientNetRecipe',
            'ConvNeXtRecipe', 'ReaderRecipe', 'EnsembleRecipe', 'RobustnessRecipe', 'EvaluationRecipe', 'first_error',
            'check_recipe', 'recorded_recipe', 'project_root', 'working_root', 'recipes', 'find_recipe', 'read_yaml',
-           'read_recipe', 'recipe_of', 'as_it_stands', 'show_settings', 'runs_folder', 'runs_read']
+           'read_recipe', 'recipe_of', 'as_it_stands', 'runs_folder', 'runs_read']
 
 # %% ../../nbs/reference/runs/recipes.ipynb #30ff5558
+import ast
 import difflib
-import json
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +28,7 @@ from pydantic import (
 
 import bloodcell_nb
 from ..augment.policies import check_policy, named_policy
-from ..data.cells import KEYWORDS, SYNTHETIC, DataError, source_path
+from ..data.cells import SYNTHETIC, DataError
 from ..data.yaml_text import cut, parse_yaml, quoted
 
 # %% ../../nbs/reference/runs/recipes.ipynb #1301ac2a
@@ -381,6 +383,12 @@ def find_recipe(
     return path
 
 # %% ../../nbs/reference/runs/recipes.ipynb #ca748e38
+@lru_cache(maxsize=1000)
+def _parsed(text, name):
+    "Of a file: the page reads each recipe several times."
+    return parse_yaml(text, name, "lines of the form key: value")
+
+
 def read_yaml(
     path: Path,
 ) -> dict:
@@ -390,7 +398,7 @@ def read_yaml(
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name}: cannot be read ({type(error).__name__}); expected a YAML "
                           "file") from None
-    parameters = parse_yaml(text, path.name, "lines of the form key: value")
+    parameters = deepcopy(_parsed(text, path.name))
     if not isinstance(parameters, dict) or not all(isinstance(key, str) for key in parameters):
         raise RecipeError(f"{path.name}: expected lines of the form key: value")
     return parameters
@@ -413,19 +421,44 @@ def read_recipe(
     return check_recipe(_written(path), path.name)
 
 # %% ../../nbs/reference/runs/recipes.ipynb #0d3cda5c
+def _assigned(source):
+    "Names that a cell assigns where it does nothing else."
+    try:
+        lines = ast.parse(source).body
+    except SyntaxError:  # of IPython, no parameters
+        return []
+    targets = [line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
+               if isinstance(line, ast.Assign) else None for line in lines]
+    return [target.id for target in targets] if all(
+        isinstance(target, ast.Name) for target in targets) else []
+
+
+def _parameters_of(namespace):
+    "Names that the parameters cell assigns, and papermill's below it; each as it last ran."
+    cells = [(source, _assigned(source)) for source in namespace.get("In", ())]
+    own = [names for _, names in cells if "recipe" in names]
+    papermills = [names for source, names in cells if source.startswith("# Parameters")]
+    return {name for names in (*own[-1:], *papermills[-1:]) for name in names}
+
+
 def recipe_of(
     namespace: dict,  # a notebook's globals() after its parameters cell
     notebook: str,  # the notebook's name, without .ipynb
 ) -> Recipe:
     """The recipe that a notebook's parameters make.
 
-    Raises RecipeError for a recipe of another notebook, and for a value that is not allowed.
+    None and an empty text are what the recipe says. Raises RecipeError for a recipe of another
+    notebook, for an unknown parameter, and for a value that is not allowed.
     """
     fields = SCHEMAS[notebook].model_fields
-    chosen = {name: namespace[name] for name in fields if name in namespace and not (
-        namespace[name] in (None, "") and fields[name].get_default() not in (None, ""))}
+    given = {name: namespace[name] for name in {*fields, *_parameters_of(namespace)}
+             if name in namespace}
+    chosen = {name: value for name, value in given.items() if name not in fields or not (
+        value in (None, "") and value != fields[name].get_default())}
     where = str(namespace.get("recipe") or notebook)
     if "notebook" not in namespace:
+        if not namespace.get("recipe"):
+            raise RecipeError("recipe is empty; name one of recipes/, or a .yaml file")
         path = find_recipe(where)
         chosen = _written(path) | chosen | {"recipe": path.stem}
     if chosen.get("notebook") != notebook:
@@ -440,32 +473,6 @@ def as_it_stands(
 ) -> bool:
     "Whether these are the values of that recipe's file, wherever the run folder lies."
     return settings == read_recipe(find_recipe(name)).model_copy(update={"out": settings.out})
-
-# %% ../../nbs/reference/runs/recipes.ipynb #2b09eecf
-def show_settings(
-    settings: Recipe,
-):
-    "Show the parameters that are in force, with a sentence each."
-    from html import escape
-
-    from IPython.display import HTML, display
-
-    def row(name, field):
-        value = values[name]
-        if name in KEYWORDS and (path := source_path(value, name)):
-            value = path.name  # no path of this machine: the notebook may be published
-        text = cut(json.dumps(value, ensure_ascii=False), 2000)
-        return (f"<tr><td><code>{name}</code></td><td>{escape(text)}</td>"
-                f"<td style='text-align:left'>{escape(field.description)}</td></tr>")
-
-    values, set_here, others = settings.model_dump(), [], []
-    for name, field in type(settings).model_fields.items():
-        if name in ("notebook", "out"):  # this one; a place of this machine
-            continue
-        changed = getattr(settings, name) != field.get_default(call_default_factory=True)
-        (set_here if changed else others).append(row(name, field))
-    display(HTML(f"<table>{''.join(set_here)}</table><details><summary>{len(others)} more, as "
-                 f"nobody set them</summary><table>{''.join(others)}</table></details>"))
 
 # %% ../../nbs/reference/runs/recipes.ipynb #f1911b23
 def runs_folder(
