@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .data.cells import DataError, DataWarning, printable
-from .data.sources import fingerprint, load
+from .data.sources import fingerprint, load, source_words
 from .data.yaml_text import cut
 from .page.plan import check_inputs, plan_runs, runs_root
 from bloodcell_nb.runs.engine import (
@@ -112,8 +112,7 @@ def main(
         return 130
 
 # %% ../nbs/reference/cli.ipynb #ad6dd3c9
-_SOURCES = ("synthetic[:n=..,seed=..,duplicates=..,spoiled=..], medmnist[:28|64|128|224], "
-            "an .npz file, or a folder or .zip of class folders")
+_SOURCES = source_words(options=True)
 _SOURCE = _option("source", help=_SOURCES)
 _SIZE = _option("--size", type=int, help="resize images to SIZE x SIZE")
 
