@@ -198,11 +198,11 @@ def _runs_root(out, chosen):
 
 def _write_page(root):
     "Write the page of a folder of runs, one process at a time: the last has seen the runs of all."
-    from bloodcell_nb.page.build import build_report
+    from bloodcell_nb.page.build import build_page
 
     with locked(root, ".page"):
         if any(root.glob("*/status.json")):  # else none began, of a source that is gone
-            print(f"report: {build_report(root)}")
+            print(f"report: {build_page(root)}")
 
 # %% ../nbs/reference/cli.ipynb #c0972437
 def _pairs(text):
@@ -452,9 +452,9 @@ def _obey(options):
                            options.timeout, options.study,
                            options.jobs, options.budget, options.tensorboard)
     else:
-        from bloodcell_nb.page.build import build_report
+        from bloodcell_nb.page.build import build_page
 
-        print(f"report: {build_report(Path(options.folder))}")
+        print(f"report: {build_page(Path(options.folder))}")
     return 0
 
 
