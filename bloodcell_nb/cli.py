@@ -191,11 +191,11 @@ def _check_minutes(timeout, budget):
 
 def _write_page(root):
     "Write the page of a folder of runs, one process at a time: the last has seen the runs of all."
-    from bloodcell_nb.page.build import build_report
+    from bloodcell_nb.page.build import build_page
 
     with locked(root, ".page"):
         if any(root.glob("*/status.json")):  # else none began, of a source that is gone
-            print(f"report: {build_report(root)}")
+            print(f"report: {build_page(root)}")
 
 # %% ../nbs/reference/cli.ipynb #412c7140
 def _print_left(root, states, left, start):
@@ -463,9 +463,9 @@ _FOLDER = _option("folder", nargs="?", metavar="DIR",
 
 @_command("page", _FOLDER, help="write the page of finished runs")
 def _page(folder="reports"):
-    from bloodcell_nb.page.build import build_report
+    from bloodcell_nb.page.build import build_page
 
-    print(f"report: {build_report(Path(folder))}")
+    print(f"report: {build_page(Path(folder))}")
 
 
 @_command("report", _FOLDER)
