@@ -9,7 +9,7 @@ __all__ = ['PROMISE', 'sure_threshold', 'promise', 'trust']
 import numpy as np
 
 from .ensemble import risk_coverage
-from .robustness import wilson_interval
+from .metrics import wilson_interval
 
 # %% ../../nbs/reference/evaluation/trust.ipynb #3549540c
 PROMISE = 0.99  # right among the sure, on a network's own validation cells
@@ -36,7 +36,7 @@ def promise(
     "Compare a share with a promise: its 95 % interval lies above, below, or around it."
     if not n:
         return "cannot be told"
-    low, high = wilson_interval(np.array(right), n)
+    low, high = wilson_interval(right, n)
     return ("holds" if low >= accuracy else "does not hold" if high < accuracy
             else "cannot be told")
 
