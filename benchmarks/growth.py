@@ -69,7 +69,7 @@ def stages(task):
     from bloodcell_nb.data.sources import fingerprint, load
     from bloodcell_nb.evaluation.metrics import score
     from bloodcell_nb.networks.custom_cnn import custom_cnn
-    from bloodcell_nb.page.build import build_report
+    from bloodcell_nb.page.build import build_page
     from bloodcell_nb.runs.recipes import check_recipe
     from bloodcell_nb.runs.run import Run
     from bloodcell_nb.runs.splits import assign_splits
@@ -118,7 +118,7 @@ def stages(task):
         run.predictions(test, probabilities)
         run.finish({"training": fitted.record(), "test": scores})
         write_json(folder / "status.json", {"recipe": "growth", "state": "done"})
-        build_report(folder.parent)
+        build_page(folder.parent)
     sizes = [len(np.unique(groups)), len(train), len(test)]
     print(json.dumps({"stages": found, "sizes": sizes}), flush=True)
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .data.cells import DataError, DataWarning, printable
-from .data.sources import fingerprint, load
+from .data.sources import fingerprint, load, source_words
 from .data.yaml_text import cut
 from .page.plan import check_inputs, plan_runs, runs_root
 from bloodcell_nb.runs.engine import (
@@ -112,8 +112,7 @@ def main(
         return 130
 
 # %% ../nbs/reference/cli.ipynb #ad6dd3c9
-_SOURCES = ("synthetic[:n=..,seed=..,duplicates=..,spoiled=..], medmnist[:28|64|128|224], "
-            "an .npz file, or a folder or .zip of class folders")
+_SOURCES = source_words(options=True)
 _SOURCE = _option("source", help=_SOURCES)
 _SIZE = _option("--size", type=int, help="resize images to SIZE x SIZE")
 
@@ -192,11 +191,11 @@ def _check_minutes(timeout, budget):
 
 def _write_page(root):
     "Write the page of a folder of runs, one process at a time: the last has seen the runs of all."
-    from bloodcell_nb.page.build import build_report
+    from bloodcell_nb.page.build import build_page
 
     with locked(root, ".page"):
         if any(root.glob("*/status.json")):  # else none began, of a source that is gone
-            print(f"report: {build_report(root)}")
+            print(f"report: {build_page(root)}")
 
 # %% ../nbs/reference/cli.ipynb #412c7140
 def _print_left(root, states, left, start):
@@ -464,9 +463,9 @@ _FOLDER = _option("folder", nargs="?", metavar="DIR",
 
 @_command("page", _FOLDER, help="write the page of finished runs")
 def _page(folder="reports"):
-    from bloodcell_nb.page.build import build_report
+    from bloodcell_nb.page.build import build_page
 
-    print(f"report: {build_report(Path(folder))}")
+    print(f"report: {build_page(Path(folder))}")
 
 
 @_command("report", _FOLDER)

@@ -45,7 +45,7 @@ CONTENTS = "".join([contents("Chapters", "[0-9]*", options=":numbered: 1"),
                              "Functions <genindex>", "benchmarks/RESULTS")])
 INDEX = "```{{index}} {0}\n:name: {0}\n```"
 DIRECTIVE = re.compile(r"^#\| ?(\w+).*\n?", re.M)
-PUBLIC = re.compile(r"^(?:def|class) ([A-Za-z]\w*)", re.M)
+PUBLIC = re.compile(r"(?<!@patch\n)^(?:def|class) ([A-Za-z]\w*)", re.M)  # no methods
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")  # to a file of the repository
 CALL = re.compile(r'(?<!<span class="o">\.</span>)<span class="n">(\w+)</span>'
                   r'(?=<span class="p">\()|<span class="pre">([\w/.]+?)(?:\(\))?</span>')

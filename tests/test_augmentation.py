@@ -50,8 +50,7 @@ def test_a_decay_follows_the_optimizer_unless_it_is_named():
 
 OTHER_BACKEND = """
 import keras, numpy as np
-from bloodcell_nb.augment.operations import OPERATIONS
-from bloodcell_nb.augment.policies import Policy, augmented
+from bloodcell_nb.augment.policies import OPERATIONS, Policy, augmented
 from bloodcell_nb.data.synthetic import draw_cells
 
 cells = draw_cells(8)

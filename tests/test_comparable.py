@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from bloodcell_nb.data.cells import DataError
-from bloodcell_nb.page.build import build_report, check_page_free
+from bloodcell_nb.page.build import build_page, check_page_free
 from bloodcell_nb.page.comparable import code_words, label_of
 from bloodcell_nb.page.comparisons import results_table
 from bloodcell_nb.page.sections import data
@@ -66,7 +66,7 @@ def mixed(tmp_path_factory):
         model.update(in_alexnets=missing) for model, missing in zip(
             record["results"]["models"].values(),
             (None, {"balanced_error": None, "relative_balanced_error": None}), strict=False)])
-    return folder, unescape(build_report(folder).read_text(encoding="utf-8"))
+    return folder, unescape(build_page(folder).read_text(encoding="utf-8"))
 
 
 def test_an_evaluation_is_no_training():
@@ -112,14 +112,14 @@ def test_what_a_profile_does_not_lower_is_not_short(tmp_path):
         edit(tmp_path / name / "status.json", lambda status, profile=profile: status.update(
             profile=profile))
     assert [label_of(run) for run in read_runs(tmp_path)] == ["custom_cnn", f"{MEAN} (8 views)"]
-    assert "Shortened" not in build_report(tmp_path).read_text(encoding="utf-8")
+    assert "Shortened" not in build_page(tmp_path).read_text(encoding="utf-8")
 
 
 def test_a_training_that_ended_with_no_number_is_named(tmp_path):
     copy(["custom_cnn"], tmp_path)
     edit(tmp_path / "custom_cnn" / "metrics.json", lambda record: record["results"][
         "training"].update(epochs=3, not_finite="loss is nan in epoch 4, learning rate 0.1"))
-    page = build_report(tmp_path).read_text(encoding="utf-8")
+    page = build_page(tmp_path).read_text(encoding="utf-8")
     assert "3 of 60 (quick, no number)" in page and "stopped early" not in page
     assert "became no number: loss is nan in epoch 4, learning rate 0.1." in page
 
@@ -157,7 +157,7 @@ def test_one_code_is_the_usual_one_in_all_parts(tmp_path):
         commit = "ab" if path.parent.name.startswith("ensemble") else "cd"
         edit(path, lambda record, commit=commit: record.update(
             git={"commit": commit * 20, "clean": True}))
-    page = unescape(build_report(tmp_path).read_text(encoding="utf-8"))
+    page = unescape(build_page(tmp_path).read_text(encoding="utf-8"))
     told = page.partition('<h3 id="ensemble">')[2].partition("</section>")[0]
     assert f"<td>{MEAN} (8 views) †</td>" in told and "<td>ensemble_snapshots †</td>" in told
     assert "† marks records of other code than most: 2 of commit abababa." in told
@@ -222,7 +222,7 @@ def test_a_page_replaces_nothing_that_it_did_not_write(name, tmp_path):
     THEIRS[name](tmp_path / name)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(DataError) as error:
-        build_report(tmp_path)
+        build_page(tmp_path)
     assert name in str(error.value) and len(str(error.value).splitlines()) == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     with pytest.raises(DataError):  # before anything runs
@@ -232,12 +232,12 @@ def test_a_page_replaces_nothing_that_it_did_not_write(name, tmp_path):
 def test_a_page_replaces_its_own_also_an_older_one(tmp_path):
     copy([HEAVY], tmp_path)
     check_page_free(tmp_path / "not_there_yet")
-    path = build_report(tmp_path)
+    path = build_page(tmp_path)
     first = path.read_text(encoding="utf-8")
     assert '<meta name="generator" content="bloodcell_nb">' in first
     # as they were before pages and figures bore the name
     path.write_text(first.replace('<meta name="generator" content="bloodcell_nb">\n', ""))
     png(tmp_path / "figures" / "problem.png", "Matplotlib version3.11.2, its address")
     (tmp_path / "figures" / "notes.txt").write_text("mine")  # the page writes none of this name
-    assert build_report(tmp_path).read_text(encoding="utf-8") == first
+    assert build_page(tmp_path).read_text(encoding="utf-8") == first
     assert (tmp_path / "figures" / "notes.txt").read_text() == "mine"

@@ -21,8 +21,7 @@ import yaml
 
 import bloodcell_nb
 from bloodcell_nb import _modidx
-from bloodcell_nb.augment.operations import OPERATIONS
-from bloodcell_nb.augment.policies import Policy
+from bloodcell_nb.augment.policies import OPERATIONS, Policy
 from bloodcell_nb.networks.custom_cnn import custom_cnn
 from bloodcell_nb.networks.pretrained import set_trainable, transfer_model
 from bloodcell_nb.page.comparisons import results_table

@@ -15,7 +15,7 @@ import papermill
 import pytest
 from test_command import bloodcell
 
-from bloodcell_nb.page.build import build_report
+from bloodcell_nb.page.build import build_page
 from bloodcell_nb.page.comparisons import gains_table, ladder_table, ladders, results_table
 from bloodcell_nb.page.plots import cost_table
 from bloodcell_nb.runs import notebook_html as rendered
@@ -47,7 +47,7 @@ def folder(tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     "The page of both."
-    return unescape(build_report(two_runs(tmp_path_factory.mktemp("whole"))).read_text())
+    return unescape(build_page(two_runs(tmp_path_factory.mktemp("whole"))).read_text())
 
 
 def change(name, edit):
@@ -97,7 +97,7 @@ def test_an_odd_run_is_named_and_costs_nothing_else(folder, whole, way, capsys):
     spoil, reason = WAYS[way]
     assert WORTH in whole and "Left out of the tables" not in whole
     spoil(folder / ODD)
-    page = unescape(build_report(folder).read_text())
+    page = unescape(build_page(folder).read_text())
     named = page[page.index("Left out of the tables"):]
     assert ODD in named and reason in named, named
     assert ODD in capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_a_record_of_a_notebook_that_is_gone_is_shown(folder):
     (folder / GOOD / "metrics.json").write_text(json.dumps(record))
     assert (GOOD in [run.name for run in read_runs(folder) if run.test]
             and f"| {GOOD} |" in results_table(folder))
-    page = build_report(folder).read_text()
+    page = build_page(folder).read_text()
     assert f' id="{GOOD}-' in page and "Left out of the tables" not in page
 
 
@@ -131,7 +131,7 @@ def test_runs_on_drawn_cells_are_compared_with_each_other_alone(folder):
     for name in (GOOD, ODD):
         change("metrics.json", lambda whole: whole["data"].update(source="drawn", synthetic=True))(
             folder / name)
-    page = build_report(folder).read_text()
+    page = build_page(folder).read_text()
     assert WORTH in page and f"<td>{ODD}</td><td>{GOOD}</td>" in page
     assert "hidden" not in page.partition("<script>")[0]
     assert "What differs from the original report" not in page
@@ -139,7 +139,7 @@ def test_runs_on_drawn_cells_are_compared_with_each_other_alone(folder):
 
 def test_no_row_of_the_page_is_without_a_run(folder):
     "Steps of the report that have no run stand in a sentence, not in the tables."
-    page = unescape(build_report(folder).read_text())
+    page = unescape(build_page(folder).read_text())
     assert "no run yet" not in page
     named = page[page.index("Not run yet: "):].split("</p>")[0]
     assert "convnext_base" in named and GOOD not in named
@@ -179,7 +179,7 @@ def test_folders_that_may_not_be_read_or_written(folder, monkeypatch, capsys):
     with monkeypatch.context() as closed:
         closed.setattr(os, "scandir", denied(os.scandir, ODD))
         closed.setattr(Path, "read_bytes", denied(Path.read_bytes, ODD))
-        page = unescape(build_report(folder).read_text())
+        page = unescape(build_page(folder).read_text())
     left = page[page.index("Left out of the tables"):]
     assert "notebook.html cannot be written (Permission denied)" in left
     assert "status.json cannot be read (PermissionError: Permission denied)" in left
@@ -212,7 +212,7 @@ def test_a_page_over_several_folders_of_runs(folder):
     failed.mkdir()
     (failed / "status.json").write_text(json.dumps({
         "recipe": "efficientnet_lite0_head", "state": "failed", "error": "on drawn cells"}))
-    page = unescape(build_report(folder).read_text())
+    page = unescape(build_page(folder).read_text())
     links, anchors = links_and_anchors(page)
     assert len(anchors) == len(set(anchors))
     assert {unquote(link[1:]) for link in links if link.startswith("#")} <= set(anchors)
@@ -231,7 +231,7 @@ def test_equal_accuracies_have_no_rank(folder):
     for file in ("status.json", "metrics.json"):
         path = folder / MADE.name / file
         path.write_text(path.read_text().replace(f'"{ODD}"', f'"{MADE.name}"'))
-    assert "Spearman" not in build_report(folder).read_text()
+    assert "Spearman" not in build_page(folder).read_text()
 
 
 def test_page_command_names_odd_runs(folder):
@@ -275,7 +275,7 @@ def test_what_a_record_says_stays_text(tmp_path):
         (tmp_path / name / "status.json").write_text(json.dumps(status))
     (place / "figures").mkdir()
     (place / "figures" / f"{LESS}script a&b.png").touch()
-    page = build_report(tmp_path).read_text()
+    page = build_page(tmp_path).read_text()
     assert page.count("<script") == page.count("</script") == 1 and "\"'" not in page
     assert len(re.findall("&lt;script&gt;alert", page)) > 40, "all of it is shown, as text"
     for words in ("in AlexNet's errors", "most similar", "Members (weights)", "cross-validation",
@@ -292,7 +292,7 @@ def links_and_anchors(page):
 def test_links_are_relative_quoted_and_lead_to_files(folder):
     shutil.copytree(MADE / "figures", folder / ODD / "figures")
     (folder / ODD).rename(folder / "a b#c&'")
-    links, anchors = links_and_anchors(build_report(folder).read_text())
+    links, anchors = links_and_anchors(build_page(folder).read_text())
     places = [link for link in links if not link.startswith("#")]
     assert (len(places) > 3 and all((folder / unquote(link)).is_file()
                                     and not re.search(r"[ #&']", link) for link in places))
@@ -327,7 +327,7 @@ def test_the_committed_page_and_csv_say_what_the_records_say(tmp_path):
     shutil.copytree(RECORDS, tmp_path / "pbc96", ignore=shutil.ignore_patterns("*.keras"))
     for name in ("index.html", "results.csv"):
         (tmp_path / "pbc96" / name).unlink()
-    build_report(tmp_path / "pbc96")
+    build_page(tmp_path / "pbc96")
     for name in ("index.html", "results.csv"):
         assert ((tmp_path / "pbc96" / name).read_text() == (RECORDS / name).read_text()
                 ), f"run `bloodcell page reports/pbc96` and commit {name}"
@@ -351,33 +351,33 @@ def test_a_record_with_the_area_under_the_curve_shows_it(folder):
             whole["results"][split]["auc"] = 0.87654
             whole["results"][split]["interval_95"]["auc"] = [0.86, 0.89]
 
-    assert "AUC" not in build_report(folder).read_text()
+    assert "AUC" not in build_page(folder).read_text()
     change("metrics.json", add)(folder / GOOD)
-    page = build_report(folder).read_text()
+    page = build_page(folder).read_text()
     assert ">AUC, stand-in</th>" in page and ">0.877<small>0.860 to 0.890</small>" in page
     rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
     assert [rows[name]["clean_auc"] for name in (GOOD, ODD)] == ["0.87654", ""]
     change("metrics.json", lambda whole: whole["results"]["test"].update(auc="high"))(folder / GOOD)
-    assert "results.test.auc is &#39;high&#39;" in build_report(folder).read_text()
+    assert "results.test.auc is &#39;high&#39;" in build_page(folder).read_text()
 
 
 def test_sentences_follow_the_records(folder):
     "Of two runs with the same answers none is above the other; then one is, and the page says so."
-    page = unescape(build_report(folder).read_text())
+    page = unescape(build_page(folder).read_text())
     assert f"not told apart from <code>{GOOD}</code>: +0.000" in page
     assert f"above <code>{GOOD}</code>" not in page
     for path in (folder / GOOD).glob("predictions*.npz"):
         arrays = dict(np.load(path))
         arrays["probabilities"] = np.roll(arrays["probabilities"], 1, axis=1)
         np.savez(path, **arrays)
-    page = unescape(build_report(folder).read_text())
+    page = unescape(build_page(folder).read_text())
     assert f"] above <code>{GOOD}</code>" in page and "not told apart" not in page
 
 
 def test_two_data_sets_have_their_own_parts_and_figures(folder):
     change("metrics.json", lambda whole: whole["data"].update(source="drawn", synthetic=True))(
         folder / ODD)
-    page = build_report(folder).read_text()
+    page = build_page(folder).read_text()
     links, anchors = links_and_anchors(page)
     assert "Real cells: pbc96.zip" in page and "Synthetic cells: drawn" in page
     assert {"problem", "problem-2"} <= set(anchors) and len(anchors) == len(set(anchors))
@@ -390,6 +390,6 @@ def test_the_folder_of_one_run_keeps_its_own_figures(folder):
     shutil.copytree(MADE / "figures", folder / GOOD / "figures")
     before = sorted((folder / GOOD / "figures").iterdir())
     for _ in range(2):
-        page = build_report(folder / GOOD).read_text()
+        page = build_page(folder / GOOD).read_text()
     assert sorted((folder / GOOD / "figures").iterdir()) == before
     assert f"<code>{GOOD}</code> is right on 0.755" in page

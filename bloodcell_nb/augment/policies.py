@@ -14,7 +14,8 @@ from functools import partial
 
 import numpy as np
 
-from .operations import OPERATIONS, Draw, Range, apply_some, geometric
+from .operations import apply_some, geometric
+from .registry import OPERATIONS, Draw, Range
 from ..data.cells import Cells, DataError
 
 # %% ../../nbs/reference/augment/policies.ipynb #fe623a2a

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASS_NAMES', 'COURSE_COUNTS', 'PARTS', 'SYNTHETIC', 'MEDMNIST', 'KEYWORDS', 'class_key', 'printable', 'DataError',
-           'DataWarning', 'source_path', 'is_synthetic', 'Cells', 'check_images', 'check_labels', 'split_indices',
+           'DataWarning', 'source_path', 'is_synthetic', 'check_images', 'check_labels', 'Cells', 'split_indices',
            'fold_indices']
 
 # %% ../../nbs/reference/data/cells.ipynb #4864dedb
@@ -26,7 +26,7 @@ CLASS_NAMES = (
 COURSE_COUNTS = (852, 2181, 1085, 2026, 849, 993, 2330, 1643)
 PARTS = ("train", "val", "test")
 
-
+# %% ../../nbs/reference/data/cells.ipynb #82afe54c
 def class_key(
     name: str,  # of a class
 ) -> str:
@@ -40,7 +40,6 @@ def class_key(
 # %% ../../nbs/reference/data/cells.ipynb #saidofit1
 # control characters, separators of lines, marks that turn the direction, halves of characters
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_LONGEST = 1000  # characters of a message
 
 
 def printable(
@@ -48,6 +47,9 @@ def printable(
 ) -> str:
     "Write what a terminal cannot show, or would obey, as escape sequences."
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+# %% ../../nbs/reference/data/cells.ipynb #8d232d32
+_LONGEST = 1000  # characters of a message
 
 
 class DataError(ValueError):
@@ -84,14 +86,107 @@ def source_path(
     path = Path(os.path.expanduser(value))
     return path.resolve() if is_keyword(str(path)) else path  # its text must be no keyword
 
-
+# %% ../../nbs/reference/data/cells.ipynb #a82383e6
 def is_synthetic(
     source: str,  # as for `load`
 ) -> bool:
     "True for drawn cells."
     return source_path(source) is None and str(source).partition(":")[0] == SYNTHETIC
 
+# %% ../../nbs/reference/data/cells.ipynb #65e377ff
+def _check_rank(images, where):
+    "Refuse what is no array of RGB images, or holds no real numbers."
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise DataError(
+            f"{where}: images have shape {images.shape}, expected (n, height, width, 3)")
+    if not (np.issubdtype(images.dtype, np.number) and not np.iscomplexobj(images)):
+        raise DataError(f"{where}: images have type {images.dtype}, expected uint8")
+
+
+def check_images(
+    images: np.ndarray,  # expected (n, h, w, 3)
+    where: str = "",  # named in an error
+) -> np.ndarray:  # uint8, (n, h, w, 3)
+    """Check rank, channels and values.
+
+    Floats in [0, 1] and whole numbers in 0..255 become uint8, the former with a warning.
+    """
+    images, where = np.asarray(images), where or "images"
+    _check_rank(images, where)
+    if images.dtype == np.uint8 or not images.size:
+        return images.astype(np.uint8, copy=False)
+    if not np.isfinite(images).all():
+        bad = int(np.argmin(np.isfinite(images).all(axis=(1, 2, 3))))
+        raise DataError(f"{where}: image {bad} holds NaN or infinity, expected values 0..255")
+    low, high = images.min(), images.max()
+    if low < 0 or high > 255:
+        raise DataError(f"{where}: pixel values run from {low:g} to {high:g}, expected 0..255")
+    if np.issubdtype(images.dtype, np.floating) and high <= 1:
+        warnings.warn(f"{where}: float images in [0, 1] are taken times 255 and rounded to uint8",
+                      DataWarning, stacklevel=2)
+        return np.round(images * 255).astype(np.uint8)
+    if (images != np.round(images)).any():
+        raise DataError(f"{where}: float images up to {high:g} with fractions, expected whole "
+                        "numbers 0..255 or floats in [0, 1]")
+    return images.astype(np.uint8)
+
+# %% ../../nbs/reference/data/cells.ipynb #5c48e0c5
+def _from_one_hot(labels, where):
+    "Class indices of one-hot rows."
+    if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+        raise DataError(f"{where}: labels of shape {labels.shape} are not one-hot: each row must "
+                        "hold a single 1; multi-label files, such as ChestMNIST, cannot be used")
+    return labels.argmax(axis=1)
+
+
+def check_labels(
+    labels: np.ndarray,  # class indices (n,) or (n, 1), or one-hot (n, classes)
+    n_images: int,  # number of images that they belong to
+    where: str = "",  # named in an error
+) -> np.ndarray:  # class indices, int64, (n,)
+    "Bring labels to class indices; raises DataError for what are none, or too many or too few."
+    labels, where = np.asarray(labels), where or "labels"
+    if labels.dtype != bool and not np.issubdtype(labels.dtype, np.number):
+        raise DataError(f"{where}: labels have type {labels.dtype}, expected whole numbers")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and len(labels):
+        labels = _from_one_hot(labels, where)
+    if labels.ndim != 1:
+        raise DataError(f"{where}: labels have shape {labels.shape}, expected (n,), (n, 1) or "
+                        "one-hot (n, classes)")
+    if len(labels) != n_images:
+        raise DataError(f"{where}: {n_images} images but {len(labels)} labels; they must be as "
+                        "many")
+    wrong = ~np.isfinite(labels) | (labels != np.round(labels)) | (labels < 0) | (labels > 2**31)
+    if wrong.any():
+        raise DataError(f"{where}: labels must be whole numbers from 0, found "
+                        f"{labels[wrong][0]:g}")
+    return labels.astype(np.int64)
+
 # %% ../../nbs/reference/data/cells.ipynb #306893ff
+def _checked(cells):
+    "Arrays and names of cells as they are kept; raises DataError for what does not fit together."
+    images, where = check_images(cells.images, cells.source), cells.source or "cells"
+    n, classes = len(images), len(cells.class_names)
+    labels = check_labels(cells.labels, n, cells.source)
+    if n and labels.max() >= classes:
+        raise DataError(f"{where}: label {labels.max()} is out of range; {classes} classes have "
+                        f"labels 0 to {classes - 1}")
+    ids = (np.array([f"{i:06d}" for i in range(n)]) if cells.ids is None
+           else np.asarray(cells.ids, dtype=str))
+    parts = np.full(n, "") if cells.parts is None else np.asarray(cells.parts, dtype=str)
+    for name, values in (("ids", ids), ("parts", parts)):
+        if values.shape != (n,):
+            raise DataError(f"{where}: {name} has shape {values.shape}, expected ({n},)")
+    if unknown := set(parts.tolist()) - {"", *PARTS}:
+        raise DataError(f"{where}: parts holds {sorted(unknown)[0]!r}; allowed are "
+                        f"{', '.join(PARTS)}")
+    return {"images": images, "labels": labels, "parts": parts,
+            "ids": np.array(list(map(printable, ids)), dtype=str),
+            "class_names": tuple(map(printable, cells.class_names))}
+
+# %% ../../nbs/reference/data/cells.ipynb #41d27be3
 @dataclass(frozen=True)
 class Cells:
     """Images of cells with their labels.
@@ -101,33 +196,13 @@ class Cells:
     images: np.ndarray  # uint8, (n, h, w, 3)
     labels: np.ndarray  # class index of each image, int64, (n,)
     class_names: tuple = CLASS_NAMES  # name of each class, in label order, printable
-    # name of each image, unique within its part and class, printable, (n,)
-    ids: np.ndarray = None
+    ids: np.ndarray = None  # name of each image, unique within its part and class, printable, (n,)
     # "train", "val" or "test" of each image, or "" where the source has no split, (n,)
     parts: np.ndarray = None
     source: str = ""  # where the cells came from
 
     def __post_init__(self):
-        images = check_images(self.images, self.source)
-        n = len(images)
-        labels = check_labels(self.labels, n, self.source)
-        if n and labels.max() >= len(self.class_names):
-            raise DataError(f"{self.source or 'cells'}: label {labels.max()} is out of range; "
-                            f"{len(self.class_names)} classes have labels 0 to "
-                            f"{len(self.class_names) - 1}")
-        ids = (np.array([f"{i:06d}" for i in range(n)]) if self.ids is None
-               else np.asarray(self.ids, dtype=str))
-        parts = np.full(n, "") if self.parts is None else np.asarray(self.parts, dtype=str)
-        for name, values in (("ids", ids), ("parts", parts)):
-            if values.shape != (n,):
-                raise DataError(f"{self.source or 'cells'}: {name} has shape {values.shape}, "
-                                f"expected ({n},)")
-        if unknown := set(np.unique(parts)) - {"", *PARTS}:
-            raise DataError(f"{self.source or 'cells'}: parts holds {sorted(unknown)[0]!r}; "
-                            f"allowed are {', '.join(PARTS)}")
-        ids = np.array(list(map(printable, ids)), dtype=str)
-        for name, value in (("images", images), ("labels", labels), ("ids", ids), ("parts", parts),
-                            ("class_names", tuple(map(printable, self.class_names)))):
+        for name, value in _checked(self).items():
             object.__setattr__(self, name, value)
 
     def __len__(self):
@@ -151,72 +226,6 @@ class Cells:
         "The cells of one split."
         return self[self.parts == name]
 
-# %% ../../nbs/reference/data/cells.ipynb #65e377ff
-def check_images(
-    images: np.ndarray,  # expected (n, h, w, 3)
-    where: str = "",  # named in an error
-) -> np.ndarray:  # uint8, (n, h, w, 3)
-    """Check rank, channels and values.
-
-    Floats in [0, 1] and whole numbers in 0..255 become uint8, the former with a warning.
-    """
-    images, where = np.asarray(images), where or "images"
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise DataError(
-            f"{where}: images have shape {images.shape}, expected (n, height, width, 3)")
-    if images.dtype == np.uint8:
-        return images
-    if not (np.issubdtype(images.dtype, np.number) and not np.iscomplexobj(images)):
-        raise DataError(f"{where}: images have type {images.dtype}, expected uint8")
-    if not images.size:
-        return images.astype(np.uint8)
-    if not np.isfinite(images).all():
-        bad = int(np.argmin(np.isfinite(images).all(axis=(1, 2, 3))))
-        raise DataError(f"{where}: image {bad} holds NaN or infinity, expected values 0..255")
-    low, high = images.min(), images.max()
-    if low < 0 or high > 255:
-        raise DataError(f"{where}: pixel values run from {low:g} to {high:g}, expected 0..255")
-    if np.issubdtype(images.dtype, np.floating) and high <= 1:
-        warnings.warn(f"{where}: float images in [0, 1] are taken times 255 and rounded to uint8",
-                      DataWarning, stacklevel=2)
-        return np.round(images * 255).astype(np.uint8)
-    if (images != np.round(images)).any():
-        raise DataError(f"{where}: float images up to {high:g} with fractions, expected whole "
-                        "numbers 0..255 or floats in [0, 1]")
-    return images.astype(np.uint8)
-
-# %% ../../nbs/reference/data/cells.ipynb #5e39a759
-def check_labels(
-    labels: np.ndarray,  # class indices (n,) or (n, 1), or one-hot (n, classes)
-    n_images: int,  # number of images that they belong to
-    where: str = "",  # named in an error
-) -> np.ndarray:  # class indices, int64, (n,)
-    "Bring labels to class indices."
-    labels, where = np.asarray(labels), where or "labels"
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.dtype == bool or np.issubdtype(labels.dtype, np.number):
-        if labels.ndim == 2 and len(labels):
-            if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
-                raise DataError(f"{where}: labels of shape {labels.shape} are not one-hot: each "
-                                "row must "
-                                "hold a single 1; multi-label files, such as ChestMNIST, cannot be "
-                                "used")
-            labels = labels.argmax(axis=1)
-    else:
-        raise DataError(f"{where}: labels have type {labels.dtype}, expected whole numbers")
-    if labels.ndim != 1:
-        raise DataError(f"{where}: labels have shape {labels.shape}, expected (n,), (n, 1) or "
-                        "one-hot (n, classes)")
-    if len(labels) != n_images:
-        raise DataError(f"{where}: {n_images} images but {len(labels)} labels; they must be as "
-                        "many")
-    wrong = ~np.isfinite(labels) | (labels != np.round(labels)) | (labels < 0) | (labels > 2**31)
-    if wrong.any():
-        raise DataError(f"{where}: labels must be whole numbers from 0, found "
-                        f"{labels[wrong][0]:g}")
-    return labels.astype(np.int64)
-
 # %% ../../nbs/reference/data/cells.ipynb #91c058ac
 def _units(labels, groups):
     "One index for each group, and for each image the number of its unit."
@@ -235,7 +244,7 @@ def _check_class_sizes(counts, needed, what):
         raise DataError(f"class {int(np.argmin(counts))} has {counts.min()} images (duplicates "
                         f"counted once); {what} needs {needed}")
 
-
+# %% ../../nbs/reference/data/cells.ipynb #de9a3061
 def split_indices(
     labels: np.ndarray,  # class index of each image, (n,)
     val_share: float = 0.2,  # share of the images that goes to the second side, in (0, 1)
@@ -243,7 +252,7 @@ def split_indices(
     stratify: bool = True,  # the same share of each class; False: drawn from all alike
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:  # sorted indices of the first and of the second side
-    "Split in two."
+    "Split in two; raises DataError for too few images."
     from sklearn.model_selection import train_test_split
 
     if not 0 < val_share < 1:
@@ -269,7 +278,7 @@ def fold_indices(
     stratify: bool = True,  # the same share of each class in each fold
     seed: int = 0,
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # sorted training and validation indices of each fold
-    "Split into folds, each of them the validation split once."
+    "Split into folds, each of them the validation split once; raises DataError for too few images."
     from sklearn.model_selection import KFold, StratifiedKFold
 
     if folds < 2:

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,12 +49,30 @@ def same_classes(
     known = tuple(name for name in CLASS_NAMES if name in found)
     return (known if len(known) == len(found) else found), class_of
 
-# %% ../../nbs/reference/data/class_folders.ipynb #folders10
+# %% ../../nbs/reference/data/class_folders.ipynb #5e3c94b5
+class _Place(NamedTuple):
+    "Where an image lies."
+    part: str  # train, val or test; empty for no split
+    folder: str  # that names the class; empty for an image in none
+    above: tuple  # folders above these
+
+
 def _place(name):
-    "('', class) or (part, class), and what stands above them."
+    "The place of an image, from its name below the source: a/test/monocyte/1.png."
     folders = PurePosixPath(name).parts[:-1] or ("",)
     part = split_of(folders[-2]) if len(folders) > 1 else ""
-    return part, folders[-1], folders[: -2 if part else -1]
+    return _Place(part, folders[-1], folders[: -2 if part else -1])
+
+# %% ../../nbs/reference/data/class_folders.ipynb #folders10
+def _check_filled(path, found, beside):
+    "Refuse a class folder without an image; what lies beside the images may say why."
+    used = {PurePosixPath(name).parent for name in found.names}
+    used |= {above for folder in used for above in folder.parents}
+    beside_classes = {PurePosixPath(name).parent.parent for name in found.names}
+    for folder in map(PurePosixPath, sorted(found.folders)):
+        if folder not in used and folder.parent in beside_classes and not split_of(folder.name):
+            raise DataError(f"{path}: class {folder.name} has no image{beside}; add some or "
+                            "remove the folder")
 
 
 def check_folders(
@@ -66,20 +85,35 @@ def check_folders(
         raise DataError(f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}) inside{beside}; expected "
                         "one folder a class")
     places = [_place(name) for name in found.names]
-    for name, (part, folder, _) in zip(found.names, places, strict=True):
-        if not folder or not part and split_of(folder):
+    for name, place in zip(found.names, places, strict=True):
+        if not place.folder or not place.part and split_of(place.folder):
             raise DataError(f"{path}: {name} lies in no class folder; expected one folder a class")
-    if len(above := sorted({place[2] for place in places})) > 1:
+    if len(above := sorted({place.above for place in places})) > 1:
         raise DataError(f"{path}: images lie under {'/'.join(above[0]) or '.'} and "
                         f"{'/'.join(above[1])}; name one of them as the source")
-    used = {PurePosixPath(name).parent for name in found.names}
-    used |= {above for folder in used for above in folder.parents}
-    beside_classes = {PurePosixPath(name).parent.parent for name in found.names}
-    for folder in map(PurePosixPath, sorted(found.folders)):
-        if folder not in used and folder.parent in beside_classes and not split_of(folder.name):
-            raise DataError(f"{path}: class {folder.name} has no image{beside}; add some or "
-                            "remove the folder")
+    _check_filled(path, found, beside)
     return places
+
+# %% ../../nbs/reference/data/class_folders.ipynb #c70a901b
+def _in_order(names, places):
+    "Names and places of images: those without a split first, then by split and file name."
+    def key(pair):
+        name, place = pair
+        return ("", *PARTS).index(place.part), PurePosixPath(name).stem, name
+
+    pairs = sorted(zip(names, places, strict=True), key=key)
+    return [name for name, _ in pairs], [place for _, place in pairs]
+
+
+def _ids(names, parts, classes):
+    """File names without suffix; where two of a split and class are the same, such as a.png and
+    a.tif, with folder and suffix.
+    """
+    keys = [(part, one, PurePosixPath(name).stem)
+            for name, part, one in zip(names, parts, classes, strict=True)]
+    counts = Counter(keys)
+    return [key[2] if counts[key] == 1 else "_".join(PurePosixPath(name).parts[-2:])
+            for key, name in zip(keys, names, strict=True)]
 
 # %% ../../nbs/reference/data/class_folders.ipynb #folders11
 class ClassFolders:
@@ -93,23 +127,17 @@ class ClassFolders:
         path: Path,  # of the folder or zip
     ):
         self.path, found = path, list_images(path)
+        self._opened = found.opened
         places = check_folders(path, found)
         if found.left_out:
             warnings.warn(printable(f"{path}: {found.left_out}"), DataWarning, stacklevel=2)
-        plain = [name.replace("_", " ") for _, name, _ in places]  # as `write_tree` has it
-        self.class_names, class_of = same_classes(sorted(set(plain)), path)
-        order = sorted(range(len(plain)), key=lambda i: (
-            ("", *PARTS).index(places[i][0]), PurePosixPath(found.names[i]).stem, found.names[i]))
-        self.names, self.parts = ([values[i] for i in order] for values in (
-            found.names, [place[0] for place in places]))
-        classes = [class_of[plain[i]] for i in order]
+        self.names, places = _in_order(found.names, places)
+        self.parts = [place.part for place in places]
+        folders = [place.folder.replace("_", " ") for place in places]  # as `write_tree` has it
+        self.class_names, class_of = same_classes(sorted(set(folders)), path)
+        classes = [class_of[name] for name in folders]
         self.labels = np.array([self.class_names.index(name) for name in classes])
-        keys = [(part, label, PurePosixPath(name).stem) for part, label, name
-                in zip(self.parts, classes, self.names, strict=True)]
-        counts = Counter(keys)  # a.png beside a.tif, or in a second folder of the class
-        self.ids = [key[2] if counts[key] == 1 else "_".join(PurePosixPath(name).parts[-2:])
-                    for key, name in zip(keys, self.names, strict=True)]
-        self._opened = found.opened
+        self.ids = _ids(self.names, self.parts, classes)
 
     def asked(self, name):
         "What `read_image` and `image_size` are asked for an image."

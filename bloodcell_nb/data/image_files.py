@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MAX_FILE_BYTES', 'MAX_ARCHIVE_BYTES', 'PBC_WIDTHS', 'PBC_HEIGHTS', 'MAX_PIXELS', 'is_hidden',
-           'ImageFiles', 'list_images', 'is_pbc_original', 'crop_centre', 'rebuild_96', 'check_names', 'read_image',
-           'image_size']
+           'ImageFiles', 'list_images', 'is_pbc_original', 'crop_centre', 'rebuild_96', 'read_image', 'image_size',
+           'check_names']
 
 # %% ../../nbs/reference/data/image_files.ipynb #dabfa4e2
 import io
@@ -31,6 +31,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
 
 
+def _is_image(name):
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
 def is_hidden(
     name: str,  # of a file, below the folder that was named
 ) -> bool:
@@ -38,11 +42,7 @@ def is_hidden(
     return any(part.startswith(".") or part.lower() in _CLUTTER
                for part in PurePosixPath(name).parts)
 
-
-def _is_image(name):
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
+# %% ../../nbs/reference/data/image_files.ipynb #29eb6183
 @dataclass(frozen=True)
 class ImageFiles:
     "The image files of a folder or zip, and what lies beside them; names are below it, with /."
@@ -70,11 +70,9 @@ def _in_folder(root):
     while left:
         place, above = left.pop()
         with os.scandir(root / place) as entries:
-            found = list(entries)
+            found = [entry for entry in entries if not is_hidden(entry.name)]
         for entry in found:
             name = place + entry.name
-            if is_hidden(entry.name):
-                continue
             if entry.is_dir():
                 real = os.path.realpath(entry.path)
                 if real in above:
@@ -86,12 +84,7 @@ def _in_folder(root):
                 files.append(name)
     return files, folders
 
-# %% ../../nbs/reference/data/image_files.ipynb #listing4
-MAX_FILE_BYTES = 64 * 2**20  # of an image file; larger than any of a data set of cells
-# of all image files in a zip, unpacked: small enough that nothing ends for want of memory
-MAX_ARCHIVE_BYTES = 16 * 2**30
-
-
+# %% ../../nbs/reference/data/image_files.ipynb #981bdc3a
 def _in_zip(path):
     "The entries of a zip by name, and a function that opens one of them."
     try:
@@ -108,6 +101,11 @@ def _in_zip(path):
         if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):
             raise DataError(f"{path}: entry {name!r} points outside the zip; remove it")
     return entries, lambda name: archive.open(entries[name])
+
+# %% ../../nbs/reference/data/image_files.ipynb #listing4
+MAX_FILE_BYTES = 64 * 2**20  # of an image file; larger than any of a data set of cells
+# of all image files in a zip, unpacked: small enough that nothing ends for want of memory
+MAX_ARCHIVE_BYTES = 16 * 2**30
 
 
 def _check_unpacked(sizes, path):
@@ -157,7 +155,7 @@ def is_pbc_original(
     "True for an image of the size that the originals of PBC dataset normal DIB have."
     return size[0] in PBC_WIDTHS and size[1] in PBC_HEIGHTS
 
-
+# %% ../../nbs/reference/data/image_files.ipynb #3e58c9b2
 def crop_centre(
     original: Image.Image,  # image of PBC dataset normal DIB, most 360x363
 ) -> Image.Image:  # RGB, 224x224
@@ -197,7 +195,7 @@ def _in_eight_bits(image, notes):
         grey[values == clear] = 255
     return Image.fromarray(np.round(grey).astype(np.uint8))
 
-
+# %% ../../nbs/reference/data/image_files.ipynb #cb3b81f3
 def _in_rgb(image, notes):
     "RGB in 8 bits, on white; what was changed is added to the notes."
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photograph's preview
@@ -218,22 +216,8 @@ def _in_rgb(image, notes):
 MAX_PIXELS = 50_000_000  # of an image
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _OPENING = threading.Lock()  # warning filters belong to the whole process
-_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]|^\.|[. ]$|'
-                     r"^(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)", re.IGNORECASE)
 
 
-def check_names(
-    names: list,  # each to become the name of a new file or folder
-    where: str,  # named in an error
-):
-    "Refuse, with DataError, what is a path or cannot be a name on Linux, macOS and Windows alike."
-    for name in names:
-        if not name or _UNSAFE.search(name) or len(name.encode(errors="surrogatepass")) > 255:
-            raise DataError(f"{where}: {name[:60]!r} cannot name a file or folder; expected a "
-                            "name, not a path, "
-                            "not hidden, not reserved by Windows, without < > : \" / \\ | ? *")
-
-# %% ../../nbs/reference/data/image_files.ipynb #reading0
 @contextmanager
 def _readable(where):
     "Raise DataError for whatever goes wrong with an image."
@@ -247,7 +231,7 @@ def _readable(where):
         raise DataError(f"{where} cannot be read as an image ({reason}); "
                         f"expected {', '.join(_FORMATS)}; repair or remove it") from None
 
-
+# %% ../../nbs/reference/data/image_files.ipynb #reading0
 def _read_header(opened):
     "Image whose pixels are not yet decoded."
     with opened() as stream:
@@ -272,17 +256,18 @@ def read_image(
 
     Raises DataError for a file that is no image, holds several or is too large.
     """
+    notes = [] if notes is None else notes
     with _readable(where):
-        image = _in_rgb(_read_header(opened), [] if notes is None else notes)
+        image = _in_rgb(_read_header(opened), notes)
     if is_pbc_original(image.size):
-        (notes if notes is not None else []).append(
-            "cut to the central 200x200 pixels, as an original of PBC (seen from the size)")
+        notes.append("cut to the central 200x200 pixels, as an original of PBC (seen from the "
+                     "size)")
         image = rebuild_96(image) if size in (None, (96, 96)) else crop_centre(image)
     if size and image.size != size[::-1]:
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(image)
 
-
+# %% ../../nbs/reference/data/image_files.ipynb #0957991a
 def image_size(
     opened,  # function without arguments that opens the file
     where: str,  # named in an error
@@ -291,3 +276,19 @@ def image_size(
     with _readable(where):
         size = _read_header(opened).size
     return (96, 96) if is_pbc_original(size) else size
+
+# %% ../../nbs/reference/data/image_files.ipynb #e0cea9a1
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]|^\.|[. ]$|'
+                     r"^(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)", re.IGNORECASE)
+
+
+def check_names(
+    names: list,  # each to become the name of a new file or folder
+    where: str,  # named in an error
+):
+    "Refuse, with DataError, what is a path or cannot be a name on Linux, macOS and Windows alike."
+    for name in names:
+        if not name or _UNSAFE.search(name) or len(name.encode(errors="surrogatepass")) > 255:
+            raise DataError(f"{where}: {name[:60]!r} cannot name a file or folder; expected a "
+                            "name, not a path, "
+                            "not hidden, not reserved by Windows, without < > : \" / \\ | ? *")

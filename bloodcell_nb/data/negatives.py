@@ -26,7 +26,7 @@ def _drawn(rng, paint, low=0):
     paint(ImageDraw.Draw(image), rng)
     return np.asarray(image)
 
-# %% ../../nbs/reference/data/negatives.ipynb #16490f71
+# %% ../../nbs/reference/data/negatives.ipynb #8b862077
 def _threshold(values):
     "Otsu's threshold of grey levels: it parts them into two classes of the least variance."
     counts = np.bincount(values, minlength=256)
@@ -35,7 +35,7 @@ def _threshold(values):
         below * (below[-1] - below), 1)
     return int(between[:-1].argmax())
 
-
+# %% ../../nbs/reference/data/negatives.ipynb #f4679847
 def _mask(cell, rng):
     "Cell, or nucleus and cytoplasm, in plain colours or greys."
     grey = np.asarray(Image.fromarray(cell).convert("L").filter(ImageFilter.GaussianBlur(1.5)))
@@ -47,7 +47,7 @@ def _mask(cell, rng):
                 np.tile(rng.integers(0, 256, (3, 1)), 3), rng.integers(0, 256, (3, 3))]
     return palettes[rng.integers(4)][levels].astype(np.uint8)
 
-
+# %% ../../nbs/reference/data/negatives.ipynb #16490f71
 def _discs(draw, rng):
     "A round cell with up to four lobes, as a child would draw it."
     grey = rng.random() < 0.5
@@ -108,7 +108,7 @@ def _pattern(rng):
         rng.integers(3)]
     return colours[0] + share[..., None] * (colours[1] - colours[0])
 
-
+# %% ../../nbs/reference/data/negatives.ipynb #c871246c
 def _shuffled(cell, rng):
     "A cell's pieces in another order."
     side = int(rng.choice([12, 16, 24, 32]))
@@ -136,7 +136,7 @@ def resized(
     return np.stack([np.asarray(Image.fromarray(image).resize(size[::-1], how))
                      for image in images])
 
-
+# %% ../../nbs/reference/data/negatives.ipynb #45a26c77
 def _corner(cell, rng):
     "A quarter of an image's side, in a corner: red cells and ground."
     side = int(rng.integers(20, 30))
@@ -151,7 +151,7 @@ def _smear(cells, rng):
     many = many.swapaxes(1, 2).reshape(side * _SIDE, side * _SIDE, 3)
     return np.asarray(Image.fromarray(many).resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
-
+# %% ../../nbs/reference/data/negatives.ipynb #04de00f5
 def _tissue(rng):
     "Many nuclei on pink ground, as haematoxylin and eosin stain a section."
     ground = np.array([225, 150, 190]) + rng.normal(0, 15, 3)
@@ -166,7 +166,7 @@ def _tissue(rng):
     image = resized(np.asarray(image.filter(ImageFilter.GaussianBlur(1)))[None])[0]
     return image + rng.normal(0, 5, image.shape)
 
-
+# %% ../../nbs/reference/data/negatives.ipynb #115d2e17
 def _miscoloured(cell, rng):
     "Inverted, or its channels in another order."
     orders = ([0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
@@ -222,7 +222,7 @@ def fit_kinds(
     weights = np.concatenate([fitted.coef_.T, fitted.intercept_[None]]).astype(np.float32)
     return weights if weights.shape[1] > 1 else np.hstack([np.zeros_like(weights), weights])
 
-
+# %% ../../nbs/reference/data/negatives.ipynb #ec790f8b
 def kind_probabilities(
     features: np.ndarray,  # of length 1 each, (n, d)
     weights: np.ndarray,  # of `fit_kinds`
@@ -235,15 +235,8 @@ DRAWN_GRAIN = 0.7  # of 1,000 drawn cells none lies above, of 2,500 photographed
 _BATCH = 256  # images at once
 
 
-def grain(
-    images: np.ndarray,  # uint8 (n, h, w, 3)
-) -> np.ndarray:  # -1 to 1, (n,)
-    "Correlation of the colours' finest detail, the mean over the three pairs; 1 in grey images."
-    return np.concatenate([_grain(images[k:k + _BATCH].astype(np.float32))
-                           for k in range(0, len(images), _BATCH)] or [np.empty(0)])
-
-
 def _grain(x):
+    "The grain of images as float32: how alike the fine detail of their colours is."
     fine = (4 * x[:, 1:-1, 1:-1] - x[:, :-2, 1:-1] - x[:, 2:, 1:-1] - x[:, 1:-1, :-2]
             - x[:, 1:-1, 2:]).reshape(len(x), -1, 3)
     fine -= fine.mean(axis=1, keepdims=True)
@@ -251,3 +244,11 @@ def _grain(x):
     pairs = np.einsum("npi,npj->nij", fine, fine)
     flat = (pairs[:, range(3), range(3)] < 0.5).any(axis=1)  # no detail at all
     return np.where(flat, 1, (pairs[:, 0, 1] + pairs[:, 0, 2] + pairs[:, 1, 2]) / 3)
+
+
+def grain(
+    images: np.ndarray,  # uint8 (n, h, w, 3)
+) -> np.ndarray:  # -1 to 1, (n,)
+    "Correlation of the colours' finest detail, the mean over the three pairs; 1 in grey images."
+    return np.concatenate([_grain(images[k:k + _BATCH].astype(np.float32))
+                           for k in range(0, len(images), _BATCH)] or [np.empty(0)])

@@ -50,7 +50,7 @@ _LOOKS = {
                      granules=(6, 26), grain=0.8, grain_colour=(112, 60, 140)),
 }
 
-# %% ../../nbs/reference/data/synthetic.ipynb #a17deb40
+# %% ../../nbs/reference/data/synthetic.ipynb #4eab1122
 def _blob(draw, rng, centre, radius, ragged, colour):
     "A filled outline whose radius wobbles."
     angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -60,7 +60,7 @@ def _blob(draw, rng, centre, radius, ragged, colour):
               * (1 + wobble)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1))
     draw.polygon([tuple(point) for point in points], fill=colour)
 
-
+# %% ../../nbs/reference/data/synthetic.ipynb #80867eef
 def _disc(draw, centre, radius, colour):
     draw.ellipse([*(np.asarray(centre) - radius), *(np.asarray(centre) + radius)], fill=colour)
 
@@ -73,32 +73,33 @@ def _chain(draw, points, radii, colour, neck):
         _disc(draw, point, radius, colour)
 
 
+def _arc(n, centre, reach, turn, bend):
+    "Points on an arc around a centre, n of them; it opens by twice a bend, in radians."
+    angles = turn + np.linspace(-bend, bend, n)
+    return np.asarray(centre) + reach * np.stack([np.cos(angles), np.sin(angles)], 1)
+
+# %% ../../nbs/reference/data/synthetic.ipynb #9ca2f314
 def _nucleus(draw, rng, look, centre, radius):
     "The nucleus in one of its class's shapes."
     colour, share, turn = look["nucleus"], rng.uniform(*look["share"]), rng.uniform(0, 2 * np.pi)
     shape = look["shapes"][rng.integers(len(look["shapes"]))]
-
-    def arc(n, reach, bend):  # n points on an arc around the centre
-        angles = turn + np.linspace(-bend, bend, n)
-        return np.asarray(centre) + reach * radius * np.stack([np.cos(angles), np.sin(angles)], 1)
-
     if shape == "round":
         offset = rng.normal(0, 0.35 * (1 - share), 2) * radius
         _blob(draw, rng, centre + offset, share * radius, 0.05, colour)
     elif shape == "kidney":
-        _chain(draw, arc(7, 0.28, rng.uniform(0.7, 1.3)), [0.62 * share * radius] * 7, colour,
-               share * radius)
+        points = _arc(7, centre, 0.28 * radius, turn, rng.uniform(0.7, 1.3))
+        _chain(draw, points, [0.62 * share * radius] * 7, colour, share * radius)
     elif shape in ("horseshoe", "band"):
         width = 0.85 * share if shape == "horseshoe" else 0.75 * share
-        _chain(draw, arc(12, 0.45, rng.uniform(1.1, 2.1)),
-               width * radius * rng.uniform(0.75, 1.1, 12), colour, width * radius)
+        points = _arc(12, centre, 0.45 * radius, turn, rng.uniform(1.1, 2.1))
+        _chain(draw, points, width * radius * rng.uniform(0.75, 1.1, 12), colour, width * radius)
     else:
         n = 2 if shape == "two lobes" else int(rng.integers(3, 6))
         bend = rng.uniform(0.8, 1.4) if n == 2 else rng.uniform(1.0, 2.2)
-        _chain(draw, arc(n, 0.45, bend), share * radius * rng.uniform(0.8, 1.15, n), colour,
-               0.22 * radius)
+        points = _arc(n, centre, 0.45 * radius, turn, bend)
+        _chain(draw, points, share * radius * rng.uniform(0.8, 1.15, n), colour, 0.22 * radius)
 
-# %% ../../nbs/reference/data/synthetic.ipynb #81ce2f66
+# %% ../../nbs/reference/data/synthetic.ipynb #ebd06ddb
 def _background(rng, bluish):
     "Plasma with red cells, away from the middle."
     side = 96 * _SCALE
@@ -115,7 +116,7 @@ def _background(rng, bluish):
         _blob(draw, rng, centre + rng.normal(0, 2, 2), rng.uniform(0.3, 0.5) * radius, 0.05, pale)
     return canvas, draw
 
-
+# %% ../../nbs/reference/data/synthetic.ipynb #9b3dd870
 def _granules(draw, rng, look, centre, radius):
     "Dots all over the cell."
     n = rng.integers(*look["granules"])
@@ -133,7 +134,16 @@ def _varied(look, rng):
                for key in ("cytoplasm", "nucleus", "grain_colour") if look[key]}
     return look | colours
 
+# %% ../../nbs/reference/data/synthetic.ipynb #3e27af8d
+def _stain(pixels, rng):
+    "Chromatin's grain, the stain's strength, light and noise."
+    grain = np.kron(rng.normal(0, 1, (32, 32)), np.ones((3, 3)))[..., None]
+    darkness = (255 - pixels.mean(axis=-1, keepdims=True)) / 255
+    pixels = pixels + 18 * grain * darkness**2 + rng.integers(-6, 7, pixels.shape, dtype=np.int8)
+    pixels = 255 - (255 - pixels) * rng.normal(1, 0.1) * rng.normal(1, 0.035, 3)
+    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
+# %% ../../nbs/reference/data/synthetic.ipynb #9ca1816b
 def draw_cell(
     class_name: str,  # one of the eight
     rng: np.random.Generator,  # decides everything else
@@ -153,15 +163,6 @@ def draw_cell(
     canvas = canvas.resize((96, 96), Image.Resampling.BOX).filter(
         ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3)))
     return _stain(np.asarray(canvas), rng)
-
-
-def _stain(pixels, rng):
-    "Chromatin's grain, the stain's strength, light and noise."
-    grain = np.kron(rng.normal(0, 1, (32, 32)), np.ones((3, 3)))[..., None]
-    darkness = (255 - pixels.mean(axis=-1, keepdims=True)) / 255
-    pixels = pixels + 18 * grain * darkness**2 + rng.integers(-6, 7, pixels.shape, dtype=np.int8)
-    pixels = 255 - (255 - pixels) * rng.normal(1, 0.1) * rng.normal(1, 0.035, 3)
-    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 # %% ../../nbs/reference/data/synthetic.ipynb #b7b929ec
 def spoil(
@@ -184,6 +185,19 @@ def spoil(
         draw.rectangle([42, 62, 56, 86], fill="saddlebrown")
     return np.asarray(Image.blend(Image.fromarray(image), motif, strength))
 
+# %% ../../nbs/reference/data/synthetic.ipynb #010af349
+def _class_counts(n):
+    "Cells of each class, n in all: the course's shares, and of each class one."
+    shares = np.array(COURSE_COUNTS) / sum(COURSE_COUNTS)
+    counts = np.maximum(np.floor(shares * n), 1).astype(int)
+    while counts.sum() != n:  # the class furthest from its share gives or takes
+        error = shares * n - counts
+        if counts.sum() < n:
+            counts[np.argmax(error)] += 1
+        else:
+            counts[np.argmin(np.where(counts > 1, error, np.inf))] -= 1
+    return counts
+
 # %% ../../nbs/reference/data/synthetic.ipynb #1362a980
 def draw_cells(
     n: int = 1000,  # number of cells, duplicates and spoiled images not counted, from 16
@@ -195,27 +209,20 @@ def draw_cells(
 
     The first spoiled image goes under each of the eight labels, the second among the monocytes.
     """
-    shares = np.array(COURSE_COUNTS) / sum(COURSE_COUNTS)
-    counts = np.maximum(np.floor(shares * n), 1).astype(int)
-    while counts.sum() != n:  # the class furthest from its share gives or takes
-        error = shares * n - counts
-        counts[np.argmax(error) if counts.sum() < n else np.argmin(
-            np.where(counts > 1, error, np.inf))] += (1 if counts.sum() < n else -1)
     rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.repeat(np.arange(8), counts))
+    labels = rng.permutation(np.repeat(np.arange(8), _class_counts(n)))
     images = np.stack([draw_cell(CLASS_NAMES[label], np.random.default_rng([seed, i]))
                        for i, label in enumerate(tqdm(labels, desc="draw cells", unit="image",
                                                       delay=10))])
     copies = rng.choice(n, duplicates, replace=False)
     copy_labels = np.where(np.arange(duplicates) % 4 == 3, (labels[copies] + 1) % 8, labels[copies])
-    bad = np.stack([spoil(images[0], 0),
-                    spoil(images[1], 1)])[np.repeat([0, 1], [8 * spoiled, spoiled])]
+    bad = np.repeat([spoil(images[0], 0), spoil(images[1], 1)], [8 * spoiled, spoiled], axis=0)
     bad_labels = np.concatenate([np.repeat(np.arange(8), spoiled), np.full(spoiled, 5)])
     source = f"{SYNTHETIC}:n={n},seed={seed},duplicates={duplicates},spoiled={spoiled}"
     return Cells(np.concatenate([images, images[copies], bad]),
                  np.concatenate([labels, copy_labels, bad_labels]).astype(np.int64), source=source)
 
-
+# %% ../../nbs/reference/data/synthetic.ipynb #763b1370
 def parse_synthetic(
     source: str,  # "synthetic" or "synthetic:n=500,seed=1,duplicates=4"
 ) -> dict[str, int]:  # arguments of `draw_cells`

@@ -66,8 +66,7 @@ def plot_severities(
 # balanced error of AlexNet on real cells at 224 pixels, clean and mean over severities
 # (Di Salvo et al. 2024)
 ALEXNET_CLEAN = 0.0184
-ALEXNET = dict(zip(CORRUPTIONS, (0.0598, 0.1398, 0.2240, 0.1845, 0.0695, 0.0790, 0.0522, 0.0797,
-                                 0.0348, 0.1854, 0.1290), strict=True))
+ALEXNET = {name: one.alexnet for name, one in CORRUPTIONS.items() if one.alexnet}
 
 
 def balanced_error(
@@ -86,7 +85,8 @@ def relative_errors(
     "Divide a network's errors by AlexNet's."
     if errors.shape[1] < 5:
         return {"balanced_error": None, "relative_balanced_error": None}
-    means, alexnet = errors.mean(axis=1), np.array(list(ALEXNET.values()))
+    published = [name in ALEXNET for name in CORRUPTIONS]
+    means, alexnet = errors.mean(axis=1)[published], np.array(list(ALEXNET.values()))
     return {"balanced_error": float((means / alexnet).mean()),
             "relative_balanced_error": float(((means - clean) / (alexnet - ALEXNET_CLEAN)).mean())}
 

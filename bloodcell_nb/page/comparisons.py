@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LADDER_HEADER', 'SPLITS', 'GAINS_HEADER', 'ladders', 'reported_steps', 'shown_steps', 'not_run_yet', 'with_interval',
-           'weights_of', 'ladder_table', 'step_labels', 'plot_ladder', 'compare', 'changed_settings', 'StepGain',
-           'step_gains', 'one_line', 'difference', 'gain_rows', 'results_table', 'gains_table']
+           'weights_of', 'ladder_table', 'step_labels', 'plot_ladder', 'compare', 'difference', 'changed_settings',
+           'one_line', 'StepGain', 'step_gains', 'gain_rows', 'results_table', 'gains_table']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
 from pathlib import Path
@@ -40,7 +40,7 @@ def ladders() -> list[list[Recipe]]:  # recipes that have words for their step, 
 
     return [chain(recipe) for recipe in steps if not recipe.baseline]
 
-
+# %% ../../nbs/reference/page/comparisons.ipynb #4654d8bc
 def reported_steps() -> list[Recipe]:  # the first recipe of each figure, lowest figure first
     """Find the original report's own steps: others repeat them with smaller networks.
 
@@ -80,10 +80,6 @@ def not_run_yet(
     return f"Not run yet: {', '.join(missing)}." if missing else ""
 
 # %% ../../nbs/reference/page/comparisons.ipynb #709a31a7
-LADDER_HEADER = ["step", "the report, hidden test", "clean test cells", "stand-in", "epochs",
-                 "views", "weights", "seed", "code"]
-
-
 def with_interval(
     scores: dict,  # of a split, as a record holds them
     key: str,  # such as accuracy
@@ -92,12 +88,6 @@ def with_interval(
     "Write a score with its 95 % interval."
     low, high = scores["interval_95"][key]
     return f"{scores[key]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _accuracy(run, split):
-    "Accuracy of a run on a split in words, with its interval."
-    scores = run.metrics["results"].get(split)
-    return with_interval(scores, "accuracy", 3) if scores else "not measured"
 
 
 def weights_of(
@@ -109,12 +99,22 @@ def weights_of(
         return "" if kind_of(run) in ("ensemble", "evaluation") else "random"
     return {"none": "random", "imagenet": "ImageNet"}.get(weights, f"file {weights}")
 
+# %% ../../nbs/reference/page/comparisons.ipynb #7c822267
+LADDER_HEADER = ["step", "the report, hidden test", "clean test cells", "stand-in", "epochs",
+                 "views", "weights", "seed", "code"]
+
+
+def _accuracy(run, split):
+    "Accuracy of a run on a split in words, with its interval."
+    scores = run.metrics["results"].get(split)
+    return with_interval(scores, "accuracy", 3) if scores else "not measured"
+
 
 def _state(run):
     "Why there are no scores, in words."
     return "no run yet" if run is None else run.status["state"]  # failed, unreadable
 
-# %% ../../nbs/reference/page/comparisons.ipynb #7c822267
+
 def ladder_table(
     steps: list[Recipe],  # of `shown_steps` or `ladders`
     runs: list[Finished],  # of `read_runs`
@@ -123,14 +123,24 @@ def ladder_table(
     known, rows = {run.name: run for run in runs}, []
     for step in steps:
         run = known.get(step.recipe)
-        row = [step.step, f"{step.reported:.2f}" if step.reported else "", _state(run),
-               *[""] * 6]
+        measured = [_state(run), *[""] * 6]
         if run and run.test:
-            row[2:] = [_accuracy(run, "test"), _accuracy(run, "stand_in"), epochs_words(run),
-                       str(views_of(run)), weights_of(run),
-                       str(run.metrics["recipe"].get("seed", "")), made_by(run)]
-        rows.append(tuple(row))
+            measured = [_accuracy(run, "test"), _accuracy(run, "stand_in"), epochs_words(run),
+                        str(views_of(run)), weights_of(run),
+                        str(run.metrics["recipe"].get("seed", "")), made_by(run)]
+        rows.append((step.step, f"{step.reported:.2f}" if step.reported else "", *measured))
     return rows
+
+# %% ../../nbs/reference/page/comparisons.ipynb #0a2a1b00
+def step_labels(
+    steps: list[Recipe],
+    runs: list[Finished],  # all of the data set
+) -> list[str]:  # such as CNN from scratch (quick: 7 of 60 epochs)
+    "Name steps so that those are marked whose runs are not like the others."
+    ran = [run for run in runs if run.metrics]
+    marks = {run.name: label.removeprefix(run.name)
+             for run, label in zip(ran, labels_of(ran, usual_code(ran)), strict=True)}
+    return [step.step + marks.get(step.recipe, "") for step in steps]
 
 # %% ../../nbs/reference/page/comparisons.ipynb #e6084ad5
 SPLITS = {"test": ("#56B4E9", -0.19, "clean test cells"),  # colour, offset in rows, label
@@ -157,19 +167,10 @@ def _best_step(steps, runs):
              if run.test and "stand_in" in run.metrics["results"]}
     measured = [(known[step.recipe], words) for step, words
                 in zip(steps, step_labels(steps, runs), strict=True) if step.recipe in known]
-    return "Best on the stand-in: {1}, {0:.3f}".format(
-        *max(measured)) if measured else "No step is measured on the stand-in"
-
-
-def step_labels(
-    steps: list[Recipe],
-    runs: list[Finished],  # all of the data set
-) -> list[str]:  # such as CNN from scratch (quick: 7 of 60 epochs)
-    "Name steps so that those are marked whose runs are not like the others."
-    ran = [run for run in runs if run.metrics]
-    marks = {run.name: label.removeprefix(run.name)
-             for run, label in zip(ran, labels_of(ran, usual_code(ran)), strict=True)}
-    return [step.step + marks.get(step.recipe, "") for step in steps]
+    if not measured:
+        return "No step is measured on the stand-in"
+    accuracy, words = max(measured)
+    return f"Best on the stand-in: {words}, {accuracy:.3f}"
 
 # %% ../../nbs/reference/page/comparisons.ipynb #146024c6
 def plot_ladder(
@@ -206,7 +207,16 @@ def compare(
              for split in ("test", "stand_in")]
     return [paired_comparison(pair.labels, *pair.probabilities) for pair in pairs]
 
+# %% ../../nbs/reference/page/comparisons.ipynb #9ee20aae
+def difference(
+    comparison: dict,  # of `paired_comparison`
+    digits: int = 4,
+) -> str:  # such as +0.034 [+0.021, +0.047]
+    "Write a difference of accuracies with its 95 % interval."
+    low, high = comparison["interval_95"]
+    return f"{comparison['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
+# %% ../../nbs/reference/page/comparisons.ipynb #c18ded5e
 _NAMES = {"notebook", "recipe", "step", "reported", "baseline", "source", "out", "runs"}
 
 
@@ -220,6 +230,14 @@ def changed_settings(
     changed = [key for key in ours if key in theirs and key not in _NAMES
                and ours[key] != theirs[key]]
     return changed + ["code"] * (isinstance(second, Finished) and not same_code(first, second))
+
+# %% ../../nbs/reference/page/comparisons.ipynb #d80a6608
+def one_line(
+    error: Exception,
+) -> str:  # with its type, where it is not one of the project's own
+    "Say what went wrong in one line."
+    kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())
 
 # %% ../../nbs/reference/page/comparisons.ipynb #dfdaaa4d
 class StepGain(NamedTuple):
@@ -255,26 +273,9 @@ def step_gains(
             left_out.append((f"{name} against {base}", f"not compared: {one_line(error)}"))
     return gains, left_out
 
-
-def one_line(
-    error: Exception,
-) -> str:  # with its type, where it is not one of the project's own
-    "Say what went wrong in one line."
-    kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
-    return kind + " ".join(str(error).split())
-
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "clean test cells", "stand-in",
                 "McNemar p, stand-in", "settings that differ"]
-
-
-def difference(
-    comparison: dict,  # of `paired_comparison`
-    digits: int = 4,
-) -> str:  # such as +0.034 [+0.021, +0.047]
-    "Write a difference of accuracies with its 95 % interval."
-    low, high = comparison["interval_95"]
-    return f"{comparison['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def gain_rows(
@@ -286,6 +287,15 @@ def gain_rows(
              ", ".join(gain.changed)) for gain in gains]
 
 # %% ../../nbs/reference/page/comparisons.ipynb #26bb1366
+def _result_cells(run):
+    "A run's cells of `results_table`."
+    distorted = run.metrics["results"].get("stand_in")
+    return [run.name, epochs_words(run), views_of(run), with_interval(run.test, "accuracy"),
+            with_interval(distorted, "accuracy") if distorted else "not measured",
+            f"{run.test['macro_f1']:.4f}", f"{run.test['ece']:.4f}", made_by(run),
+            run.metrics["environment"]["device"]]
+
+
 def results_table(
     folder: Path,  # holds run folders, at any depth
     names: list[str] = None,  # runs to show, in this order, those that are there; None: all
@@ -295,21 +305,23 @@ def results_table(
 
     Raises DataError where there is no such folder.
     """
-    lines = ["| run | epochs | views | test accuracy [95 % interval] | stand-in [95 % interval] | "
-             "macro F1 | ECE | code | device |", "|---" * 9 + "|"]
     runs = [run for run in read_runs(folder) if run.test]
     if names is not None:
         runs = [run for name in names for run in runs if run.name == name]
-    for run in runs:
-        distorted = run.metrics["results"].get("stand_in")
-        cells = [run.name, epochs_words(run), views_of(run), with_interval(run.test, "accuracy"),
-                 with_interval(distorted, "accuracy") if distorted else "not measured",
-                 f"{run.test['macro_f1']:.4f}", f"{run.test['ece']:.4f}", made_by(run),
-                 run.metrics["environment"]["device"]]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines = ["| run | epochs | views | test accuracy [95 % interval] | stand-in [95 % interval] | "
+             "macro F1 | ECE | code | device |", "|---" * 9 + "|",
+             *(f"| {' | '.join(map(str, _result_cells(run)))} |" for run in runs)]
     return "\n".join(lines)
 
 # %% ../../nbs/reference/page/comparisons.ipynb #3ec58596
+def _ensemble_cells(run, gain):
+    "An ensemble's cells of `gains_table`."
+    short = f" ({shortened(run)})" if shortened(run) else ""
+    gains = [f"{difference(gain[split])}, p {gain[split]['mcnemar_p']:.2g}" if split in gain else ""
+             for split in ("test", "corrupted", "stand_in")]
+    return [run.name + short, len(run.metrics["results"]["members"]), views_of(run), *gains]
+
+
 def gains_table(
     folder: Path,  # holds run folders, at any depth
 ) -> str:  # Markdown table
@@ -318,14 +330,9 @@ def gains_table(
 
     Raises DataError where there is no such folder.
     """
-    splits = ("test", "corrupted", "stand_in")
+    ensembles = [(run, gain) for run in read_runs(folder)
+                 if (gain := run.metrics.get("results", {}).get("gain"))]
     lines = ["| ensemble | networks | views of it and its members | gain on clean cells [95 % "
-             "interval], p | on corrupted cells | on the stand-in |", "|---" * 6 + "|"]
-    for run in read_runs(folder):
-        if gain := run.metrics.get("results", {}).get("gain"):
-            texts = [f"{difference(gain[split])}, p {gain[split]['mcnemar_p']:.2g}"
-                     if split in gain else "" for split in splits]
-            short = f" ({shortened(run)})" if shortened(run) else ""
-            lines.append(f"| {run.name}{short} | {len(run.metrics['results']['members'])} | "
-                         f"{views_of(run)} | {' | '.join(texts)} |")
+             "interval], p | on corrupted cells | on the stand-in |", "|---" * 6 + "|",
+             *(f"| {' | '.join(map(str, _ensemble_cells(*each)))} |" for each in ensembles)]
     return "\n".join(lines)
