@@ -41,7 +41,7 @@ def _parse(code):
             return ast.parse(text)
     return ast.Module([], [])
 
-
+# %% ../../nbs/reference/runs/keys.ipynb #c000d97c
 @cache
 def _imports(code, package="bloodcell_nb"):
     """What code imports of the project, at the top or within a function: modules, and names that
@@ -58,7 +58,7 @@ def _imports(code, package="bloodcell_nb"):
                       for alias in node.names]
     return {name for name in names if name.startswith("bloodcell_nb.")}
 
-
+# %% ../../nbs/reference/runs/keys.ipynb #b2257d62
 def _modules(code, seen, package="bloodcell_nb"):
     "Files of the project's modules that code imports, and those that they import."
     root = Path(bloodcell_nb.__file__).parent
@@ -90,14 +90,14 @@ class _Bare(ast.NodeTransformer):
     def visit_Assign(self, node):
         return ast.Pass() if ast.unparse(node.targets[0]) == "__all__" else self.generic_visit(node)
 
-
+# %% ../../nbs/reference/runs/keys.ipynb #d19ff071
 @cache
 def _statements(code):
     "What code does, statement by statement: no comments, docstrings, places or line ends."
     statements = map(ast.unparse, _Bare().visit(_parse(code)).body)
     return [statement for statement in statements if statement != "pass"]
 
-
+# %% ../../nbs/reference/runs/keys.ipynb #829a4fb9
 def code_cells(
     notebook: str,  # text of its file
 ) -> list[str]:  # sources
@@ -105,7 +105,7 @@ def code_cells(
     return ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]
             if cell["cell_type"] == "code"]
 
-
+# %% ../../nbs/reference/runs/keys.ipynb #e076275a
 def code_fingerprint(
     notebook: str,  # without .ipynb
 ) -> str:  # 16 hexadecimal digits
@@ -151,13 +151,13 @@ def _sums(folder):
             with suppress(OSError):  # gone by now, or not to be read
                 yield path.name, file_sum(path)
 
-
+# %% ../../nbs/reference/runs/keys.ipynb #11bec943
 def _read_by(recipe):
     "What identifies the runs that a recipe reads."
     found = [(name, *_sums(runs_folder(recipe) / name)) for name in runs_read(recipe)]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
-
+# %% ../../nbs/reference/runs/keys.ipynb #1b277bcc
 # places and words
 _NOT_IN_KEY = {"out", "source", "weights", "runs", "model", "step", "reported", "baseline"}
 

@@ -32,7 +32,7 @@ def _git(root, *arguments):
          *arguments], cwd=root, env=ours, timeout=60, capture_output=True, encoding="utf-8",
         errors="replace", check=True).stdout
 
-
+# %% ../../nbs/reference/runs/machine.ipynb #80e0f875
 def _is_code(root, line):
     "Whether a line of git's status tells of other code: a notebook that was opened has the same."
     *_, path = line.split(" ", 8)
@@ -43,7 +43,7 @@ def _is_code(root, line):
         return code_cells(now) != code_cells(_git(root, "show", f"HEAD:{path}"))
     return True
 
-
+# %% ../../nbs/reference/runs/machine.ipynb #73dc4cd3
 def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
     """Find the project's own commit, and whether its code is as committed.
 
@@ -81,7 +81,7 @@ def device_name() -> str:
         return sys.modules["torch"].cuda.get_device_name()
     return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
-
+# %% ../../nbs/reference/runs/machine.ipynb #2db976bc
 def environment() -> dict:
     "Versions, device and Keras backend of this process."
     found = {}
@@ -93,7 +93,7 @@ def environment() -> dict:
             "device": device_name(), "backend": backend,
             "bloodcell_nb": bloodcell_nb.__version__, "libraries": found}
 
-
+# %% ../../nbs/reference/runs/machine.ipynb #982d6bc6
 _most_memory = 0  # MiB, of all calls of peak_memory
 
 

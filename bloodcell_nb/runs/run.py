@@ -129,7 +129,7 @@ def save_figure(
             text.set_parse_math(False)
     fig.savefig(path, dpi=110, **options)
 
-
+# %% ../../nbs/reference/runs/run.ipynb #ca97a469
 @patch
 def figure(
     self: Run,

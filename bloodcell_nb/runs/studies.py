@@ -34,7 +34,7 @@ class Study(BaseModel):
     jobs: int = Field(1, ge=1)  # runs at a time
     set: dict = {}  # parameters for each recipe that has them
 
-
+# %% ../../nbs/reference/runs/studies.ipynb #a463d0e9
 def studies() -> dict[str, Path]:  # file of each study, by name
     "The studies that ship with the project."
     return {path.stem: path for path in sorted((project_root() / "studies").glob("*.yaml"))}
@@ -105,7 +105,7 @@ def _sizes(recipe):
         values["epochs"] = min(values["epochs"], max(phase.epochs for phase in phases))
     return values
 
-
+# %% ../../nbs/reference/runs/studies.ipynb #da29333d
 def lowered_sizes(
     recipe: Recipe,  # as it is written
     smaller: Recipe,  # as a profile makes it
