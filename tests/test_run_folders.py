@@ -243,7 +243,7 @@ def test_another_command_renames_a_run_in_the_middle_of_a_look(trained, tmp_path
         return {} if len(looks) == 1 else read(folder)
 
     monkeypatch.setattr(run_folders, "status_of", status_of)
-    run_folders.check_run_folders(tmp_path / "out", ["custom_cnn"], SOURCE)
+    run_folders.check_run_folders(tmp_path / "out", "custom_cnn", SOURCE)
     assert len(looks) == 2
 
 
@@ -252,7 +252,7 @@ def test_a_status_that_is_cut_off_is_named(tmp_path):
     work.mkdir()
     (work / "status.json").write_text('{"state": "do')
     with pytest.raises(DataError, match=r"its status\.json is cut off, or none"):
-        run_folders.check_run_folders(tmp_path, ["custom_cnn"], SOURCE)
+        run_folders.check_run_folders(tmp_path, "custom_cnn", SOURCE)
 
 
 def test_a_folder_that_cannot_be_written(trained, monkeypatch, tmp_path, capsys):

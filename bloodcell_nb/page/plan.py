@@ -139,6 +139,6 @@ def runs_root(
     if root.exists() and not root.is_dir():
         raise RecipeError(f"{root}: not a folder; name a folder for the runs")
     for recipe in chosen:
-        check_run_folders(root, [recipe.recipe], recipe.source)
+        check_run_folders(root, recipe.recipe, recipe.source)
     check_page_free(root)
     return root

@@ -315,7 +315,7 @@ def execute(
 
     with locked(root, recipe.recipe, f"{recipe.recipe}  waits for another process that runs it",
                 stream):
-        check_run_folders(root, [recipe.recipe], recipe.source)
+        check_run_folders(root, recipe.recipe, recipe.source)
         key = run_key(recipe)
         if find_run(target, key, say):
             return status_of(target) | {"state": "skipped"}

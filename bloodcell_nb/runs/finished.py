@@ -36,14 +36,14 @@ class _Intervals(_Part):
     ece: _Interval
     auc: _Interval = None  # records of older form have none
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #6f12a4e0
 class _ClassScores(_Part):
     recall: float
     f1: float
     f1_interval_95: _Interval
     n: int
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #ece19ce7
 class _Scores(_Part):
     n: int
     accuracy: _Finite
@@ -55,7 +55,7 @@ class _Scores(_Part):
     per_class: dict[str, _ClassScores] = {}
     confusion_matrix: list[list[int]] = []  # rows: true class
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #0609e271
 class _Training(_Part):
     parameters: int
     best_epoch: int
@@ -72,7 +72,7 @@ class _Folds(_Part):
     accuracy_mean: float
     accuracy_sd: float
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #baca8984
 class _Results(_Part):  # what a kind of run does not have is left out, not null
     test: _Scores = None
     corrupted: _Scores = None
@@ -94,7 +94,7 @@ class _Settings(_Part):
     limit: int | None = None
     views: int = 1
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #b4906835
 class _Data(_Part):
     source: str
     fingerprint: str
@@ -114,7 +114,7 @@ class _Git(_Part):
     commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
     clean: bool  # whether the code was as committed
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #d15d96f0
 class Record(_Part):
     recipe: _Settings
     data: _Data
@@ -126,7 +126,7 @@ class Record(_Part):
     peak_memory_mib: int
     results: _Results
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #9af42409
 class Status(_Part):
     state: str
     recipe: str = ""
@@ -141,14 +141,14 @@ class _Pair(_Part):
     rank: int | None
     of: int
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #94d533ed
 class _Balancing(_Part):
     n: int
     balanced_accuracy: dict[str, float]
     interval_95: dict[str, _Interval]
     differences: dict[str, Annotated[tuple[float, float, float], Field(strict=False)]]
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #7a9328cf
 class _Analysis(_Part):
     images: int
     class_names: list[str] = []
@@ -164,7 +164,7 @@ class _Analysis(_Part):
     pairs_most_alike: list[Annotated[tuple[str, str, float], Field(strict=False)]]
     report_pairs: list[_Pair]
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #02254869
 class _Gain(_Part):
     best_member: str
     difference: _Finite
@@ -173,7 +173,7 @@ class _Gain(_Part):
     only_second: int
     mcnemar_p: float
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #7fcabaeb
 class _Ensemble(_Part):
     members: list[str]
     weights: list[float]
@@ -197,12 +197,12 @@ class _Calibration(_Part):
 class _Clean(_Calibration):
     n: int
 
-# %% ../../nbs/reference/runs/finished.ipynb #c157ca8f
+
 class _InAlexNets(_Part):
     balanced_error: float | None
     relative_balanced_error: float | None
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #2cfb3ce2
 class _UnderShift(_Part):
     corruption_errors: dict[str, list[float]] = {}  # balanced error at each severity
     clean_balanced_error: float
@@ -211,11 +211,11 @@ class _UnderShift(_Part):
     corrupted: _Calibration
     stand_in: _Calibration
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #fc5d3008
 class _Robustness(_Part):
     models: dict[str, _UnderShift]
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #ce29451a
 # by a key that only this kind has
 _KINDS = {"dropped": _Analysis, "gain": _Ensemble, "models": _Robustness}
 
@@ -316,7 +316,7 @@ def read_runs(
     found = [run for run in map(_read_run, sorted(places)) if not _is_gone(run.folder)]
     return sorted(found, key=lambda run: (run.synthetic, run.data, bool(run.test), run.name))
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #3e35a28b
 def _read_run(folder):
     "A run as `read_runs` lists it."
     status = {"recipe": folder.name}
@@ -327,7 +327,7 @@ def _read_run(folder):
     except DataError as error:
         return Finished(folder, status | {"state": "unreadable", "error": str(error)}, {})
 
-
+# %% ../../nbs/reference/runs/finished.ipynb #3e09c7b2
 def _is_gone(folder):
     "Whether a run has just been renamed by another process; one that may not be read is there."
     with suppress(PermissionError):

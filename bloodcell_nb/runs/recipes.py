@@ -41,7 +41,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]  # of units dropped
 # a run's folder, or one in it such as cnn/snapshot_1; none outside
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?$")]
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #059d2409
 class Recipe(BaseModel):
     "What every recipe has."
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -63,7 +63,7 @@ class Recipe(BaseModel):
                                               "source has no splits")
     test_share: Share = Field(0.2, description="of the images, where the source has no splits")
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #b1fcd16c
 class AnalysisRecipe(Recipe):
     "01_analysis"
     notebook: Literal["01_analysis"]
@@ -196,7 +196,7 @@ class Phase(BaseModel):
     learning_rate: float = Field(gt=0, le=1)
     augment: bool = Field(True, description="whether the recipe's policy applies")
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #df3d6a5d
 class TransferRecipe(TrainingRecipe):
     "What every recipe has that trains a pretrained network."
     epochs: int = Field(1000, ge=1, description="at most so many in each phase")
@@ -227,7 +227,7 @@ class TransferRecipe(TrainingRecipe):
                              "leave one out")
         return self
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #26a442c2
 class EfficientNetRecipe(TransferRecipe):
     "04_efficientnet"
     notebook: Literal["04_efficientnet"]
@@ -269,7 +269,7 @@ class RobustnessRecipe(ReaderRecipe):
     severities: int = Field(5, ge=1, le=5, description="of each corruption, mildest first; "
                                                        "AlexNet's errors are means of all five")
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #8e780ee0
 class EvaluationRecipe(Recipe):
     "09_evaluation"
     notebook: Literal["09_evaluation"]
@@ -283,7 +283,7 @@ class EvaluationRecipe(Recipe):
     shift: bool = Field(True, description="also score the cells under corruption, and on the "
                                           "stand-in")
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #b26d5f72
 SCHEMAS = {"01_analysis": AnalysisRecipe, "03_custom_cnn": CustomCNNRecipe,
            "04_efficientnet": EfficientNetRecipe, "05_convnext": ConvNeXtRecipe,
            "06_ensemble": EnsembleRecipe, "07_robustness": RobustnessRecipe,
@@ -310,7 +310,7 @@ def first_error(
     message = cut(error["msg"][:1].lower() + error["msg"][1:], 300)
     return f"{key} is {quoted(error['input'])}; {message}"
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #4c4095e4
 def _did_you_mean(key, schema):
     close = difflib.get_close_matches(key, schema.model_fields, n=1)
     return (f"did you mean {close[0]}?" if close
@@ -360,17 +360,17 @@ def project_root() -> Path:  # the folder that holds nbs/, recipes/, studies/ an
     package = Path(bloodcell_nb.__file__).resolve().parent
     return copied if (copied := package / "_project").is_dir() else package.parent
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #7b4a7244
 def working_root() -> Path:  # the folder that holds models/ and reports/ of one's own
     "Where new networks and records go: the clone, or the working folder where there is none."
     return Path() if project_root().name == "_project" else project_root()
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #1574efd9
 def recipes() -> dict[str, Path]:  # file of each recipe, by name
     "The recipes that ship with the project."
     return {path.stem: path for path in sorted((project_root() / "recipes").glob("*.yaml"))}
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #a0ab854a
 def find_recipe(
     name: str,  # of a recipe, or a .yaml file
 ) -> Path:
@@ -388,7 +388,7 @@ def _parsed(text, name):
     "Of a file: the page reads each recipe several times."
     return parse_yaml(text, name, "lines of the form key: value")
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #d4114041
 def read_yaml(
     path: Path,
 ) -> dict:
@@ -403,7 +403,7 @@ def read_yaml(
         raise RecipeError(f"{path.name}: expected lines of the form key: value")
     return parameters
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #3604232e
 def _written(path):
     "What a recipe's file says; its name is the file's."
     parameters = read_yaml(path)
@@ -412,7 +412,7 @@ def _written(path):
                           f"{path.stem!r}")
     return parameters
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #98a75a9e
 def read_recipe(
     path: Path,  # YAML file
 ) -> Recipe:
@@ -432,7 +432,7 @@ def _assigned(source):
     return [target.id for target in targets] if all(
         isinstance(target, ast.Name) for target in targets) else []
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #13de91c5
 def _parameters_of(namespace):
     "Names that the parameters cell assigns, and papermill's below it; each as it last ran."
     cells = [(source, _assigned(source)) for source in namespace.get("In", ())]
@@ -440,7 +440,7 @@ def _parameters_of(namespace):
     papermills = [names for source, names in cells if source.startswith("# Parameters")]
     return {name for names in (*own[-1:], *papermills[-1:]) for name in names}
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #e552731c
 def recipe_of(
     namespace: dict,  # a notebook's globals() after its parameters cell
     notebook: str,  # the notebook's name, without .ipynb
@@ -482,7 +482,7 @@ def runs_folder(
     return (Path(recipe.runs) if recipe.runs else Path(recipe.out).parent if recipe.out
             else project_root() / "reports" / "pbc96")
 
-
+# %% ../../nbs/reference/runs/recipes.ipynb #47863f4f
 def runs_read(
     recipe: Recipe,
 ) -> list[str]:  # none for one that trains

@@ -31,7 +31,7 @@ def status_of(
         return {}
     return status if status.get("recipe") else {}
 
-
+# %% ../../nbs/reference/runs/run_folders.ipynb #8022a41d
 def run_places(
     root: Path,  # folder of the runs
     name: str,  # of a recipe
@@ -39,11 +39,11 @@ def run_places(
     "Where a recipe's run lies."
     return Path(root) / name, Path(root) / f"{name}.partial"
 
-
+# %% ../../nbs/reference/runs/run_folders.ipynb #ebc4303d
 def _is_empty(folder):
     return folder.is_dir() and not any(folder.iterdir())
 
-
+# %% ../../nbs/reference/runs/run_folders.ipynb #941eaa07
 def _is_free(folder):
     "Whether a run may lie there: nothing does, or a run of ours."
     try:
@@ -52,38 +52,47 @@ def _is_free(folder):
         return False
 
 # %% ../../nbs/reference/runs/run_folders.ipynb #rcheck01
+def _check_source(root, source):
+    "Refuse a folder of runs inside the source; give the source's folder and those above it."
+    path = source_path(source)
+    if path and path.resolve() in (root.resolve(), *root.resolve().parents):
+        raise RecipeError(f"{root} lies in the source {source}, and what runs write would become "
+                          "its cells; name another folder for the runs (--out)")
+    return [path.resolve(), *path.resolve().parents] if path else []
+
+
+def _check_place(folder):
+    "Refuse what is no run of ours."
+    if folder.is_symlink():
+        raise RecipeError(f"{folder} is a link, and a run's folder is renamed; move the "
+                          "folder itself there, or name another for the runs (--out)")
+    # another command may have renamed it in the middle of the first look
+    if not any(_is_free(folder) for _ in range(2)):
+        why = ("its status.json is cut off, or none of a run" if os.path.lexists(
+            folder / "status.json") else "it holds no status.json of one")
+        raise RecipeError(f"{folder} is no run of bloodcell ({why}) and stays as it is; "
+                          "move it away, or name another folder for the runs (--out)")
+
+# %% ../../nbs/reference/runs/run_folders.ipynb #44384835
 def check_run_folders(
     root: Path,  # folder of the runs
-    names: list,  # of the recipes that are to run
-    source: str,  # where their cells come from
+    name: str,  # of the recipe that is to run
+    source: str,  # where its cells come from
 ):
-    """Find out whether runs can lie in a folder and touch nothing else there.
+    """Find out whether a run can lie in a folder and touch nothing else there.
 
     Raises RecipeError for what is no run of ours, for a folder of runs inside the source, and for
     a source inside a run's folder.
     """
-    path = source_path(source)
-    above = [path.resolve(), *path.resolve().parents] if path else []
-    if path and path.resolve() in (root.resolve(), *root.resolve().parents):
-        raise RecipeError(f"{root} lies in the source {source}, and what runs write would become "
-                          "its cells; name another folder for the runs (--out)")
-    for name in names:
-        if name == EARLIER:
-            raise RecipeError(f"recipe is {name!r}, the folder of runs that were set aside; "
-                              "give it another name")
-        for folder in run_places(root, name):
-            if folder.resolve() in above or (root / EARLIER).resolve() in above:
-                raise RecipeError(f"the source {source} lies in a run's folder, {folder}; copy it "
-                                  "to another place")
-            if folder.is_symlink():
-                raise RecipeError(f"{folder} is a link, and a run's folder is renamed; move the "
-                                  "folder itself there, or name another for the runs (--out)")
-            # another command may have renamed it in the middle of the first look
-            if not any(_is_free(folder) for _ in range(2)):
-                why = ("its status.json is cut off, or none of a run" if os.path.lexists(
-                    folder / "status.json") else "it holds no status.json of one")
-                raise RecipeError(f"{folder} is no run of bloodcell ({why}) and stays as it is; "
-                                  "move it away, or name another folder for the runs (--out)")
+    above = _check_source(root, source)
+    if name == EARLIER:
+        raise RecipeError(f"recipe is {name!r}, the folder of runs that were set aside; "
+                          "give it another name")
+    for folder in run_places(root, name):
+        if folder.resolve() in above or (root / EARLIER).resolve() in above:
+            raise RecipeError(f"the source {source} lies in a run's folder, {folder}; copy it "
+                              "to another place")
+        _check_place(folder)
 
 # %% ../../nbs/reference/runs/run_folders.ipynb #rmissing
 def _is_whole(path):
@@ -96,7 +105,19 @@ def _is_whole(path):
         return False
     return True
 
+# %% ../../nbs/reference/runs/run_folders.ipynb #c551dc03
+def _needed(results):
+    "Names of the files that a run's results promise."
+    needed = ["predictions.npz"] * ("test" in results)
+    needed += [f"predictions_{part}.npz" for part in ("val", "corrupted", "stand_in")
+               if part in results]
+    needed += ["model.keras"] * ("training" in results)
+    count = results.get("training", {}).get("snapshots")  # None in an older record
+    needed += ["hashes.npz"] * (count is not None)
+    names = ["notebook.ipynb", *needed, *["ensemble.json"] * ("gain" in results)]
+    return names + [f"snapshot_{k}/{name}" for k in range(1, (count or 0) + 1) for name in needed]
 
+# %% ../../nbs/reference/runs/run_folders.ipynb #86b99d32
 def missing_file(
     folder: Path,  # of a run
 ) -> str:  # its name; empty where nothing is missing
@@ -105,18 +126,9 @@ def missing_file(
         record = read_checked(folder / "metrics.json", Record)
     except DataError:
         return "metrics.json"
-    results = record["results"]
-    needed = ["predictions.npz"] * ("test" in results)
-    needed += [f"predictions_{part}.npz" for part in ("val", "corrupted", "stand_in")
-               if part in results]
-    needed += ["model.keras"] * ("training" in results)
-    count = results.get("training", {}).get("snapshots")  # None in an older record
-    needed += ["hashes.npz"] * (count is not None)
-    names = ["notebook.ipynb", *needed, *["ensemble.json"] * ("gain" in results)]
-    names += [f"snapshot_{k}/{name}" for k in range(1, (count or 0) + 1) for name in needed]
-    return next((name for name in names if not _is_whole(folder / name)), "")
+    return next((name for name in _needed(record["results"]) if not _is_whole(folder / name)), "")
 
-
+# %% ../../nbs/reference/runs/run_folders.ipynb #08613a29
 def is_finished(
     folder: Path,
     key: str,  # of the run (records.run_key)
@@ -132,7 +144,7 @@ def is_resumable(
     "Find out whether a run left the state of a training that can go on."
     return any(path.is_file() for path in (folder / "state").rglob("*"))
 
-
+# %% ../../nbs/reference/runs/run_folders.ipynb #e33f90b4
 def set_aside(
     folder: Path,  # of a run of ours
 ) -> Path:  # where it lies now
@@ -146,7 +158,7 @@ def set_aside(
     os.rename(folder, place)
     return place
 
-
+# %% ../../nbs/reference/runs/run_folders.ipynb #14940b1a
 def _earlier(target, key):
     "Folders of the runs of a name and key that were set aside."
     found = sorted((target.parent / EARLIER).glob(f"{target.name}-*"))
@@ -165,7 +177,21 @@ def hidden_folder(
                           "runs that can") from None
     return path
 
+# %% ../../nbs/reference/runs/run_folders.ipynb #cde50e75
+def _rename(folder, place):
+    if _is_empty(place):
+        place.rmdir()
+    os.rename(folder, place)
 
+# %% ../../nbs/reference/runs/run_folders.ipynb #9663c23a
+def _remove(folder):
+    "Remove a folder; a kill in the middle leaves none of its name."
+    gone = hidden_folder(folder.parent) / f"{folder.name}.old"
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+# %% ../../nbs/reference/runs/run_folders.ipynb #f1ad85e4
 def begin(
     work: Path,  # of a run that goes on
     status: dict,
@@ -179,20 +205,6 @@ def begin(
     fresh.mkdir()
     write_json(fresh / "status.json", status)
     _rename(fresh, work)
-
-
-def _rename(folder, place):
-    if _is_empty(place):
-        place.rmdir()
-    os.rename(folder, place)
-
-
-def _remove(folder):
-    "Remove a folder; a kill in the middle leaves none of its name."
-    gone = hidden_folder(folder.parent) / f"{folder.name}.old"
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(folder, gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 # %% ../../nbs/reference/runs/run_folders.ipynb #rasidee3
 def take_place(
@@ -212,7 +224,7 @@ def take_place(
         say(f"the run {reason} is set aside: {EARLIER}/{set_aside(target).name}")
     _rename(folder, target)
 
-
+# %% ../../nbs/reference/runs/run_folders.ipynb #61f96e21
 def _clear(work, key, say):
     "Make room for a run: set aside what can go on, remove what cannot."
     if not status_of(work) or status_of(work).get("key") == key:
@@ -223,7 +235,7 @@ def _clear(work, key, say):
     else:
         _remove(work)
 
-
+# %% ../../nbs/reference/runs/run_folders.ipynb #7a8f8d86
 def find_run(
     target: Path,  # place of a finished run
     key: str,

@@ -35,7 +35,7 @@ class Splits:
     test: Cells
     balanced: Cells  # the training split after resampling: what a network is trained on
 
-
+# %% ../../nbs/reference/runs/splits.ipynb #a9cf694f
 def limit_cells(
     cells: Cells,
     limit: int = None,  # at most so many images of each split; None: all
@@ -53,7 +53,7 @@ def limit_cells(
         keep.append(index[np.argsort(place, kind="stable")[:limit]])
     return cells[np.sort(np.concatenate(keep))]
 
-
+# %% ../../nbs/reference/runs/splits.ipynb #e8a44441
 def prepare(
     recipe: Recipe,  # its source, limit, shares, balance and seed
     max_distance: int = MAX_DISTANCE,  # bits that two copies of an image may differ in
@@ -95,7 +95,7 @@ def assign_splits(
             parts[index[picked]] = part
     return parts
 
-
+# %% ../../nbs/reference/runs/splits.ipynb #e6ba5601
 def _parted(recipe, max_distance):
     "Cells without copies, each in its split."
     cells = load(recipe.source)

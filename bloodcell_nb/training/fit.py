@@ -115,7 +115,7 @@ class Snapshots(keras.callbacks.Callback):
             self.model.network.save_weights(
                 self.folder / f"snapshot_{self.ends.index(epoch + 1) + 1}.weights.h5")
 
-
+# %% ../../nbs/reference/training/fit.ipynb #a9146cde
 def _finalize(network):
     "Make layers of normalization compute with the weights that were set, not with older copies."
     for layer in network.layers:
@@ -124,7 +124,7 @@ def _finalize(network):
         elif isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
 
-
+# %% ../../nbs/reference/training/fit.ipynb #5c772b07
 @dataclass(frozen=True)
 class Fit:
     "What a training gave. The model holds the weights of the best epoch."
@@ -183,7 +183,7 @@ def _compiled(model, train, recipe, policies):
     trained.optimizer.build(trained.trainable_variables)
     return trained, batches
 
-
+# %% ../../nbs/reference/training/fit.ipynb #0ab8a041
 def _remembered(recipe):
     "Callbacks whose numbers belong to the state: average of weights, early stopping, plateau."
     mode = "min" if recipe.monitor.endswith("loss") else "max"
@@ -199,7 +199,7 @@ def _remembered(recipe):
 class NotFinite(DataError):
     "A training that never had an epoch of finite values; one line."
 
-
+# %% ../../nbs/reference/training/fit.ipynb #1ca7e40e
 def fit(
     model: keras.Model,  # takes uint8 images, gives probabilities
     train: Cells,
@@ -241,7 +241,7 @@ def _watched(val, recipe):
     targets = keras.utils.to_categorical(val.labels, len(val.class_names))
     return {"images": watched.images, "labels": targets}, targets
 
-
+# %% ../../nbs/reference/training/fit.ipynb #2cd24b89
 def _fitted(model, progress):
     "What a training gave; raises NotFinite where no epoch was finite."
     if progress.not_finite:
@@ -332,6 +332,15 @@ def evaluate(
         np.savez_compressed(folder / "hashes.npz", hashes=seen)
     return {"training": fitted.record(), **scores}, found
 
+# %% ../../nbs/reference/training/fit.ipynb #01a21426
+def _together(splits):
+    "Training and validation split as one, and the group of copies that each cell belongs to."
+    both = splits.train, splits.val
+    cells = Cells(*(np.concatenate([getattr(one, name) for one in both])
+                    for name in ("images", "labels")), splits.train.class_names,
+                  np.concatenate([one.ids for one in both]), source=splits.train.source)
+    return cells, duplicate_groups(perceptual_hashes(cells.images))
+
 # %% ../../nbs/reference/training/fit.ipynb #18a544cb
 def cross_validate(
     build,  # function without arguments that makes a new model
@@ -344,12 +353,8 @@ def cross_validate(
 
     The best epoch is chosen on a share of the other folds, never on the fold that is scored.
     """
-    both = splits.train, splits.val
-    cells = Cells(*(np.concatenate([getattr(one, name) for one in both])
-                    for name in ("images", "labels")), splits.train.class_names,
-                  np.concatenate([one.ids for one in both]), source=splits.train.source)
-    groups = duplicate_groups(perceptual_hashes(cells.images))
-    accuracies, f1s = [], []
+    cells, groups = _together(splits)
+    scores = []
     for k, (others, fold) in enumerate(fold_indices(cells.labels, recipe.folds, groups,
                                                     seed=recipe.seed)):
         # one of each class at the least
@@ -358,16 +363,14 @@ def cross_validate(
             cells.labels[others], share, groups[others], seed=recipe.seed))
         fitted = train_one(build(), balance_classes(cells[train], recipe.balance, recipe.seed),
                            cells[watched], recipe, run, f"fold {k + 1}")
-        scores = score(cells.labels[fold], predict(fitted.final, cells[fold]), cells.class_names,
-                       resamples=10)
-        accuracies.append(scores["accuracy"])
-        f1s.append(scores["macro_f1"])
-    return {"folds": recipe.folds, "accuracy": accuracies, "macro_f1": f1s,
-            "accuracy_mean": float(np.mean(accuracies)),
-            "accuracy_sd": float(np.std(accuracies, ddof=1)),
-            "macro_f1_mean": float(np.mean(f1s)), "macro_f1_sd": float(np.std(f1s, ddof=1))}
+        scores.append(score(cells.labels[fold], predict(fitted.final, cells[fold]),
+                            cells.class_names, resamples=10))
+    found = {key: [one[key] for one in scores] for key in ("accuracy", "macro_f1")}
+    return {"folds": recipe.folds, **found,
+            **{f"{key}_mean": float(np.mean(values)) for key, values in found.items()},
+            **{f"{key}_sd": float(np.std(values, ddof=1)) for key, values in found.items()}}
 
-
+# %% ../../nbs/reference/training/fit.ipynb #80c66005
 def finish_training(
     fitted: Fit,
     results: dict,  # what was measured
