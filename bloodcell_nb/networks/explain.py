@@ -46,7 +46,7 @@ def _without_newer(config):
         return kept
     return [_without_newer(value) for value in config] if isinstance(config, list) else config
 
-
+# %% ../../nbs/reference/networks/explain.ipynb #a117e22d
 def copy_network(
     file: Path,  # .keras
     copy: Path,  # .keras, that Keras 3.6 and later read
@@ -59,7 +59,7 @@ def copy_network(
                 content = json.dumps(_without_newer(json.loads(content))).encode()
             new.writestr(entry, content)
 
-
+# %% ../../nbs/reference/networks/explain.ipynb #0ece2449
 def save_network(
     model: keras.Model,
     path: Path,  # .keras, that Keras 3.6 and later read
@@ -84,7 +84,7 @@ def _read_entry(archive, name, most):
         raise ValueError(f"its {name} has {size:,} bytes; expected at most {most:,}")
     return archive.read(name)
 
-
+# %% ../../nbs/reference/networks/explain.ipynb #9a35fc85
 def _widths(config):
     "How wide a network's layers are, as its configuration says."
     if isinstance(config, dict):
@@ -92,7 +92,7 @@ def _widths(config):
             *map(_widths, config.values()))
     return set().union(*map(_widths, config)) if isinstance(config, list) else set()
 
-
+# %% ../../nbs/reference/networks/explain.ipynb #88a8b2bd
 def _check_size(path):
     "Refuse, with ValueError, a network that takes too much memory, before it takes any."
     with zipfile.ZipFile(path) as archive:
@@ -130,7 +130,7 @@ def load_model(
     _check_answers(model, path)
     return model
 
-
+# %% ../../nbs/reference/networks/explain.ipynb #6cc2a791
 def _versions(path):
     "The version of Keras that saved a network and the present one, if the file says so."
     try:
@@ -175,6 +175,46 @@ def _check_answers(model, path):
                         f"{found.max():.3g}, sum {found[0].sum():.3g}); end it with a softmax: "
                         "model.layers[-1].activation = keras.activations.softmax, and save it")
 
+# %% ../../nbs/reference/networks/explain.ipynb #a05ae924
+def _shape(output):
+    "Of one tensor; of several, none."
+    return getattr(output, "shape", ())
+
+# %% ../../nbs/reference/networks/explain.ipynb #2596cf5b
+def _between(start, end):
+    """The part of a network between two tensors.
+
+    None where something goes past the first, as a shortcut does.
+    """
+    try:
+        part = keras.Model(start, end)
+    except ValueError:
+        return None
+    return (part if sum(isinstance(operation, keras.layers.InputLayer)
+                        for operation in part.operations) == 1 else None)
+
+# %% ../../nbs/reference/networks/explain.ipynb #53311b04
+def _with_maps(operations):
+    "Operations whose output is feature maps."
+    return [operation for operation in operations if len(_shape(operation.output)) == 4
+            and not isinstance(operation, keras.layers.ZeroPadding2D)]
+
+
+def _last_cut(operations, end, least):
+    "The last operation whose maps are fine enough to cut behind, and the network from there on."
+    maps = _with_maps(operations)
+    fine = [one for one in maps if min(one.output.shape[1:3]) >= least] or maps[-1:]
+    return next(((one, rest) for one in reversed(fine)
+                 if (rest := _between(one.output, end.output))), (None, None))
+
+
+def _through(model, before, backbone, cut):
+    "Maps of a backbone's operation, from the model's own input."
+    x = model.inputs[0]
+    for operation in before:
+        x = operation(x)
+    return keras.Model(backbone.inputs, cut.output)(x)
+
 # %% ../../nbs/reference/networks/explain.ipynb #38e807bb
 def split_model(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
@@ -188,27 +228,17 @@ def split_model(
     """
     chain = [operation for operation in getattr(model, "operations", [])
              if not isinstance(operation, keras.layers.InputLayer)]
+    # a backbone among them, or none: then the maps are the model's own
     at = next((k for k, operation in enumerate(chain) if isinstance(operation, keras.Model)), None)
     inner = chain if at is None else chain[at].operations
-    drawn = [operation for operation in inner if len(_shape(operation.output)) == 4
-             and not isinstance(operation, keras.layers.ZeroPadding2D)]
-    if not drawn or not isinstance(chain[-1], keras.layers.Dense):
+    if not _with_maps(inner) or not isinstance(chain[-1], keras.layers.Dense):
         raise DataError(f"{model.name}: expected a classifier with feature maps and a dense output "
                         "layer")
     end, after = (chain[-2], []) if at is None else (inner[-1], chain[at + 1 : -1])
-    fine = ([operation for operation in drawn if min(operation.output.shape[1:3]) >= least]
-            or drawn[-1:])
-    cut, rest = next(((operation, rest) for operation in reversed(fine)
-                      if (rest := _between(operation.output, end.output))), (None, None))
+    cut, rest = _last_cut(inner, end, least)
     if rest is None:
         raise DataError(f"{model.name}: expected feature maps through which everything goes; its "
                         "branches join after the last of them")
-    maps = cut.output
-    if at is not None:
-        x = model.inputs[0]
-        for operation in chain[:at]:
-            x = operation(x)
-        maps = keras.Model(chain[at].inputs, cut.output)(x)
 
     def head(maps):
         x = rest(maps, training=False)
@@ -216,27 +246,10 @@ def split_model(
             x = operation(x)
         return ops.matmul(ops.cast(x, "float32"), chain[-1].kernel) + chain[-1].bias
 
+    maps = cut.output if at is None else _through(model, chain[:at], chain[at], cut)
     return keras.Model(model.inputs, maps), head
 
-# %% ../../nbs/reference/networks/explain.ipynb #a05ae924
-def _shape(output):
-    "Of one tensor; of several, none."
-    return getattr(output, "shape", ())
-
-
-def _between(start, end):
-    """The part of a network between two tensors.
-
-    None where something goes past the first, as a shortcut does.
-    """
-    try:
-        part = keras.Model(start, end)
-    except ValueError:
-        return None
-    return (part if sum(isinstance(operation, keras.layers.InputLayer)
-                        for operation in part.operations) == 1 else None)
-
-
+# %% ../../nbs/reference/networks/explain.ipynb #adcc1057
 def feature_network(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
 ) -> keras.Model:  # uint8 (n, h, w, 3) to features (n, channels)
@@ -251,7 +264,7 @@ def feature_network(
                         "dense layer")
     return keras.Model(model.inputs, dense[0].input)
 
-
+# %% ../../nbs/reference/networks/explain.ipynb #4672919e
 def embed(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
     images: np.ndarray,  # uint8 (n, h, w, 3)
@@ -279,7 +292,7 @@ def _gradient(function, x):
     ops.sum(function(x)).backward()
     return x.grad
 
-
+# %% ../../nbs/reference/networks/explain.ipynb #eb3b48ee
 def grad_cam(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
     images: np.ndarray,  # uint8 (n, h, w, 3)
@@ -302,7 +315,7 @@ def grad_cam(
     return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR))
                      for one in heat.astype(np.float32)])
 
-
+# %% ../../nbs/reference/networks/explain.ipynb #269c0c6d
 def heat_overlay(
     images: np.ndarray,  # uint8 (n, h, w, 3)
     heat: np.ndarray,  # of `grad_cam`, (n, h, w)

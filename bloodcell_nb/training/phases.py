@@ -30,7 +30,7 @@ class Features:
     def __len__(self):
         return len(self.labels)
 
-
+# %% ../../nbs/reference/training/phases.ipynb #448ea654
 def _constant(model, recipe):
     "Whether a frozen backbone's features are the same in every epoch."
     drawn = (layer for layer in model.get_layer("backbone").layers
@@ -38,7 +38,7 @@ def _constant(model, recipe):
     return not (recipe.augmentation or recipe.image_sizes or recipe.validation_noise
                 or recipe.snapshots or any(drawn))
 
-
+# %% ../../nbs/reference/training/phases.ipynb #320b072b
 def fit_head(
     model: keras.Model,  # of `transfer_model`, its backbone frozen
     train: Cells,
@@ -105,7 +105,7 @@ def _epochs(fitted):
     "Number of epochs of a training."
     return len(fitted.history["loss"])
 
-
+# %% ../../nbs/reference/training/phases.ipynb #dbdb2262
 def _as_one(model, recipe, fits, best_epoch, not_finite):
     "The phases as one training."
     history = {key: [value for one in fits for value in one.history[key]]

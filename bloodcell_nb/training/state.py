@@ -104,12 +104,12 @@ def on_train_begin(self: Progress, logs=None):
     for callback, numbers in zip(self.remembered, restored, strict=False):
         vars(callback).update(numbers)
 
-
+# %% ../../nbs/reference/training/state.ipynb #93bde43e
 @patch
 def on_epoch_begin(self: Progress, epoch, logs=None):
     self.batches.start_epoch(self.first_epoch + epoch)
 
-
+# %% ../../nbs/reference/training/state.ipynb #c2014543
 @patch
 def on_train_batch_end(self: Progress, batch, logs=None):
     logs = logs or {}
@@ -120,7 +120,7 @@ def on_train_batch_end(self: Progress, batch, logs=None):
         self.run.progress(f"{self.name} epoch {self.epoch + 1}/{self.params['epochs']}  "
                           f"batch {batch + 1}/{len(self.batches)}  {numbers}")
 
-
+# %% ../../nbs/reference/training/state.ipynb #810a62b1
 @patch
 def on_epoch_end(self: Progress, epoch, logs=None):
     self.stop_if_not_finite(logs)
@@ -147,7 +147,7 @@ def _variables(progress):
     found = [*model.variables, *model.optimizer.variables]
     return [variable for variable in found if id(variable) not in kept]
 
-
+# %% ../../nbs/reference/training/state.ipynb #00bcd303
 def _about(progress):
     "What a state says of itself, as JSON."
     numbers = [{key: value for key, value in vars(callback).items()
@@ -158,7 +158,7 @@ def _about(progress):
         "not_finite": progress.not_finite, "history": progress.history,
         "seconds": progress.times.seconds, "images": progress.times.images, "callbacks": numbers})
 
-
+# %% ../../nbs/reference/training/state.ipynb #8f0587f9
 def write_state(progress: Progress):
     "Write what the next epoch depends on; the state before it stays, older ones go."
     path = progress.folder / f"state_{progress.epoch}.npz"
@@ -171,7 +171,7 @@ def write_state(progress: Progress):
             other.unlink()
     progress.whole = path
 
-
+# %% ../../nbs/reference/training/state.ipynb #3ed60e52
 def _check_whole(path):
     "Raise an error for a file that is cut or damaged."
     with zipfile.ZipFile(path) as file:
@@ -186,7 +186,7 @@ def _read_state(path):
         return (json.loads(str(file["about"])),
                 [file[f"arr_{i}"] for i in range(len(file.files) - 1)])
 
-
+# %% ../../nbs/reference/training/state.ipynb #a48fae2a
 def restore_state(progress: Progress):
     """Read the newest whole state of an interrupted training, if there is one.
 
@@ -211,7 +211,7 @@ def restore_state(progress: Progress):
               + (f"training goes on after epoch {progress.epoch}, from {progress.whole.name}"
                  if progress.whole else "training begins anew"))
 
-
+# %% ../../nbs/reference/training/state.ipynb #fb447607
 def _set_state(progress, path, state, arrays):
     "Make a training what it was when it wrote a state."
     variables = _variables(progress)
