@@ -29,6 +29,7 @@ from bloodcell_nb.evaluation.ensemble import (
     read_predictions,
     with_temperature,
 )
+from ..evaluation.metrics import HEADLINE, score_text
 from ..evaluation.trust import sure_threshold
 from .classifier import Classifier, load_classifier, read_ensemble, read_known
 from ..runs.finished import model_file, read_runs
@@ -287,7 +288,6 @@ def publish(
 
 # %% ../../nbs/reference/inference/published.ipynb #114c30ba
 _PARTS = {"test": "clean", "corrupted": "corrupted", "stand_in": "stand-in"}
-_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece")
 
 
 def _evaluations(runs, sums):
@@ -302,9 +302,7 @@ def _evaluations(runs, sums):
         for part, word in _PARTS.items():
             if part in results:
                 scores = results[part]
-                text = {key: "{:.4f} [{:.4f}, {:.4f}]".format(
-                    scores[key], *scores["interval_95"][key]) if scores[key] is not None else ""
-                    for key in _SCORES}
+                text = {name: score_text(scores, name) for name in HEADLINE}
                 parts.append({"data": name, "part": part, "title": f"{name}, {word}",
                               "scores": scores, "text": text, "trust": results["trust"][part],
                               "left_out": results.get("left_out_training_cells", "")})
@@ -402,6 +400,7 @@ def model_card(
         height, width = file["image_size"]
     return _rendered(
         name=name, what=what, licence=licence, class_names=classifier.class_names, parts=parts,
+        headline=HEADLINE,
         settings=settings, known=len(known["features"]), hashed=hashed,
         sums={file: value for file, value in sums.items() if file.endswith(".keras")},
         size=f"{width}x{height}", of_course=_is_course(trained.values()), data=trained[name].data,

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ..data.analysis import plot_matrix
 from ..data.corruptions import CORRUPTIONS
+from ..evaluation.metrics import HEADLINE
 from ..evaluation.robustness import plot_heat, wilson_interval
 from ..evaluation.trust import PROMISE, promise
 from bloodcell_nb.page.comparable import (
@@ -284,16 +285,15 @@ def _trust_words(run):
                              trust.get("promise", "")))
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #1420a5ff
-_EVALUATED = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece")
-
-
 def _score_table(found):
-    "Caption, header and rows: the scores of each network."
-    rows = [[_network(run), *(with_interval(run.test, key, 3) if run.test.get(key) is not None
-                              else "" for key in _EVALUATED), views_of(run), made_by(run)]
+    "Caption, header and rows: the headline scores of each network."
+    names = [name for name in HEADLINE
+             if any(run.test.get(name) is not None for run in found)]
+    rows = [[_network(run), *(with_interval(run.test, name, 3) if name in run.test["interval_95"]
+                              else "" for name in names), views_of(run), made_by(run)]
             for run in found]
-    return ("All scores", ["network", *(key.replace("_", " ") for key in _EVALUATED), "views",
-                           "code"], rows)
+    return ("All scores", ["network", *(HEADLINE[name].words for name in names), "views", "code"],
+            rows)
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #3f36982a
 @page_section("evaluation", "Finished networks on these cells", place=90, lead=True)

@@ -28,14 +28,6 @@ class _Part(BaseModel):
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Interval = Annotated[list[_Finite], Field(min_length=2, max_length=2)]
 
-
-class _Intervals(_Part):
-    accuracy: _Interval
-    balanced_accuracy: _Interval
-    macro_f1: _Interval
-    ece: _Interval
-    auc: _Interval = None  # records of older form have none
-
 # %% ../../nbs/reference/runs/finished.ipynb #6f12a4e0
 class _ClassScores(_Part):
     recall: float
@@ -51,9 +43,16 @@ class _Scores(_Part):
     macro_f1: _Finite
     ece: _Finite
     auc: _Finite | None = None  # null where the labels have one class
-    interval_95: _Intervals
+    interval_95: dict[str, _Interval]
     per_class: dict[str, _ClassScores] = {}
     confusion_matrix: list[list[int]] = []  # rows: true class
+
+    @model_validator(mode="after")
+    def _an_interval_each(self):
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece"):
+            if name not in self.interval_95:
+                raise ValueError(f"interval_95 has no {name}")
+        return self
 
 # %% ../../nbs/reference/runs/finished.ipynb #0609e271
 class _Training(_Part):
