@@ -41,7 +41,7 @@ def contents(caption, *lines, options=""):
 
 CONTENTS = "".join([contents("Chapters", "[0-9]*", options=":numbered: 1"),
                     *(contents(package, f"reference/{package}/*") for package in PACKAGES),
-                    contents("The command, an index, speed", "reference/cli",
+                    contents("Extend it, the command, an index, speed", "extending", "reference/cli",
                              "Functions <genindex>", "benchmarks/RESULTS")])
 INDEX = "```{{index}} {0}\n:name: {0}\n```"
 DIRECTIVE = re.compile(r"^#\| ?(\w+).*\n?", re.M)

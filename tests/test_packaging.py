@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -33,6 +34,7 @@ from bloodcell_nb.runs.recipes import SCHEMAS, check_recipe, read_recipe, recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "bloodcell_nb").rglob("*.py"))
+REFERENCE = sorted((ROOT / "nbs" / "reference").rglob("*.ipynb"))
 NOTEBOOKS = [ROOT / "nbs" / f"{name}.ipynb" for name in SCHEMAS]  # what papermill runs
 
 
@@ -390,6 +392,27 @@ def test_no_module_is_long():
     for path in MODULES:
         length = len(path.read_text(encoding="utf-8").splitlines())
         assert length <= 500 or path.name == "_modidx.py", (path.name, length)
+
+
+def cells_of(path):
+    "Sources of a notebook's cells of code."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [source for cell in cells if cell["cell_type"] == "code"
+            and (source := "".join(cell["source"])).strip()]
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in REFERENCE])
+def test_the_reference_shows_each_function(path):
+    "Short cells, and each public function or class in one that a reader sees."
+    sources = cells_of(path)
+    lines = [sum(bool(line.strip()) for line in source.splitlines()) for source in sources]
+    assert statistics.median(lines) <= 10, lines
+    exported = [source for source in sources if source.startswith("#| export")]
+    seen = "\n".join(source for source in sources if not source.startswith("#|"))
+    for node in (node for source in exported for node in ast.parse(source).body):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            patched = "patch" in map(ast.unparse, node.decorator_list)
+            assert patched or re.search(rf"\b{node.name}\b", seen), node.name
 
 
 def test_exported_cells_are_short():
