@@ -195,7 +195,7 @@ def _write_page(root):
 
     with locked(root, ".page"):
         if any(root.glob("*/status.json")):  # else none began, of a source that is gone
-            print(f"report: {build_page(root)}")
+            print(f"page: {build_page(root)}")
 
 # %% ../nbs/reference/cli.ipynb #412c7140
 def _print_left(root, states, left, start):
@@ -465,7 +465,7 @@ _FOLDER = _option("folder", nargs="?", metavar="DIR",
 def _page(folder="reports"):
     from bloodcell_nb.page.build import build_page
 
-    print(f"report: {build_page(Path(folder))}")
+    print(f"page: {build_page(Path(folder))}")
 
 
 @_command("report", _FOLDER)

@@ -307,6 +307,7 @@ def test_the_committed_page_is_whole_and_needs_no_network():
     files = [RECORDS / unquote(link) for link in links if not link.startswith("#")]
     assert [path for path in files if not path.is_file()] == []
     assert {unquote(link[1:]) for link in links if link.startswith("#")} <= set(anchors)
+    assert len(anchors) == len(set(anchors))
     contents = re.search(r"<nav.*?</nav>", page, re.S).group()
     assert {"problem", "data", "custom_cnn", "efficientnet", "convnext", "ensemble", "ladder",
             "worth", "failures", "robustness", "differences", "all-runs"} <= {

@@ -187,7 +187,7 @@ def _group(
     figures = _figures_folder(runs, folder, taken)
     parts, left_out = _told(told_of, synthetic, figures, suffix, folder)
     _, not_compared = step_gains(told_of)
-    return {"anchor": f"data{suffix}", "kind": "Synthetic cells" if synthetic else "Real cells",
+    return {"anchor": f"cells{suffix}", "kind": "Synthetic cells" if synthetic else "Real cells",
             "data": runs[0].data, "parts": parts, "code": code_words(runs),
             "lead": _summary(runs, parts, folder)
             }, left_out + not_compared + _hidden(runs, folder)

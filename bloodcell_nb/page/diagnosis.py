@@ -142,6 +142,12 @@ def _errors(models):
     return dict(sorted(errors.items(), key=lambda pair: pair[1].mean()))
 
 
+def _left_words(models, errors):
+    "Name the networks that were not tried under every corruption."
+    left = [f"`{name}`" for name in models if name not in errors]
+    return [f"Not tried under every corruption, and left out: {', '.join(left)}."] if left else []
+
+
 def _worst(errors):
     "The corruption that costs a network most, and its mean balanced error."
     means = errors.mean(axis=1)
@@ -186,8 +192,10 @@ def robustness(
 ) -> Section | None:
     "Tell which corruptions cost most, network by network."
     models, short = _models(runs)
-    if not (errors := _errors(models)):
+    if not models:
         return None
+    if not (errors := _errors(models)):
+        return Section("No network has been tried under every corruption.", [], None)
     costs = "; ".join(f"`{name}`: {_worst(each)}" for name, each in errors.items())
     labels = {name: name for name in models} | {run.name: label_of(run) for run in short}
     least = next(iter(errors))
@@ -196,7 +204,8 @@ def robustness(
         f"Least error: {least}, {errors[least].mean():.3f}", fontsize=11)
     return Section(_range_words(errors, short), [
         f"What costs most: {costs}.",
-        "Each figure is a mean over the severities; no interval is in the record."], fig,
+        "Each figure is a mean over the severities; no interval is in the record.",
+        *_left_words(models, errors)], fig,
         [("Beside AlexNet, and calibration", _SHIFT_HEADER, _shift_rows(
             {labels[name]: model for name, model in models.items()}))])
 
