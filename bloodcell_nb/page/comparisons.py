@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LADDER_HEADER', 'SPLITS', 'GAINS_HEADER', 'ladders', 'reported_steps', 'shown_steps', 'not_run_yet', 'with_interval',
            'weights_of', 'ladder_table', 'step_labels', 'plot_ladder', 'compare', 'difference', 'changed_settings',
-           'one_line', 'StepGain', 'step_gains', 'gain_rows', 'results_table', 'gains_table']
+           'one_line', 'StepGain', 'step_gains', 'gain_rows', 'results_table', 'gains_table', 'on_real_cells']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
 from pathlib import Path
@@ -13,17 +13,19 @@ from typing import NamedTuple
 
 from ..data.cells import DataError
 from bloodcell_nb.page.comparable import (
+    code_words,
     epochs_words,
     kind_of,
     labels_of,
     made_by,
     same_code,
     shortened,
+    unlike_words,
     usual_code,
     views_of,
 )
 from ..runs.finished import Finished, read_runs
-from ..runs.recipes import ONCE, Recipe, read_recipe, recipes
+from ..runs.recipes import ONCE, Recipe, project_root, read_recipe, recipes
 
 # %% ../../nbs/reference/page/comparisons.ipynb #49a3ec96
 def ladders() -> list[list[Recipe]]:  # recipes that have words for their step, by chapter
@@ -336,3 +338,27 @@ def gains_table(
              "interval], p | on corrupted cells | on the stand-in |", "|---" * 6 + "|",
              *(f"| {' | '.join(map(str, _ensemble_cells(*each)))} |" for each in ensembles)]
     return "\n".join(lines)
+
+# %% ../../nbs/reference/page/comparisons.ipynb #9694128b
+def _chapter_runs(notebook, folder):
+    "Runs of a chapter's recipes that are scored, the best on the stand-in first."
+    runs = [run for run in (read_runs(folder) if folder.is_dir() else []) if run.test
+            and run.metrics["recipe"].get("notebook") == notebook]
+    return sorted(runs, key=lambda run: -run.metrics["results"].get("stand_in", {}).get(
+        "accuracy", 0))
+
+
+def on_real_cells(
+    notebook: str,  # such as 03_custom_cnn
+    folder: Path = None,  # holds run folders; None: the committed runs on real cells
+) -> str:  # Markdown: a table, and how far its rows can be compared
+    "Write what the recipes of a chapter reach on real cells, the best on the stand-in first."
+    runs = _chapter_runs(notebook, folder or project_root() / "reports" / "pbc96")
+    if not runs:
+        return f"No run of {notebook} on real cells lies here."
+    rows = [(f"`{run.name}`", epochs_words(run), *(_accuracy(run, split) for split in (
+        "test", "corrupted", "stand_in"))) for run in runs]
+    lines = ["| accuracy [95 % interval] | epochs | clean test cells | corrupted | stand-in |",
+             "|---" * 5 + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    words = " ".join([*unlike_words(runs), code_words(runs)])
+    return "\n".join(lines) + f"\n\n{runs[0].test['n']:,} test cells each. {words}"
