@@ -62,6 +62,18 @@ def named_policy(
                         "list of operations")
     return POLICIES[name]
 
+# %% ../../nbs/reference/augment/policies.ipynb #1ba8f147
+def _read_entry(entry, where):
+    "Name and given parameters of one entry of a policy."
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, dict) and len(entry) == 1:
+        name, given = next(iter(entry.items()))
+        if isinstance(name, str) and isinstance(given, dict):
+            return name, given
+    raise DataError(f"{where}: {entry!r} is not an operation; "
+                    "expected NAME or NAME: {parameter: value}")
+
 # %% ../../nbs/reference/augment/policies.ipynb #e28ded68
 def _check_parameter(name, key, value, where):
     known = OPERATIONS[name].allowed
@@ -78,18 +90,6 @@ def _check_parameter(name, key, value, where):
         right, wanted = right and value in allowed, " or ".join(map(str, allowed))
     if not right:
         raise DataError(f"{where}: {name}: {key} is {value!r}; expected {wanted}")
-
-# %% ../../nbs/reference/augment/policies.ipynb #1ba8f147
-def _read_entry(entry, where):
-    "Name and given parameters of one entry of a policy."
-    if isinstance(entry, str):
-        return entry, {}
-    if isinstance(entry, dict) and len(entry) == 1:
-        name, given = next(iter(entry.items()))
-        if isinstance(name, str) and isinstance(given, dict):
-            return name, given
-    raise DataError(f"{where}: {entry!r} is not an operation; "
-                    "expected NAME or NAME: {parameter: value}")
 
 # %% ../../nbs/reference/augment/policies.ipynb #18d7871e
 def check_policy(
@@ -199,6 +199,13 @@ def _family(name):
     "Of an operation; none of RandomApply."
     return OPERATIONS[name].family if name in OPERATIONS else ""
 
+# %% ../../nbs/reference/augment/policies.ipynb #d86bf150
+def _where(mixed, after, before):
+    "Images or labels after mixing for those that are to be mixed, the others as before."
+    from keras import ops
+
+    return ops.where(ops.reshape(mixed, (-1, *[1] * (len(after.shape) - 1))), after, before)
+
 # %% ../../nbs/reference/augment/policies.ipynb #a508f2a3
 class Policy:
     "Augments batches; made once, called inside the compiled training step."
@@ -243,9 +250,7 @@ class Policy:
             images, labels = mixer(images, labels, draw)
             images = ops.clip(images, 0, 255)  # white and white may round to more
         if self.mixers and mixed is not None:
-            images, labels = (
-                ops.where(ops.reshape(mixed, (n, *[1] * (len(now.shape) - 1))), now, was)
-                for now, was in zip((images, labels), before, strict=True))
+            images, labels = map(partial(_where, mixed), (images, labels), before)
         return images, labels
 
 # %% ../../nbs/reference/augment/policies.ipynb #240ddd01

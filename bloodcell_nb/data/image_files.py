@@ -145,7 +145,7 @@ def list_images(
                       [name for name in files if not _is_image(name)], opened)
 
 # %% ../../nbs/reference/data/image_files.ipynb #21dc70ad
-# Acevedo et al. 2020: 360x363 pixels; some files are 360x360 or 366x369
+# Acevedo et al. 2020: 360x363 pixels; some files are 360x360 or 366x369, so some room either way
 PBC_WIDTHS, PBC_HEIGHTS = range(356, 367), range(359, 370)
 
 

@@ -236,7 +236,7 @@ _BATCH = 256  # images at once
 
 
 def _grain(x):
-    "The grain of images as float32: how alike the fine detail of their colours is."
+    "The grain of images as float32: how similar the fine detail of their colours is."
     fine = (4 * x[:, 1:-1, 1:-1] - x[:, :-2, 1:-1] - x[:, 2:, 1:-1] - x[:, 1:-1, :-2]
             - x[:, 1:-1, 2:]).reshape(len(x), -1, 3)
     fine -= fine.mean(axis=1, keepdims=True)

@@ -325,8 +325,9 @@ def load(
     "Load cells; which form the source has is seen from its name and content."
     form, path = _known_form(source)
     if size is not None and not (size >= 8 and form.resizes):
-        raise DataError(f"{source}: size is {size}; expected 8 or more, and a folder or .zip whose "
-                        "images can be resized")
+        resized = " or ".join(one.words for one in FORMS if one.resizes)
+        raise DataError(f"{source}: size is {size}; expected 8 or more, and images that can be "
+                        f"resized: {resized}")
     options = {} if size is None else {"size": size}
     return _with_images(form.read(source, path, **options), source, every_class)
 

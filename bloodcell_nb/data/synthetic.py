@@ -128,7 +128,7 @@ def _granules(draw, rng, look, centre, radius):
 
 # %% ../../nbs/reference/data/synthetic.ipynb #drawvary1
 def _varied(look, rng):
-    "One cell of a class: its colours shifted together, and its number of granules."
+    "The looks of one cell of a class, its colours shifted together."
     shift = rng.normal(0, 8) + rng.normal(0, 5, 3)
     colours = {key: tuple(int(np.clip(value, 0, 255)) for value in np.array(look[key]) + shift)
                for key in ("cytoplasm", "nucleus", "grain_colour") if look[key]}
@@ -200,7 +200,7 @@ def _class_counts(n):
 
 # %% ../../nbs/reference/data/synthetic.ipynb #1362a980
 def draw_cells(
-    n: int = 1000,  # number of cells, duplicates and spoiled images not counted, from 16
+    n: int = 1000,  # number of cells, duplicates and spoiled images not counted, from 8
     seed: int = 0,  # the same seed gives the same bytes
     duplicates: int = 0,  # cells added once more; every fourth copy carries a wrong label
     spoiled: int = 0,  # copies of a spoiled image for each class; 200 in the course's file
@@ -208,7 +208,10 @@ def draw_cells(
     """Draw a data set of synthetic cells, in random order, the added images last.
 
     The first spoiled image goes under each of the eight labels, the second among the monocytes.
+    Raises DataError for fewer cells than classes.
     """
+    if n < len(CLASS_NAMES):
+        raise DataError(f"n is {n}; expected {len(CLASS_NAMES)} or more, a cell of each class")
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(8), _class_counts(n)))
     images = np.stack([draw_cell(CLASS_NAMES[label], np.random.default_rng([seed, i]))
