@@ -314,7 +314,7 @@ def plot_class_scores(
     ax.plot(x + 0.2, of_each("recall"), "kv", markersize=4, label="recall")
     ax.set_xticks(x, [name.replace(" ", "\n") for name in classes], fontsize=8, rotation=30)
     ax.set(ylabel="F1", ylim=(0, 1.05))
-    ax.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
+    ax.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     return ax
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #227d4748
@@ -333,10 +333,11 @@ def plot_reliability(
     used = count > 0
     hits, sure = (np.bincount(place, one, minlength=bins)[used] for one in (right, confidence))
     accuracy, (low, high) = hits / count[used], wilson_interval(hits, count[used])
-    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="calibrated")
     ax.errorbar(sure / count[used], accuracy, np.maximum([accuracy - low, high - accuracy], 0),
-                fmt="o-", color="#0072B2", markersize=4, capsize=2)
+                fmt="o-", color="#0072B2", markersize=4, capsize=2, label="network, 95 %")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.05))
+    ax.legend(fontsize=8, frameon=False)
     return ax
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #52d8feb4
@@ -370,11 +371,25 @@ def draw_learning_curves(
         + " from augmented images" * _learns_from_augmented(fitted, run.recipe) + "."
         + (f" The training ended early: {fitted.not_finite}." if fitted.not_finite else ""))
 
+# %% ../../nbs/reference/evaluation/metrics.ipynb #ac85737c
+def _most_frequent(wrong, per_class):
+    "The pairs of classes that are confused most often, in a sentence; of many the first three."
+    if not wrong.any():
+        return ""
+    classes, most = list(per_class), wrong.max()
+    pairs = [f"{classes[true]} taken for {classes[predicted]}, {most} of "
+             f"{per_class[classes[true]]['n']} cells"
+             for true, predicted in np.argwhere(wrong == most)]
+    if len(pairs) == 1:
+        return f" The most frequent confusion: {pairs[0]}."
+    more = f"; and {len(pairs) - 3} more" * (len(pairs) > 3)
+    return f" {len(pairs)} confusions are the most frequent: {'; '.join(pairs[:3])}{more}."
+
 # %% ../../nbs/reference/evaluation/metrics.ipynb #ec1e741b
 def draw_confusion(
     scores: dict,  # of `score`
     run: Run,
-) -> Markdown:  # the most frequent confusion
+) -> Markdown:  # the most frequent confusions
     "Draw the confusion matrix into the run."
     fig, ax = plt.subplots(figsize=(5.4, 4.8), layout="constrained")
     plot_confusion_matrix(scores, ax)
@@ -382,13 +397,10 @@ def draw_confusion(
     ax.set_title(f"Test accuracy {scores['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})",
                  fontsize=10)
     run.figure(fig, "confusion_matrix")
-    wrong, classes = np.array(scores["confusion_matrix"]), list(scores["per_class"])
+    wrong = np.array(scores["confusion_matrix"])
     np.fill_diagonal(wrong, 0)
-    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    most = (f" The most frequent confusion: {classes[true]} taken for {classes[predicted]}, "
-            f"{wrong.max()} of {scores['per_class'][classes[true]]['n']} cells." if wrong.any()
-            else "")
-    return Markdown(f"{wrong.sum()} of {scores['n']} test cells are wrong.{most}")
+    return Markdown(f"{wrong.sum()} of {scores['n']} test cells are wrong."
+                    f"{_most_frequent(wrong, scores['per_class'])}")
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #drawsplit0
 def draw_class_scores(

@@ -37,7 +37,12 @@ def _data_url(png):
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 # %% ../../nbs/reference/runs/notebook_html.ipynb #792c7c09
-_UNKNOWN = {r"\tfrac": r"\frac", r"\Big": "", r"\big": ""}  # to matplotlib, and what stands for it
+# TeX that matplotlib does not know, and what stands for it: a bracket of a fixed size becomes one
+# that fits what it encloses
+_INSTEAD = {r"\\[dt]frac(?![a-zA-Z])": r"\\frac", r"\\frac\s*(\d)\s*(\d)": r"\\frac{\1}{\2}",
+            r"\\sqrt\s*(\d)": r"\\sqrt{\1}", r"\\(ge|le)(?![a-zA-Z])": r"\\\1q",
+            r"\\[Bb]igg?l(?![a-zA-Z])": r"\\left", r"\\[Bb]igg?r(?![a-zA-Z])": r"\\right",
+            r"\\[Bb]igg?(?![a-zA-Z])": ""}
 
 
 def formula(
@@ -46,8 +51,8 @@ def formula(
 ) -> str:  # HTML
     "Draw a formula; what cannot be drawn is shown as code."
     tex, known = " ".join(tex.split()), tex
-    for word, other in _UNKNOWN.items():
-        known = re.sub(re.escape(word) + "(?![a-zA-Z])", other.replace("\\", r"\\"), known)
+    for pattern, other in _INSTEAD.items():
+        known = re.sub(pattern, other, known)
     out, fig = io.BytesIO(), Figure(figsize=(0.01, 0.01))
     fig.text(0, 0, f"${' '.join(known.split())}$", fontsize=11 if block else 10)
     try:

@@ -121,7 +121,7 @@ def save_figure(
         room = 0.15 / fig.get_figheight()
         if fig.get_layout_engine():
             fig.get_layout_engine().set(rect=(0, room, 1, 1 - room))
-        fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=7, color="0.35")
+        fig.text(0.995, 0.003, "synthetic cells", ha="right", va="bottom", fontsize=8, color="0.35")
 
     for text in fig.findobj(Text):
         # a logarithmic axis writes its numbers as formulas

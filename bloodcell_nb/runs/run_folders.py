@@ -131,7 +131,7 @@ def missing_file(
 # %% ../../nbs/reference/runs/run_folders.ipynb #08613a29
 def is_finished(
     folder: Path,
-    key: str,  # of the run (records.run_key)
+    key: str,  # of the run, as `runs.keys.run_key` gives it
 ) -> bool:
     "Find out whether a folder holds the finished run of a key, whole."
     status = status_of(folder)

@@ -105,7 +105,7 @@ def compiles_with_xla(
 def training_metrics(
     classes: int,
 ) -> list:  # Keras metrics
-    "Accuracy and macro F1, whose variables are there: a step that makes some is traced twice."
+    "Accuracy and macro F1 with their variables: a step that makes some is traced a second time."
     f1 = keras.metrics.F1Score(average="macro", name="macro_f1")
     f1(np.eye(classes, dtype="float32"), np.eye(classes, dtype="float32"))
     f1.reset_state()
