@@ -24,9 +24,8 @@ from bloodcell_nb.data.analysis import (
 from ..data.cells import Cells, DataError, class_key, source_path
 from ..data.files import shared
 from ..data.sources import fingerprint, load
-from ..evaluation.ensemble import read_predictions
 from .classifier import Classifier, read_known
-from .published import find_model
+from .published import find_model, other_split
 from ..runs.finished import read_runs
 from ..runs.recipes import Recipe
 from ..runs.splits import limit_cells, recorded_splits
@@ -112,7 +111,7 @@ def own_splits(
                     or run.metrics["data"]["fingerprint"] != fingerprint(source)):
                 continue
             splits = recorded_splits(run.metrics, source, run.name)
-            if np.array_equal(splits.test.ids, read_predictions([folder]).ids):
+            if not other_split(splits, folder):
                 return splits.test, len(splits.train) + len(splits.val)
     return None
 
