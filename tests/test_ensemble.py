@@ -44,7 +44,7 @@ def study(tmp_path_factory):
             ("shifted", [0]), ("together", [0]), ("one", [0]),
             ("efficientnet", [0]), ("convnext", [0]))}, "jobs": 2,
         "set": {"epochs": 3}}))
-    command = ("run", "--study", folder / "study.yaml", "--data", SOURCE, "--profile", "full",
+    command = ("run", "--study", folder / "study.yaml", "--data", SOURCE, "--profile", "smoke",
                "--out", folder / "out")
     done = bloodcell(*command, "--budget", "1000")
     assert done.returncode == 0, done.stdout + done.stderr

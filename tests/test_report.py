@@ -219,7 +219,7 @@ def test_a_page_over_several_folders_of_runs(folder):
     assert "seeds:" not in page
     left = page[page.index("Left out of the tables"):]
     assert f"first/{ODD}</td><td>the ladder, the steps and the seeds show second/{ODD}, of" in left
-    real, drawn = page.split('id="data-2"')
+    real, drawn = page.split('id="cells-2"')
     assert "<td>failed</td>" not in real.partition('<h3 id="ladder"')[2]
     assert "efficientnet_lite0_head" in real[real.index("Not run yet: "):].split("</p>")[0]
     assert "<td>failed</td>" in drawn.partition('<h3 id="ladder-2"')[2].partition("</section>")[0]
