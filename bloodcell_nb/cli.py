@@ -7,6 +7,7 @@ __all__ = ['main', 'inspect', 'convert', 'run_recipes', 'evaluate_network', 'ser
 
 # %% ../nbs/reference/cli.ipynb #1640e2b1
 import argparse
+import math
 import os
 import re
 import sys
@@ -76,8 +77,16 @@ def _say(message, category, filename, lineno, file=None, line=None):
     print(text, end="", file=file or sys.stderr)
 
 
+def _check_given(options):
+    "Refuse an empty text, as of a shell's variable that is not set: it is no default."
+    for name, value in options.items():
+        if value == "" or isinstance(value, list) and "" in value:
+            raise DataError(f"{name} is empty; leave it out or give it a value")
+
+
 def _obey(function, **options):
     "Call a command's function; gives the exit code."
+    _check_given(options)
     keras_backend()  # one that is not there is refused before anything starts
     with warnings.catch_warnings(), terminated_as_interrupted():
         warnings.showwarning = _say
@@ -165,16 +174,19 @@ def convert(
     destination: str,  # new .npz file, or new folder
     size: int = None,  # pixels a side; None: as they are
     course: bool = False,  # as the homework's own file
-    seed: int = 0,  # of the homework's draw
+    seed: int = None,  # of the homework's draw; None: 0
 ):
     "Write a source as an .npz file or a PNG tree; raises DataError."
-    from bloodcell_nb.data.sources import check_free, course_arrays, save, write_npz
+    from bloodcell_nb.data.files import check_free
+    from bloodcell_nb.data.sources import course_arrays, save, write_npz
 
-    if seed < 0:
-        raise DataError(f"--seed {seed}: expected 0 or more")
-    check_free(destination)  # before anything is read
+    if seed is not None and (seed < 0 or not course):
+        raise DataError(f"--seed {seed}: expected 0 or more, with --course")
+    if Path(destination).suffix.lower() == ".zip":
+        raise DataError(f"{destination}: expected a name that ends in .npz, or a folder's")
+    check_free(destination, source)  # before anything is read
     if course:
-        path = write_npz(destination, **course_arrays(load(source, size), seed))
+        path = write_npz(destination, **course_arrays(load(source, size), seed or 0))
     else:
         path = save(load(source, size), destination)
     print(f"wrote {path}")
@@ -182,8 +194,9 @@ def convert(
 # %% ../nbs/reference/cli.ipynb #54ee79dd
 def _check_minutes(timeout, budget):
     "Raise RecipeError for times that end before anything can."
-    if timeout is not None and not timeout > 0:
-        raise RecipeError(f"--timeout {timeout:g}: expected more than 0 minutes")
+    if timeout is not None and not 0 < timeout < 1e6:
+        raise RecipeError(f"--timeout {timeout:g}: expected more than 0 minutes, and less than a "
+                          "million")
     if budget is not None and not 60 * budget > PAGE_SECONDS:
         raise RecipeError(f"--budget {budget:g}: expected more than {PAGE_SECONDS / 60:.2g} "
                           f"minutes; the last {PAGE_SECONDS} seconds are for the page")
@@ -252,11 +265,11 @@ def run_recipes(
     _check_minutes(timeout_minutes, budget_minutes)
     check_inputs(plan.recipes)
     root = runs_root(out, plan.recipes)
-    events = check_events_folder(tensorboard) if tensorboard else None
+    events = check_events_folder(tensorboard, root, plan.recipes) if tensorboard else None
     check_writable(root, root)
     print(*plan.lowered, sep="\n", end="\n" * bool(plan.lowered), flush=True)
     deadline = budget_minutes and start + 60 * budget_minutes
-    timeout = timeout_minutes and 60 * timeout_minutes
+    timeout = timeout_minutes and math.ceil(60 * timeout_minutes)
     states, left = run_all(plan.recipes, root, plan.profile, plan.jobs, deadline, timeout, events,
                            plan.asked)
     _print_left(root, states, left, start)
@@ -318,7 +331,12 @@ def _pairs(text):
     if wrong := [pair for pair in pairs if not (pair[0].strip() and pair[2].strip())]:
         raise DataError(f"--classes: {''.join(wrong[0])!r}; expected NAME=CLASS,NAME=CLASS, such "
                         "as NEU=neutrophil,EOS=eosinophil")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    names = [name.strip() for name, *_ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"--classes: {twice[0]!r} is given twice; name each class of the source "
+                        "once")
+    # in one order: the same pairs are the same run
+    return dict(sorted((name.strip(), value.strip()) for name, _, value in pairs))
 
 
 @contextmanager
@@ -335,9 +353,9 @@ def _variable(name, value):
 # %% ../nbs/reference/cli.ipynb #36812e51
 def _evaluation(place, classifier, source, classes, views, shift):
     "The recipe that scores a network."
-    from bloodcell_nb.inference.published import network_sums
+    from bloodcell_nb.inference.published import network_name, network_sums
 
-    name = place.parent.name if place.name == "model.keras" else place.stem
+    name = network_name(place)
     return check_recipe({
         "notebook": "09_evaluation", "source": str(source), "model": str(place.resolve()),
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower())
@@ -415,10 +433,10 @@ def serve_demo(
     with _quiet_tensorflow():
         from bloodcell_nb.inference.classifier import load_classifier
         from bloodcell_nb.inference.demo import demo_server
-        from bloodcell_nb.inference.published import find_model
+        from bloodcell_nb.inference.published import find_model, network_name
 
         place = find_model(model)
-        server = demo_server(load_classifier([place]), place.stem, port)
+        server = demo_server(load_classifier([place]), network_name(place), port)
         _ = server.classifier.models  # before the address is told
         print(f"http://127.0.0.1:{server.server_port} answers until Ctrl-C", flush=True)
         try:
@@ -453,7 +471,10 @@ def _submission(runs, views=None, out="submission.zip"):
         from bloodcell_nb.inference.classifier import write_submission
         from bloodcell_nb.inference.published import find_model
 
-        path = write_submission(list(map(find_model, runs)), out, views=views)
+        places = list(map(find_model, runs))
+        if len({place.resolve() for place in places}) < len(places):
+            raise DataError("a network is named twice; name each member of the mean once")
+        path = write_submission(places, out, views=views)
         print(f"wrote {path}")
 
 # %% ../nbs/reference/cli.ipynb #8ef6ee9c

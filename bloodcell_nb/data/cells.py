@@ -146,7 +146,7 @@ def check_labels(
 ) -> np.ndarray:  # class indices, int64, (n,)
     "Bring labels to class indices; raises DataError for what are none, or too many or too few."
     labels, where = np.asarray(labels), where or "labels"
-    if labels.dtype != bool and not np.issubdtype(labels.dtype, np.number):
+    if labels.dtype.kind not in "biuf":
         raise DataError(f"{where}: labels have type {labels.dtype}, expected whole numbers")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_ARRAY_BYTES', 'FORMS', 'check_memory', 'npz_headers', 'SourceForm', 'source_words', 'load', 'check_source',
-           'check_free', 'write_tree', 'write_npz', 'save', 'course_arrays', 'fingerprint', 'data_name']
+           'write_tree', 'write_npz', 'save', 'course_arrays', 'fingerprint', 'data_name']
 
 # %% ../../nbs/reference/data/sources.ipynb #fa71f629
 import hashlib
 import math
 import os
 import re
-import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -37,6 +36,7 @@ from bloodcell_nb.data.cells import (
     source_path,
 )
 from .class_folders import ClassFolders, check_folders, same_classes
+from .files import check_free, creating
 from .image_files import check_names, image_size, list_images, read_image
 from bloodcell_nb.data.medmnist import (
     MEDMNIST_MD5,
@@ -177,6 +177,9 @@ def _read_arrays(path, pixels=True):
 def _named_cells(arrays, path):
     "Cells of an npz file that names its classes, without the classes that have no image."
     given = list(map(str, np.ravel(arrays["class_names"])))
+    if twice := [name for name in given if not name.strip() or given.count(name) > 1]:
+        raise DataError(f"{printable(path)}: class_names holds {printable(twice[0])!r} more than "
+                        "once, or empty; expected a name for each label")
     extra = {key: arrays[key] for key in ("ids", "parts") if key in arrays}
     cells = Cells(arrays["images"], arrays["labels"], tuple(given), source=str(path), **extra)
     used = [name for name, count in zip(given, cells.counts, strict=True) if count]
@@ -191,9 +194,17 @@ def _named_cells(arrays, path):
                  cells.source)
 
 # %% ../../nbs/reference/data/sources.ipynb #b9a3e726
+def _check_one_form(arrays, path):
+    "Refuse images beside those of splits: nobody could tell which are meant."
+    if "images" in arrays and (more := [key for key in arrays if key.endswith("_images")]):
+        raise DataError(f"{path}: holds images and {', '.join(more)}; expected images and labels, "
+                        "with the key parts for splits, or train_images, val_images, test_images")
+
+
 def _read_npz(source, path, pixels=True):
     "Cells of a course file, of one of our own or of a MedMNIST file."
     arrays = _read_arrays(path, pixels)
+    _check_one_form(arrays, path)
     if {"images", "labels", "class_names"} <= arrays.keys():
         return _named_cells(arrays, path)
     if {"images", "labels"} <= arrays.keys():
@@ -346,16 +357,6 @@ def check_source(
     else:
         _check_trained(source, load(source).parts)
 
-# %% ../../nbs/reference/data/sources.ipynb #4fb7e923
-def check_free(
-    path: Path,  # of a new file, or of a new or empty folder
-) -> Path:
-    "Refuse a path where something lies; raises DataError."
-    path = Path(path).expanduser()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise DataError(f"{path}: exists already; name a new path, nothing was overwritten")
-    return path
-
 # %% ../../nbs/reference/data/sources.ipynb #0d9098c8
 def _tree_names(cells):
     "Names of the files that cells are written to, [part/]class/id.png, all different."
@@ -380,13 +381,12 @@ def write_tree(
     folder = check_free(folder)
     names = _tree_names(cells)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
+    with creating(folder) as work:
         for parent in {PurePosixPath(name).parent for name in names}:
-            (Path(work) / "tree" / parent).mkdir(parents=True)
+            (work / parent).mkdir(parents=True)
         for name, image in tqdm(zip(names, cells.images, strict=True), total=len(names),
                                 desc="write PNG", unit="image", delay=1):
-            Image.fromarray(image).save(Path(work) / "tree" / name)
-        os.replace(Path(work) / "tree", folder)
+            Image.fromarray(image).save(work / name)
     return folder
 
 # %% ../../nbs/reference/data/sources.ipynb #0915378d
@@ -399,9 +399,8 @@ def write_npz(
     if path.suffix.lower() != ".npz":
         raise DataError(f"{path}: expected a name that ends in .npz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:
-        np.savez_compressed(Path(work) / "file.npz", **arrays)
-        os.replace(Path(work) / "file.npz", path)
+    with creating(path) as work:
+        np.savez_compressed(work, **arrays)
     return path
 
 # %% ../../nbs/reference/data/sources.ipynb #907e22db

@@ -6,6 +6,7 @@
 __all__ = ['cut', 'quoted', 'parse_yaml']
 
 # %% ../../nbs/reference/data/yaml_text.ipynb #yimport1
+import re
 import reprlib
 
 import yaml
@@ -50,6 +51,13 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return node
 
+
+# numbers as people write them and as YAML 1.2 has them: 010 is no octal 8, 1:30 no 90 seconds
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:int"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"),
+                              list("-+0123456789"))
 
 _MOST = 10**6  # characters of a recipe or study
 

@@ -45,8 +45,11 @@ def headline(
     words: str,  # in tables
     **more,  # other fields of `Headline`
 ) -> Callable:  # decorator of a function of `Answers`
-    "Register a headline score."
+    "Register a headline score; raises DataError where there is one of its name."
     def register(function):
+        known = HEADLINE[name].function if name in HEADLINE else function
+        if getattr(known, "__name__", "") != function.__name__:  # but for a cell that runs again
+            raise DataError(f"headline {name!r}: there is one of this name; choose another")
         HEADLINE[name] = Headline(words, function, **more)
         return function
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import from_json
 
 from ..data.cells import CLASS_NAMES, DataError
-from ..data.files import file_sum
+from ..data.files import check_free, creating, file_sum
 from ..data.image_files import check_names
 from ..data.negatives import DRAWN_GRAIN, KINDS, grain, kind_probabilities
 from ..data.sources import npz_headers
@@ -374,8 +374,7 @@ def _check_new_zip(path):
     "Refuse, with DataError, a name that does not end in .zip, exists, or lies in no folder."
     if path.suffix != ".zip":
         raise DataError(f"{path.name}: expected a name that ends in .zip")
-    if path.exists():
-        raise DataError(f"{path} exists; name a new file or remove it")
+    check_free(path)
     if not path.parent.is_dir():
         raise DataError(f"{path.parent}: no such folder; make it first")
 
@@ -384,18 +383,16 @@ def _pack(texts, networks, path):
     "Zip texts and networks by name, whole or not at all."
     from bloodcell_nb.networks.explain import copy_network
 
-    with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        unfinished = Path(work) / path.name
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+    with creating(path) as work:
+        with zipfile.ZipFile(work, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, text in texts.items():
                 entry = zipfile.ZipInfo(name)
                 # whoever unpacks it may read it
                 entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
                 archive.writestr(entry, text)
             for name, file in networks.items():
-                copy_network(file, Path(work) / name)
-                archive.write(Path(work) / name, name)
-        os.replace(unfinished, path)
+                copy_network(file, work.with_name(name))
+                archive.write(work.with_name(name), name)
 
 # %% ../../nbs/reference/inference/classifier.ipynb #6068ac49
 def write_submission(
@@ -416,7 +413,11 @@ def write_submission(
     if tuple(classifier.class_names) != CLASS_NAMES:
         raise DataError(f"{_name(classifier.files[0])} gives {', '.join(classifier.class_names)}; "
                         f"a submission's labels are those of {', '.join(CLASS_NAMES)}, in order")
-    _ = classifier.models  # what cannot be loaded is refused before anything is written
+    for model in classifier.models:  # what cannot be loaded is refused before anything is written
+        if not {model.input_shape[1:3]} & {(96, 96), (None, None)}:
+            height, width = model.input_shape[1:3]
+            raise DataError(f"{_name(classifier.files[0])} takes images of {width}x{height}; those "
+                            "of the homework have 96x96")
     networks = {f"model_{k}.keras": file for k, file in enumerate(classifier.files, 1)}
     settings = {"files": list(networks), "weights": list(classifier.weights),
                 "views": views or classifier.views,

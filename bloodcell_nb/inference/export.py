@@ -10,7 +10,6 @@ __all__ = ['FORMATS', 'TOLERANCE', 'single_network', 'check_destination', 'open_
 import importlib.util
 import logging
 import os
-import tempfile
 import time
 import warnings
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from keras import ops
 
 from ..data.cells import Cells, DataError
+from ..data.files import check_free, creating
 from .classifier import Classifier, load_classifier
 
 # %% ../../nbs/reference/inference/export.ipynb #156081ad
@@ -48,8 +48,7 @@ def check_destination(
     if path.suffix != FORMATS[form]:
         ending = f"a name that ends in {FORMATS[form]}" if FORMATS[form] else "a folder's name"
         raise DataError(f"{path.name}: expected {ending}")
-    if path.exists():
-        raise DataError(f"{path} exists; name a new one or remove it")
+    check_free(path)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise DataError(f"{path.parent}: no folder that can be written to; make it first")
     if int8 and form != "litert":
@@ -202,8 +201,7 @@ def export_network(
     path = check_destination(form, path, examples is not None)
     network = single_network(classifier)
     expected, before = _timed(network.predict_on_batch, cells.images)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as place:
-        work = Path(place) / path.name
+    with creating(path) as work:
         _write(network, form, work, examples)
         found, speed = _timed(open_exported(work), cells.images)
         difference = float(np.abs(found - expected).max())
@@ -212,7 +210,6 @@ def export_network(
             raise DataError(f"{path.name}: the export differs from the network by {difference:.2g} "
                             f"in a probability; expected at most {TOLERANCE:g}; nothing is kept")
         size = sum(file.stat().st_size for file in (work, *work.rglob("*")) if file.is_file())
-        os.replace(work, path)
     right = [float((answers.argmax(axis=1) == cells.labels).mean())
              for answers in (found, expected)]
     return Exported(path, size / 1e6, float(same), difference, *right, speed, before)
@@ -234,10 +231,10 @@ def export_file(
     Raises DataError as `export_network` and `labelled_cells` do.
     """
     from bloodcell_nb.inference.external import labelled_cells
-    from bloodcell_nb.inference.published import find_model
+    from bloodcell_nb.inference.published import find_model, network_name
 
     place = find_model(model)
-    path = check_destination(form, Path(out or f"{place.stem}{FORMATS[form]}"), int8)
+    path = check_destination(form, Path(out or network_name(place) + FORMATS[form]), int8)
     classifier = load_classifier([place])
     cells = labelled_cells(source, classifier, classes)
     parted = (cells.parts == "test").any()

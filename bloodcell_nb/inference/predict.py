@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ..data.cells import DataError, printable
@@ -159,18 +160,37 @@ def evidence(
     return np.concatenate([images, heat_overlay(images, heat)], axis=2)
 
 # %% ../../nbs/reference/inference/predict.ipynb #ea2b99fb
+_MARK = "bloodcell_nb, Grad-CAM"  # in a drawing's file
+
+
+def _is_drawing(path):
+    "Whether a file was drawn by this command."
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == _MARK
+    except OSError:
+        return False
+
+
 def evidence_files(
     paths: list[Path],
     folder: Path,  # for the drawings
 ) -> list[Path]:  # name_grad_cam.png of each
-    "Name the drawings; raises DataError for a folder that is none, and for two of one name."
+    """Name the drawings; raises DataError for a folder that is none, for two of one name, and for a
+    file that is no drawing of ours.
+    """
     if (folder := Path(folder)).exists() and not folder.is_dir():
         raise DataError(f"{folder}: not a folder; name a folder for the images")
     stems = [path.stem for path in paths]
     if twice := [stem for stem in stems if stems.count(stem) > 1]:
         raise DataError(f"two images are named {twice[0]}, and so would be their drawings in "
                         f"{folder}; ask for them one by one")
-    return [folder / f"{stem}_grad_cam.png" for stem in stems]
+    files = [folder / f"{stem}_grad_cam.png" for stem in stems]
+    for path in files:
+        if os.path.lexists(path) and not _is_drawing(path):
+            raise DataError(f"{path}: exists already, and is no drawing of this command; name "
+                            "another folder")
+    return files
 
 # %% ../../nbs/reference/inference/predict.ipynb #readnamed
 def _say(line, stream):
@@ -203,7 +223,9 @@ def _draw(pairs, paths):
     for pair, path in zip(pairs, paths, strict=True):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pair.repeat(3, axis=0).repeat(3, axis=1)).save(path)
+            mark = PngInfo()
+            mark.add_text("Software", _MARK)
+            Image.fromarray(pair.repeat(3, axis=0).repeat(3, axis=1)).save(path, pnginfo=mark)
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror}); name a folder that "
                             "can") from None
@@ -221,6 +243,14 @@ def _draw_evidence(classifier, images, answers, paths, messages):
     return True
 
 # %% ../../nbs/reference/inference/predict.ipynb #7f016db2
+def _check_apart(names, folder):
+    "Refuse drawings in a folder that is read: the next answers would be for them too."
+    read = [Path(name).resolve() for name in names if Path(name).is_dir()]
+    if folder and {*read} & {(place := Path(folder).resolve()), *place.parents}:
+        raise DataError(f"--grad-cam {folder} lies in a folder that is read, whose images its "
+                        "drawings would become; name another folder")
+
+
 _PORTION = 256  # images at once
 
 
@@ -239,6 +269,7 @@ def predict_files(
     """
     images, paths, wrong = _read_named(names, classifier.models[0].input_shape[1:3], stderr)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
+    _check_apart(names, grad_cam_folder)
     answers = []
     for start in tqdm(range(0, len(paths), _PORTION), "predict", unit="portion", file=stderr,
                       disable=stderr is None or len(paths) <= _PORTION):

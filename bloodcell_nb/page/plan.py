@@ -79,7 +79,7 @@ def _named(names, study_name, settings):
     if not study_name:
         return [read_recipe(find_recipe(name)) for name in names], settings, "quick", 1
     study, recipes = read_study(study_name)
-    own = [f"{key}={json.dumps(value)}" for key, value in study.set.items()
+    own = [f"{key}={json.dumps(value, default=str)}" for key, value in study.set.items()
            if key not in _keys(settings)]
     return recipes, [*own, *settings], study.profile, study.jobs
 
@@ -99,7 +99,7 @@ def plan_runs(
         raise RecipeError(f"--jobs {jobs}: expected 1 or more")
     full = with_settings(files, settings)
     chosen = [with_profile(recipe, profile, {*_keys(settings)}) for recipe in full]
-    if source:
+    if source is not None:
         chosen = [recipe.model_copy(update={"source": source}) for recipe in chosen]
     folders = [recipe.recipe for recipe in chosen]
     if twice := [name for name in folders if folders.count(name) > 1]:

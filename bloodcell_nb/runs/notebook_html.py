@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import io
+import os
 import re
 from pathlib import Path
 
@@ -122,8 +123,14 @@ def _sum_of(given, template):
     return hashlib.sha256(both.replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
-def _is_made_from(place, made_from):
-    return place.is_file() and f'content="{made_from}"'.encode() in place.read_bytes()[:600]
+def _made_from(place):
+    "What a page of ours was made from; empty where none lies. Raises DataError for another's."
+    if not os.path.lexists(place):
+        return ""
+    found = re.search(rb'name="made-from" content="([0-9a-f]*)"', place.read_bytes()[:600])
+    if not found:
+        raise DataError(f"{place.name} was not written by bloodcell, and stays; move it away")
+    return found[1].decode()
 
 # %% ../../nbs/reference/runs/notebook_html.ipynb #c1945db2
 def render(
@@ -135,11 +142,13 @@ def render(
         given = path.read_bytes()
         template = _TEMPLATES.get_template("notebook.html.j2")
         made_from = _sum_of(given, template)
-        if _is_made_from(place, made_from):
+        if _made_from(place) == made_from:
             return place
         import nbformat  # takes most of a second
 
         body, style = _body(_reduced(nbformat.reads(given.decode("utf-8"), as_version=4)))
+    except DataError:
+        raise
     # whatever is odd about a notebook, it is named by the caller
     except Exception as error:
         raise DataError(f"{path.name} cannot be rendered ({type(error).__name__}: "

@@ -63,6 +63,17 @@ class Recipe(BaseModel):
                                               "source has no splits")
     test_share: Share = Field(0.2, description="of the images, where the source has no splits")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values):
+        for key, value in values.items():
+            field = cls.model_fields.get(key)
+            several = value if isinstance(value, list) else [value]
+            if field and "bool" not in str(field.annotation) and any(
+                    isinstance(one, bool) for one in several):
+                raise ValueError(f"{key} is {value}; expected no true or false there")
+        return values
+
 # %% ../../nbs/reference/runs/recipes.ipynb #b1fcd16c
 class AnalysisRecipe(Recipe):
     "01_analysis"
@@ -259,6 +270,12 @@ class EnsembleRecipe(ReaderRecipe):
                             "split")
     views: Literal[1, 2, 4, 8] = Field(1, description="flips and quarter turns of each image that "
                                                       "are averaged")
+
+    @model_validator(mode="after")
+    def _each_member_once(self):
+        if twice := [name for name in self.members if self.members.count(name) > 1]:
+            raise ValueError(f"members holds {twice[0]} twice; name each once")
+        return self
 
 
 class RobustnessRecipe(ReaderRecipe):

@@ -87,6 +87,11 @@ class Run:
         if not isinstance(left, dict) or left.get("key") != self.key:
             raise RecipeError(f"{self.folder} holds a run of other data, settings or code, which "
                               "stays; name another folder (out)")
+        ours = ("progress.json", "status.json", "metrics.json")
+        if any(self.folder.iterdir()) and not any((self.folder / one).exists() for one in ours):
+            raise RecipeError(f"{self.folder} holds files of no run, which stay; name another "
+                              "folder (out)")
+        self.progress("starting")
 
     @contextmanager
     def clock(self, name: str):

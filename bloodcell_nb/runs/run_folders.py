@@ -85,9 +85,9 @@ def check_run_folders(
     a source inside a run's folder.
     """
     above = _check_source(root, source)
-    if name == EARLIER:
-        raise RecipeError(f"recipe is {name!r}, the folder of runs that were set aside; "
-                          "give it another name")
+    if name == EARLIER or re.fullmatch(r"figures(_\d+)?", name):
+        what = "runs that were set aside" if name == EARLIER else "the page's figures"
+        raise RecipeError(f"recipe is {name!r}, the folder of {what}; give it another name")
     for folder in run_places(root, name):
         if folder.resolve() in above or (root / EARLIER).resolve() in above:
             raise RecipeError(f"the source {source} lies in a run's folder, {folder}; copy it "
@@ -183,14 +183,6 @@ def _rename(folder, place):
         place.rmdir()
     os.rename(folder, place)
 
-# %% ../../nbs/reference/runs/run_folders.ipynb #9663c23a
-def _remove(folder):
-    "Remove a folder; a kill in the middle leaves none of its name."
-    gone = hidden_folder(folder.parent) / f"{folder.name}.old"
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(folder, gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
 # %% ../../nbs/reference/runs/run_folders.ipynb #f1ad85e4
 def begin(
     work: Path,  # of a run that goes on
@@ -226,14 +218,10 @@ def take_place(
 
 # %% ../../nbs/reference/runs/run_folders.ipynb #61f96e21
 def _clear(work, key, say):
-    "Make room for a run: set aside what can go on, remove what cannot."
-    if not status_of(work) or status_of(work).get("key") == key:
-        return
-    if is_resumable(work) or status_of(work)["state"] == "done":
+    "Make room for a run: set aside what another left there."
+    if status_of(work) and status_of(work).get("key") != key:
         say("the unfinished run of other data, settings or code is set aside: "
             f"{EARLIER}/{set_aside(work).name}")
-    else:
-        _remove(work)
 
 # %% ../../nbs/reference/runs/run_folders.ipynb #7a8f8d86
 def find_run(

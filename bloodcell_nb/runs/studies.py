@@ -24,12 +24,15 @@ from bloodcell_nb.runs.recipes import (
 )
 
 # %% ../../nbs/reference/runs/studies.ipynb #e3ac684d
+_Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
 class Study(BaseModel):
     "Recipes that belong together."
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # seeds of each recipe (a name, or a .yaml file); what is worth most first
-    runs: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)
+    runs: dict[str, _Seeds] = Field(min_length=1)
     profile: Literal["smoke", "quick", "full"] = "full"
     jobs: int = Field(1, ge=1)  # runs at a time
     set: dict = {}  # parameters for each recipe that has them

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..data.cells import DataError
+from ..data.cells import DataError, source_path
 from .keys import keras_backend
 
 # %% ../../nbs/reference/runs/tensorboard.ipynb #8d756139
@@ -37,9 +37,19 @@ def check_writable(
 # %% ../../nbs/reference/runs/tensorboard.ipynb #chkevnt1
 def check_events_folder(
     place: str,  # folder, made where it is missing
+    root: Path = None,  # folder of the runs
+    recipes: list = (),  # that are to run there
 ) -> Path:  # its absolute path
-    "Find out whether event files can be written. Raises DataError."
+    """Find out whether event files can be written, and lie in no run and among no cells. Raises
+    DataError.
+    """
     name, backend = f"--tensorboard {place}", keras_backend()
+    events = Path(place).resolve()
+    taken = [root and root.resolve() / recipe.recipe for recipe in recipes]
+    taken += [path.resolve() for recipe in recipes if (path := source_path(recipe.source))]
+    if (root and events == root.resolve()) or {*taken} & {events, *events.parents}:
+        raise DataError(f"{name} is the folder of the runs, or lies in a run or among its cells; "
+                        "name another folder")
     if backend != "tensorflow":
         raise DataError(f"{name}: KERAS_BACKEND is {backend}; expected tensorflow")
     if find_spec("tensorboard") is None:

@@ -1,0 +1,183 @@
+"What a user has stays, and nothing that he asks for is passed over: files, names, empty values."
+import json
+import os
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_command import one_line_error, recipe
+from test_report import MADE, RECORDS
+
+from bloodcell_nb.cli import _pairs, main
+from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.inference.classifier import write_submission
+from bloodcell_nb.inference.published import publish, write_card
+from bloodcell_nb.runs import notebook_html
+from bloodcell_nb.runs.recipes import RecipeError, check_recipe
+from bloodcell_nb.runs.run import Run
+from bloodcell_nb.runs.run_folders import find_run
+
+GOOD, NETWORKS = MADE.name, Path(__file__).resolve().parent.parent / "models"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    "Class folders of drawn cells."
+    assert main(["convert", "synthetic:n=32", str(tmp_path / "cells")]) == 0
+    return tmp_path / "cells"
+
+
+def test_a_new_file_takes_no_name_that_something_has(tmp_path, capsys):
+    (tmp_path / "link.npz").symlink_to(tmp_path / "nowhere")
+    one_line_error(capsys, ["convert", "synthetic:n=32", tmp_path / "link.npz"], "exists already")
+    assert os.path.islink(tmp_path / "link.npz")
+    one_line_error(capsys, ["convert", "synthetic:n=32", tmp_path / "cells.zip"], "ends in .npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.npz"]
+
+
+def test_nothing_is_written_among_the_cells(tree, tmp_path, capsys):
+    before = sorted(tree.rglob("*"))
+    for place in (tree / "copy", tree / "new" / "deep.npz"):
+        one_line_error(capsys, ["convert", tree, place], "would become its cells")
+    run = ["run", "custom_cnn", "--data", tree, "--out", tmp_path / "out", "--tensorboard"]
+    for place in (tree, tree / "events", tmp_path / "out", tmp_path / "out" / "custom_cnn" / "a"):
+        one_line_error(capsys, [*run, place], "--tensorboard", "name another folder")
+    image = next(tree.rglob("*.png"))
+    one_line_error(capsys, ["predict", image.parent, "--grad-cam", image.parent],
+                   "in a folder that is read")
+    assert sorted(tree.rglob("*")) == before and not (tmp_path / "out").exists()
+
+
+def test_a_drawing_takes_the_place_of_a_drawing_alone(tmp_path, capsys):
+    image, drawing = tmp_path / "cell.png", tmp_path / "cell_grad_cam.png"
+    Image.fromarray(draw_cells(16).images[0]).save(image)
+    drawing.write_text("mine")
+    predict = ["predict", str(image), "--grad-cam", str(tmp_path), "--model",
+               "convnext_atto_heavy"]
+    one_line_error(capsys, predict, "cell_grad_cam.png: exists already")
+    assert drawing.read_text() == "mine"
+    drawing.unlink()
+    assert [main(predict), main(predict)] == [0, 0]
+
+
+def with_status(folder, **values):
+    status = json.loads((folder / "status.json").read_text()) | values
+    (folder / "status.json").write_text(json.dumps(status))
+
+
+def test_publish_replaces_networks_alone(tmp_path):
+    "Neither a folder that a record leads to, nor one with anything beside a network."
+    models, run = tmp_path / "models", tmp_path / GOOD
+    shutil.copytree(RECORDS / GOOD, run)
+    shutil.copy(NETWORKS / GOOD / "model.keras", run)
+    (models / GOOD).mkdir(parents=True)
+    (models / GOOD / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="thesis.txt, no part of one; move it away"):
+        publish(run, "synthetic:n=32", models, instead=True)
+    with_status(run, recipe="../benchmarks")
+    with pytest.raises(DataError, match="'../benchmarks' cannot name a file or folder"):
+        publish(run, "synthetic:n=32", models, instead=True)
+    assert (models / GOOD / "thesis.txt").read_text() == "mine"
+
+
+def test_a_card_that_was_changed_stays(tmp_path, monkeypatch, capsys):
+    one_line_error(capsys, ["card", ""], "model is empty")
+    folder = tmp_path / GOOD
+    shutil.copytree(NETWORKS / GOOD, folder)
+    write_card(folder)
+    card = folder / "README.md"
+    card.write_text(card.read_text() + "Mine.\n")
+    with pytest.raises(DataError, match="was changed by hand, and stays"):
+        write_card(folder)
+    assert card.read_text().endswith("Mine.\n")
+
+
+def test_a_run_removes_nothing(tmp_path):
+    "Not notes in the folder of a run that failed, nor what lies where papermill is to write."
+    work = tmp_path / "cnn.partial"
+    work.mkdir()
+    (work / "status.json").write_text(json.dumps({"recipe": "cnn", "state": "failed", "key": "a"}))
+    (work / "notes.md").write_text("mine")
+    said = []
+    assert not find_run(tmp_path / "cnn", "b", said.append)
+    assert "set aside" in said[0]
+    assert (tmp_path / "earlier" / "cnn-a.partial" / "notes.md").read_text() == "mine"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "model.keras").write_text("mine")
+    settings = check_recipe({"notebook": "01_analysis", "recipe": "a", "source": "synthetic:n=32",
+                             "out": str(tmp_path / "own")})
+    with pytest.raises(RecipeError, match="holds files of no run"):
+        Run(settings)
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["model.keras"]
+
+
+def test_a_page_that_another_wrote_stays(tmp_path):
+    shutil.copy(RECORDS / GOOD / "notebook.ipynb", tmp_path)
+    (tmp_path / "notebook.html").write_text("my own page")
+    with pytest.raises(DataError, match="was not written by bloodcell"):
+        notebook_html.render(tmp_path / "notebook.ipynb")
+    assert (tmp_path / "notebook.html").read_text() == "my own page"
+
+
+def test_what_is_empty_is_no_default(tmp_path, capsys):
+    "As of a shell's variable that is not set."
+    out = tmp_path / "out"
+    for arguments in (["run", "analysis", "--data", "", "--out", out], ["predict", ""],
+                      ["page", ""], ["submission", ""], ["run", "analysis", "--out", ""],
+                      ["predict", "cell.png", "--grad-cam", ""]):
+        one_line_error(capsys, arguments, "is empty; leave it out or give it a value")
+    assert not out.exists()
+
+
+def test_what_is_given_twice_is_not_half_dropped(tmp_path, capsys):
+    one_line_error(capsys, ["inspect", "synthetic:n=160,n=20"], "n is given twice")
+    with pytest.raises(DataError, match="'a' is given twice"):
+        _pairs("a=basophil,a=platelet")
+    assert list(_pairs("b=platelet,a=basophil")) == ["a", "b"]  # one order: one run
+    one_line_error(capsys, ["submission", "convnext_atto_heavy", "convnext_atto_heavy", "--out",
+                            tmp_path / "a.zip"], "a network is named twice")
+    path = recipe(tmp_path, "pair", notebook="06_ensemble", members=["cnn", "cnn"], filters=None,
+                  dense_units=None, batch_size=None, epochs=None)
+    one_line_error(capsys, ["run", path], "members holds cnn twice")
+
+
+def test_a_number_is_a_number(tmp_path, capsys):
+    out = ["--data", "synthetic:n=32", "--out", tmp_path / "out"]
+    for setting in ("seed=true", "epochs=true", "filters=[true]"):
+        one_line_error(capsys, ["run", "custom_cnn", "--set", setting, *out],
+                       "expected no true or false there")
+    one_line_error(capsys, ["run", "custom_cnn", "--set", "seed=1:30", *out], "seed")
+    for minutes in ("inf", "0", "nan"):
+        one_line_error(capsys, ["run", "custom_cnn", "--timeout", minutes, *out], "--timeout")
+    one_line_error(capsys, ["run", "analysis", "--set", "recipe=figures", *out],
+                   "the folder of the page's figures")
+    one_line_error(capsys, ["convert", "synthetic:n=32", tmp_path / "a.npz", "--seed", "7"],
+                   "with --course")
+    np.savez(tmp_path / "complex.npz", images=np.zeros((16, 8, 8, 3), np.uint8),
+             labels=np.arange(16) % 8 + 0j)
+    one_line_error(capsys, ["inspect", tmp_path / "complex.npz"], "expected whole numbers")
+
+
+def test_a_submission_takes_the_homeworks_images(tmp_path):
+    image = keras.Input((32, 48, 3), dtype="uint8")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(image))
+    keras.Model(image, keras.layers.Dense(8, "softmax")(x)).save(tmp_path / "model.keras")
+    with pytest.raises(DataError, match="takes images of 48x32; those of the homework have 96x96"):
+        write_submission([tmp_path / "model.keras"], tmp_path / "a.zip")
+    assert not (tmp_path / "a.zip").exists()
+
+
+@pytest.mark.parametrize("study", [
+    {"runs": {"custom_cnn": []}}, {"runs": {"custom_cnn": [0]}, "set": {"epochs": "2024-01-01"}},
+], ids=["no seed", "a date"])
+def test_a_study_is_refused_in_a_line(study, tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study).replace("'2024-01-01'", "2024-01-01"))
+    one_line_error(capsys, ["run", "--study", path, "--data", "synthetic:n=32", "--out",
+                            tmp_path / "out"])
+    assert not (tmp_path / "out").exists()
