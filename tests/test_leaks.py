@@ -211,7 +211,10 @@ def test_publish_keeps_what_is_there(trained, network, tmp_path):
     (place / "README.md").write_text("mine")
     with pytest.raises(DataError, match="exists; --replace"):
         publish(trained.run, str(trained.source), models)
+    with pytest.raises(DataError, match="README.md was changed by hand, and stays"):
+        publish(trained.run, str(trained.source), models, instead=True)
     assert (place / "README.md").read_text() == "mine"
+    (place / "README.md").unlink()
     publish(trained.run, str(trained.source), models, instead=True)
     assert sorted(path.name for path in models.rglob("*")) == [
         "ensemble.json", "features.npz", "model.keras", "tiny"]

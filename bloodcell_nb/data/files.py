@@ -96,7 +96,7 @@ def _put(work, path):
         return
     os.rename(work, path)  # fails where a folder holds something
 
-
+# %% ../../nbs/reference/data/files.ipynb #6a20b13e
 @contextmanager
 def creating(
     path: Path,  # of a new file or folder

@@ -25,7 +25,8 @@ from bloodcell_nb.page.comparable import (
     views_of,
 )
 from ..runs.finished import Finished, read_runs
-from ..runs.recipes import ONCE, Recipe, project_root, read_recipe, recipes
+from ..runs.recipes import Recipe, project_root, read_recipe, recipes
+from ..runs.splits import ONCE
 
 # %% ../../nbs/reference/page/comparisons.ipynb #49a3ec96
 def ladders() -> list[list[Recipe]]:  # recipes that have words for their step, by chapter

@@ -183,6 +183,14 @@ def _rename(folder, place):
         place.rmdir()
     os.rename(folder, place)
 
+# %% ../../nbs/reference/runs/run_folders.ipynb #9663c23a
+def _remove(folder):
+    "Remove a folder; a kill in the middle leaves none of its name."
+    gone = hidden_folder(folder.parent) / f"{folder.name}.old"
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
 # %% ../../nbs/reference/runs/run_folders.ipynb #f1ad85e4
 def begin(
     work: Path,  # of a run that goes on
@@ -217,11 +225,22 @@ def take_place(
     _rename(folder, target)
 
 # %% ../../nbs/reference/runs/run_folders.ipynb #61f96e21
+_LEFT = {"status.json", "progress.json", "kernel.log", "notebook.ipynb", "notebook.html", "state",
+         "figures", "cells"}  # of a run that failed
+
+
 def _clear(work, key, say):
-    "Make room for a run: set aside what another left there."
-    if status_of(work) and status_of(work).get("key") != key:
+    """Make room for a run: set aside what another left there, but for one that failed and left
+    nothing to go on from, nor anything that somebody put there.
+    """
+    if not status_of(work) or status_of(work).get("key") == key:
+        return
+    others = {path.name for path in work.iterdir()} - _LEFT
+    if others or is_resumable(work) or status_of(work)["state"] == "done":
         say("the unfinished run of other data, settings or code is set aside: "
             f"{EARLIER}/{set_aside(work).name}")
+    else:
+        _remove(work)
 
 # %% ../../nbs/reference/runs/run_folders.ipynb #7a8f8d86
 def find_run(
