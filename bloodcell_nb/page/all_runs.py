@@ -13,7 +13,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .comparable import epochs_words, kind_of, made_by, recipe_epochs, views_of
+from bloodcell_nb.page.comparable import (
+    epochs_words,
+    kind_of,
+    made_by,
+    recipe_epochs,
+    seconds_of,
+    views_of,
+)
 from .comparisons import weights_of
 from .sections import accuracy_of, results_of, scored
 from ..runs.finished import Finished
@@ -49,7 +56,7 @@ def result_values(
             "views": views_of(run), "test_cells": run.test["n"], **_score_values(results),
             **{key: training.get(key, "") for key in _TRAINING},
             "recipe_epochs": recipe_epochs(run) if training else "",
-            "seconds": metrics["seconds"]["total"],
+            "seconds": round(seconds_of(metrics), 1),
             "device": metrics["environment"]["device"], "commit": git.get("commit", ""),
             "clean": git.get("clean", ""), "code": metrics["code"]}
 

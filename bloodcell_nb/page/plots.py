@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..data.cells import DataError
-from .comparable import labels_of, usual_code
+from .comparable import labels_of, seconds_of, usual_code
 from .comparisons import SPLITS, StepGain
 from ..runs.finished import Finished
 
@@ -69,7 +69,7 @@ def cost_table(
         results = run.metrics["results"]
         rows.append((label, f"{results['training']['parameters']:,}",
                      f"{results['training']['images_per_second']:.0f}",
-                     f"{run.metrics['seconds']['total']:.0f}",
+                     f"{seconds_of(run.metrics):.0f}",
                      *(f"{results[split]['accuracy']:.3f}" if split in results else "not measured"
                        for split in ("test", "stand_in")),
                      run.metrics["environment"]["device"]))
@@ -77,7 +77,7 @@ def cost_table(
 
 # %% ../../nbs/08_report.ipynb #e6a5e98a
 _COSTS = {  # axis label, and where it stands in a record
-    "seconds": ("seconds of the whole run", lambda record: record["seconds"]["total"]),
+    "seconds": ("seconds of the whole run", seconds_of),
     "images_per_second": ("images a second in training",
                           lambda record: record["results"]["training"]["images_per_second"]),
     "parameters": ("parameters", lambda record: record["results"]["training"]["parameters"])}

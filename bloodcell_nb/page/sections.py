@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..data.analysis import class_colours, plot_matrix
+from ..data.corruptions import STAND_IN
 from ..evaluation.metrics import whole_epochs
 from bloodcell_nb.page.comparable import (
     epochs_words,
@@ -190,10 +191,11 @@ def _plot_clean_and_distorted(found, labels, title):
 _TASK = {  # by whether the cells are synthetic
     False: "The homework asks for the class of a blood cell and judges the answer on a hidden test "
            "set: heavily augmented cells that nobody outside the course has. The stand-in takes "
-           "its place here: the clean test cells, each under three of eleven fixed distortions.",
+           "its place here: the clean test cells, each under "
+           f"three of {len(STAND_IN)} fixed distortions.",
     True: "All cells are drawn by the package, so nothing is said here about real ones. The "
-          "stand-in is made of the clean test cells, each under three of eleven fixed "
-          "distortions."}
+          "stand-in is made of the clean test cells, each under "
+          f"three of {len(STAND_IN)} fixed distortions."}
 
 
 @page_section("problem", "The problem", place=10)

@@ -8,6 +8,7 @@ __all__ = ['ladder', 'worth', 'differences']
 # %% ../../nbs/reference/page/steps.ipynb #bdd88c17
 from matplotlib.figure import Figure
 
+from ..data.corruptions import STAND_IN
 from .comparable import unlike_words, usual_code
 from bloodcell_nb.page.comparisons import (
     GAINS_HEADER,
@@ -62,10 +63,11 @@ def _ends_words(steps, runs):
 def _ladder_words(steps, runs):
     "What is found in the order of the steps, and sentences that follow."
     same, pairs = _same_order(steps, _accuracies(runs))
+    clean, _ = _same_order(steps, {run.name: accuracy_of(run, "test") for run in scored(runs)})
     if not pairs:
         return _ends_words(steps, runs), []
     return (f"Of the pairs of steps that the original report tells apart, {same} of {pairs} "
-            "are in the same order on the stand-in."), [
+            f"are in the same order on the stand-in, and {clean} on the clean cells."), [
         "The report's figures are of other cells under other distortions, so their order can be "
         "compared, not their height.", _ends_words(steps, runs)]
 
@@ -121,13 +123,14 @@ def _grouped(gains):
 
 # %% ../../nbs/reference/page/steps.ipynb #e50523d5
 def _most_words(most):
-    "What the step is worth that is worth most."
-    kind = "augmentation" if _augments(most) else "step"
-    begin = (f"The {kind} worth most is" if most.stand_in["interval_95"][0] > 0 else
-             f"No {kind} is worth more than chance on the stand-in; most is")
-    return (f"{begin} that of `{most.run}`: on the stand-in it is "
+    "What the largest step is worth, and whether a cause can be named."
+    begin = ("The largest step is" if most.stand_in["interval_95"][0] > 0 else
+             "No step is worth more than chance on the stand-in; the largest is")
+    several = (f" {len(most.changed)} settings differ between the two, so none of them can be "
+               "named as the cause." if len(most.changed) > 1 else "")
+    return (f"{begin} `{most.run}`: on the stand-in it is "
             f"{relation(most.stand_in, f'`{most.baseline}`')}, on the clean cells "
-            f"{relation(most.clean, 'it')}.")
+            f"{relation(most.clean, 'it')}.{several}")
 
 
 def _other_changes(gain):
@@ -178,14 +181,13 @@ def worth(
     gains, _ = step_gains(runs)
     if not gains:
         return None
-    groups = _grouped(gains)
-    most = next(iter(groups.values()))[0]
+    groups, most = _grouped(gains), max(gains, key=lambda gain: gain.stand_in["difference"])
     names = {name for gain in gains for name in (gain.run, gain.baseline)}
     compared = [run for run in scored(runs) if run.name in names]
     text = [*_other_changes(most), _zero_words(gains), *_alone_words(gains),
             "It is one seed each: another seed changes a figure too.",
             *unlike_words(compared, usual_code(runs))]
-    title = f"Worth most on the stand-in: {most.run}, {most.stand_in['difference']:+.3f}"
+    title = f"Largest step on the stand-in: {most.run}, {most.stand_in['difference']:+.3f}"
     return Section(_most_words(most), text, _plot_worth(groups, title),
                    [("All comparisons", GAINS_HEADER, gain_rows(gains))])
 
@@ -193,8 +195,8 @@ def worth(
 _WHY = [
     "The report's figures are accuracies on the course's hidden test set of heavily augmented "
     "cells, which nobody outside has. The stand-in is its surrogate: the test cells, each under "
-    "three of eleven fixed distortions. Its level was set on validation cells, so only differences "
-    "between runs can be compared.",
+    f"three of {len(STAND_IN)} fixed distortions. Its level was set on validation cells, so only "
+    "differences between runs can be compared.",
     "A step may be repeated with a smaller network than the report's. What a network began with is "
     "named in each row: ImageNet's weights, a file, or random ones. So is for how many epochs it "
     "trained; the profile quick lowers them to seven a phase.",
