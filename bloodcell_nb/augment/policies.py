@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from .operations import apply_some, geometric
-from .registry import OPERATIONS, Draw, Range
+from .registry import OPERATIONS, Draw, Range, wanted
 from ..data.cells import Cells, DataError
 
 # %% ../../nbs/reference/augment/policies.ipynb #fe623a2a
@@ -80,16 +80,8 @@ def _check_parameter(name, key, value, where):
     if key not in known:
         raise DataError(f"{where}: {name} has no parameter {key}; it has "
                         f"{', '.join(known) or 'none'}")
-    allowed, kind = known[key], type(OPERATIONS[name].defaults[key])
-    right = (isinstance(value, (int, float) if kind is float else kind)
-             and not isinstance(value, bool))
-    if isinstance(allowed, Range):
-        right = right and allowed.least <= value <= allowed.most
-        wanted = f"a {'whole ' * (kind is int)}number from {allowed.least} to {allowed.most}"
-    else:
-        right, wanted = right and value in allowed, " or ".join(map(str, allowed))
-    if not right:
-        raise DataError(f"{where}: {name}: {key} is {value!r}; expected {wanted}")
+    if expected := wanted(value, OPERATIONS[name].defaults[key], known[key]):
+        raise DataError(f"{where}: {name}: {key} is {value!r}; expected {expected}")
 
 # %% ../../nbs/reference/augment/policies.ipynb #18d7871e
 def check_policy(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASS_NAMES', 'COURSE_COUNTS', 'PARTS', 'SYNTHETIC', 'MEDMNIST', 'KEYWORDS', 'class_key', 'printable', 'DataError',
-           'DataWarning', 'source_path', 'is_synthetic', 'check_images', 'check_labels', 'Cells', 'split_indices',
-           'fold_indices']
+           'DataWarning', 'source_path', 'lies_in_source', 'is_synthetic', 'check_images', 'check_labels', 'Cells',
+           'split_indices', 'fold_indices']
 
 # %% ../../nbs/reference/data/cells.ipynb #4864dedb
 import os
@@ -85,6 +85,15 @@ def source_path(
         return None
     path = Path(os.path.expanduser(value))
     return path.resolve() if is_keyword(str(path)) else path  # its text must be no keyword
+
+# %% ../../nbs/reference/data/cells.ipynb #aaffa80a
+def lies_in_source(
+    path: Path,
+    source: str,  # as for `load`
+) -> bool:
+    "Whether a path is a source or lies in it: what is written there would become its cells."
+    place = source_path(source)
+    return bool(place) and place.resolve() in (Path(path).resolve(), *Path(path).resolve().parents)
 
 # %% ../../nbs/reference/data/cells.ipynb #a82383e6
 def is_synthetic(

@@ -17,7 +17,7 @@ from uuid import uuid4
 import numpy as np
 from filelock import FileLock
 
-from .cells import DataError, source_path
+from .cells import DataError, lies_in_source
 
 # %% ../../nbs/reference/data/files.ipynb #flushing
 def _flush(path):
@@ -75,8 +75,7 @@ def check_free(
     path = Path(path).expanduser()
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise DataError(f"{path}: exists already; name a new path, nothing was overwritten")
-    within = source_path(source) if source else None
-    if within and within.resolve() in (path.resolve(), *path.resolve().parents):
+    if lies_in_source(path, source):
         raise DataError(f"{path} lies in the source {source}, and would become its cells; name "
                         "another place")
     return path

@@ -230,18 +230,17 @@ def parse_synthetic(
     source: str,  # "synthetic" or "synthetic:n=500,seed=1,duplicates=4"
 ) -> dict[str, int]:  # arguments of `draw_cells`
     "Read the options of a synthetic source; raises DataError that names what is wrong."
-    options = dict(n=1000, seed=0, duplicates=0, spoiled=0)
+    options, given = dict(n=1000, seed=0, duplicates=0, spoiled=0), {}
     name, _, rest = source.partition(":")
-    seen = set()
     for item in filter(None, rest.split(",")):
         key, _, value = item.partition("=")
         if name != SYNTHETIC or key not in options or not value.isdecimal() or len(value) > 18:
             raise DataError(f"{source}: {item!r} is not understood; expected "
                             f"synthetic:key=number,... with keys {', '.join(options)}")
-        if key in seen:
+        if key in given:
             raise DataError(f"{source}: {key} is given twice; give each key one value")
-        seen.add(key)
-        options[key] = int(value)
+        given[key] = int(value)
+    options |= given
     if options["n"] < 16:
         raise DataError(f"{source}: n is {options['n']}; expected 16 or more, two a class")
     if options["duplicates"] > options["n"]:

@@ -267,9 +267,9 @@ def predict_files(
     Raises DataError, before any is printed or drawn, where there is no image, or no place for a
     drawing.
     """
+    _check_apart(names, grad_cam_folder)
     images, paths, wrong = _read_named(names, classifier.models[0].input_shape[1:3], stderr)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
-    _check_apart(names, grad_cam_folder)
     answers = []
     for start in tqdm(range(0, len(paths), _PORTION), "predict", unit="portion", file=stderr,
                       disable=stderr is None or len(paths) <= _PORTION):

@@ -34,7 +34,7 @@ from bloodcell_nb.evaluation.ensemble import (
 from ..evaluation.metrics import HEADLINE, score_text
 from ..evaluation.trust import sure_threshold
 from .classifier import Classifier, load_classifier, read_ensemble, read_known
-from ..runs.finished import model_file, read_runs
+from ..runs.finished import model_file, read_runs, seconds_of
 from ..runs.recipes import project_root, working_root
 
 # %% ../../nbs/reference/inference/published.ipynb #bea066e1
@@ -365,7 +365,7 @@ def _training(run):
             "seed": recipe["seed"], "code": run.metrics["code"],
             "fingerprint": run.metrics["data"]["fingerprint"],
             "device": run.metrics["environment"]["device"],
-            "minutes": round(run.metrics["seconds"]["total"] / 60),
+            "minutes": round(seconds_of(run.metrics) / 60),
             "recipe": yaml.safe_dump(recipe, sort_keys=False, width=100)}
 
 # %% ../../nbs/reference/inference/published.ipynb #51e91286

@@ -13,17 +13,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from bloodcell_nb.page.comparable import (
-    epochs_words,
-    kind_of,
-    made_by,
-    recipe_epochs,
-    seconds_of,
-    views_of,
-)
+from .comparable import epochs_words, kind_of, made_by, recipe_epochs, views_of
 from .comparisons import weights_of
 from .sections import accuracy_of, results_of, scored
-from ..runs.finished import Finished
+from ..runs.finished import Finished, seconds_of
 
 # %% ../../nbs/reference/page/all_runs.ipynb #504b9641
 _SPLITS = {"clean": "test", "corrupted": "corrupted", "stand_in": "stand_in"}

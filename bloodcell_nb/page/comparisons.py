@@ -290,6 +290,12 @@ def gain_rows(
              ", ".join(gain.changed)) for gain in gains]
 
 # %% ../../nbs/reference/page/comparisons.ipynb #26bb1366
+def _markdown(*header, rows):
+    "A table in Markdown."
+    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|",
+                      *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
 def _result_cells(run):
     "A run's cells of `results_table`."
     distorted = run.metrics["results"].get("stand_in")
@@ -311,10 +317,9 @@ def results_table(
     runs = [run for run in read_runs(folder) if run.test]
     if names is not None:
         runs = [run for name in names for run in runs if run.name == name]
-    lines = ["| run | epochs | views | test accuracy [95 % interval] | stand-in [95 % interval] | "
-             "macro F1 | ECE | code | device |", "|---" * 9 + "|",
-             *(f"| {' | '.join(map(str, _result_cells(run)))} |" for run in runs)]
-    return "\n".join(lines)
+    return _markdown("run", "epochs", "views", "test accuracy [95 % interval]",
+                     "stand-in [95 % interval]", "macro F1", "ECE", "code", "device",
+                     rows=map(_result_cells, runs))
 
 # %% ../../nbs/reference/page/comparisons.ipynb #3ec58596
 def _ensemble_cells(run, gain):
@@ -335,10 +340,9 @@ def gains_table(
     """
     ensembles = [(run, gain) for run in read_runs(folder)
                  if (gain := run.metrics.get("results", {}).get("gain"))]
-    lines = ["| ensemble | networks | views of it and its members | gain on clean cells [95 % "
-             "interval], p | on corrupted cells | on the stand-in |", "|---" * 6 + "|",
-             *(f"| {' | '.join(map(str, _ensemble_cells(*each)))} |" for each in ensembles)]
-    return "\n".join(lines)
+    return _markdown("ensemble", "networks", "views of it and its members",
+                     "gain on clean cells [95 % interval], p", "on corrupted cells",
+                     "on the stand-in", rows=(_ensemble_cells(*each) for each in ensembles))
 
 # %% ../../nbs/reference/page/comparisons.ipynb #9694128b
 def _chapter_runs(notebook, folder):
@@ -359,7 +363,7 @@ def on_real_cells(
         return f"No run of {notebook} on real cells lies here."
     rows = [(f"`{run.name}`", epochs_words(run), *(_accuracy(run, split) for split in (
         "test", "corrupted", "stand_in"))) for run in runs]
-    lines = ["| accuracy [95 % interval] | epochs | clean test cells | corrupted | stand-in |",
-             "|---" * 5 + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    table = _markdown("accuracy [95 % interval]", "epochs", "clean test cells", "corrupted",
+                      "stand-in", rows=rows)
     words = " ".join([*unlike_words(runs), code_words(runs)])
-    return "\n".join(lines) + f"\n\n{runs[0].test['n']:,} test cells each. {words}"
+    return f"{table}\n\n{runs[0].test['n']:,} test cells each. {words}"

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..data.cells import DataError
-from .comparable import labels_of, seconds_of, usual_code
+from .comparable import labels_of, usual_code
 from .comparisons import SPLITS, StepGain
-from ..runs.finished import Finished
+from ..runs.finished import Finished, seconds_of
 
 # %% ../../nbs/08_report.ipynb #3cf33e32
 def plot_gains(

@@ -15,7 +15,7 @@ import zipfile
 from itertools import count
 from pathlib import Path
 
-from ..data.cells import DataError, source_path
+from ..data.cells import DataError, lies_in_source, source_path
 from ..data.files import write_json
 from .finished import EARLIER, Record, Status, read_checked
 from .recipes import RecipeError
@@ -54,10 +54,10 @@ def _is_free(folder):
 # %% ../../nbs/reference/runs/run_folders.ipynb #rcheck01
 def _check_source(root, source):
     "Refuse a folder of runs inside the source; give the source's folder and those above it."
-    path = source_path(source)
-    if path and path.resolve() in (root.resolve(), *root.resolve().parents):
+    if lies_in_source(root, source):
         raise RecipeError(f"{root} lies in the source {source}, and what runs write would become "
                           "its cells; name another folder for the runs (--out)")
+    path = source_path(source)
     return [path.resolve(), *path.resolve().parents] if path else []
 
 

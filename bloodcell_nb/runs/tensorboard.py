@@ -13,7 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..data.cells import DataError, source_path
+from ..data.cells import DataError, lies_in_source
 from .keys import keras_backend
 
 # %% ../../nbs/reference/runs/tensorboard.ipynb #8d756139
@@ -44,10 +44,9 @@ def check_events_folder(
     DataError.
     """
     name, backend = f"--tensorboard {place}", keras_backend()
-    events = Path(place).resolve()
-    taken = [root and root.resolve() / recipe.recipe for recipe in recipes]
-    taken += [path.resolve() for recipe in recipes if (path := source_path(recipe.source))]
-    if (root and events == root.resolve()) or {*taken} & {events, *events.parents}:
+    events, runs = Path(place).resolve(), [root.resolve() / one.recipe for one in recipes]
+    if {*runs} & {events, *events.parents} or (root and events == root.resolve()) or any(
+            lies_in_source(events, one.source) for one in recipes):
         raise DataError(f"{name} is the folder of the runs, or lies in a run or among its cells; "
                         "name another folder")
     if backend != "tensorflow":
