@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, when they are first imported
 
-.PHONY: setup report test test-notebooks test-pytest test-all lab docs notebooks readme lock clean
+.PHONY: setup report test test-notebooks test-pytest test-all lab docs exercises notebooks readme lock clean
 
 setup: .venv/.installed  ## make .venv with the locked versions, the package and its kernel
 
@@ -60,8 +60,11 @@ docs: .venv/docs/.installed  ## the notebooks, as they were run, as a website: _
 	$(PYTHON) -c "import configparser as c; s = c.ConfigParser(); s.read('settings.ini', 'utf-8'); print(s['DEFAULT']['docs_requirements'])" | .venv/docs/bin/python -m pip install --disable-pip-version-check --quiet -r /dev/stdin
 	touch $@
 
+exercises:  ## the exercises without their solutions, for students: exercises.zip
+	$(PYTHON) docs/exercises.py exercises.zip
+
 notebooks: setup  ## run every notebook in place, as committed
-	for notebook in nbs/reference/*/*.ipynb nbs/reference/*.ipynb nbs/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
+	for notebook in nbs/reference/*/*.ipynb nbs/reference/*.ipynb nbs/exercises/*.ipynb nbs/*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; done
 	nbdev_clean
 
 readme: setup  ## README.md from nbs/index.ipynb

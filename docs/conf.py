@@ -40,6 +40,7 @@ def contents(caption, *lines, options=""):
 
 
 CONTENTS = "".join([contents("Chapters", "[0-9]*", options=":numbered: 1"),
+                    contents("Exercises and solutions", "exercises/*"),
                     *(contents(package, f"reference/{package}/*") for package in PACKAGES),
                     contents("Extend it, the command, an index, speed", "extending",
                              "reference/cli", "Functions <genindex>", "benchmarks/RESULTS")])
@@ -86,7 +87,8 @@ def page_cells(cell, folder):
 def write_sources(folder):
     "Write what Sphinx reads; give the place of each exported name."
     places = {f"{RUNS}/index.html": (f"{RUNS}/index", "")}
-    for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "reference").rglob("*.ipynb")]:
+    for path in [path for pattern in ("*", "exercises/*", "reference/**/*")
+                 for path in (ROOT / "nbs").glob(f"{pattern}.ipynb")]:
         name = path.relative_to(ROOT / "nbs")
         notebook = json.loads(path.read_text(encoding="utf-8"))
         notebook["cells"] = [page for cell in notebook["cells"]
