@@ -37,7 +37,8 @@ def test_each_exercise_has_a_prompt_a_blank_a_check_and_an_answer(exercise):
     assert order and parts.count("prompt") >= 3, parts
     prompts = [text for text in sources(exercise, "markdown") if text.startswith("## ")]
     for number, prompt in enumerate(prompts, 1):
-        assert re.match(rf"## {number}\. .+\n+\*(easy|middle|open), \d+ minutes\.\*", prompt), prompt
+        head = rf"## {number}\. .+\n+\*(easy|middle|open), \d+ minutes\.\*"
+        assert re.match(head, prompt), prompt
 
 
 def test_students_get_no_solution_and_no_output(exercise):

@@ -1,4 +1,5 @@
 "What a user has stays, and nothing that he asks for is passed over: files, names, empty values."
+import errno
 import json
 import os
 import shutil
@@ -12,8 +13,12 @@ from PIL import Image
 from test_command import one_line_error, recipe
 from test_report import MADE, RECORDS
 
+from bloodcell_nb.augment import policies, registry
+from bloodcell_nb.augment.policies import Policy
 from bloodcell_nb.cli import _pairs, main
 from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.data.files import creating, replacing
+from bloodcell_nb.data.sources import load
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.inference.classifier import write_submission
 from bloodcell_nb.inference.published import publish, write_card
@@ -79,6 +84,8 @@ def test_publish_replaces_networks_alone(tmp_path):
     (models / GOOD / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="thesis.txt, no part of one; move it away"):
         publish(run, "synthetic:n=32", models, instead=True)
+    with pytest.raises(DataError, match="expected the folder of one finished training"):
+        publish(tmp_path, "synthetic:n=32", models)  # of the folder above
     with_status(run, recipe="../benchmarks")
     with pytest.raises(DataError, match="'../benchmarks' cannot name a file or folder"):
         publish(run, "synthetic:n=32", models, instead=True)
@@ -146,12 +153,46 @@ def test_what_is_given_twice_is_not_half_dropped(tmp_path, capsys):
     one_line_error(capsys, ["run", path], "members holds cnn twice")
 
 
+def test_an_npz_names_each_image_once(tmp_path, capsys):
+    images, labels = np.zeros((16, 8, 8, 3), np.uint8), np.arange(16) % 8
+    ids = np.array([f"{i}" for i in range(16)])
+    ids[9] = ids[1]
+    np.savez(tmp_path / "twice.npz", images=images, labels=labels, ids=ids)
+    one_line_error(capsys, ["inspect", tmp_path / "twice.npz"], "ids holds '1' twice in a class")
+    ids[9] = ids[2]  # of another class
+    np.savez(tmp_path / "once.npz", images=images, labels=labels, ids=ids)
+    assert len(load(tmp_path / "once.npz")) == 16
+
+
+def test_a_full_disk_names_the_file_in_the_way(tmp_path):
+    for write in (replacing, creating):
+        with pytest.raises(OSError, match="No space left on device: .*out.zip"):
+            with write(tmp_path / "out.zip"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operation_gives_images_as_it_got_them(monkeypatch):
+    monkeypatch.setattr(registry, "OPERATIONS", registry.OPERATIONS.copy())
+    monkeypatch.setattr(policies, "OPERATIONS", registry.OPERATIONS)
+    images, labels = np.zeros((4, 8, 8, 3), np.float32), np.eye(4)
+    for wrong in (lambda images, draw: images[:, :4], lambda images, draw: images[0],
+                  lambda images, draw: keras.ops.cast(images, "uint8")):
+        registry.OPERATIONS["Wrong"] = registry.Operation(wrong, "photometric", {}, {})
+        with pytest.raises(DataError, match=r"Wrong gives .* expected .* shape \(4, 8, 8, 3\)"):
+            Policy(["Wrong"])(images, labels)
+
+
 def test_a_number_is_a_number(tmp_path, capsys):
     out = ["--data", "synthetic:n=32", "--out", tmp_path / "out"]
     for setting in ("seed=true", "epochs=true", "filters=[true]"):
         one_line_error(capsys, ["run", "custom_cnn", "--set", setting, *out],
                        "expected no true or false there")
     one_line_error(capsys, ["run", "custom_cnn", "--set", "seed=1:30", *out], "seed")
+    for setting in ("batch_size=1000000", "steps_per_execution=100000",
+                    "class_weights=[0,0,0,0,0,0,0,0]"):
+        one_line_error(capsys, ["run", "custom_cnn", "--set", setting, *out],
+                       setting.partition("=")[0])
     for minutes in ("inf", "0", "nan"):
         one_line_error(capsys, ["run", "custom_cnn", "--timeout", minutes, *out], "--timeout")
     one_line_error(capsys, ["run", "analysis", "--set", "recipe=figures", *out],

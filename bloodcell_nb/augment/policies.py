@@ -286,10 +286,21 @@ def _random_apply(policy, parameters, before, mode):
                    always=_steps(before), fill_mode=mode or "reflect")
 
 # %% ../../nbs/reference/augment/policies.ipynb #b9914c7a
+def _checked_change(name, function, images, *rest):
+    "An operation's result; raises DataError where its images are not as those it got."
+    result = function(images, *rest)
+    given = result[0] if isinstance(result, tuple) else result
+    shape, kind = tuple(getattr(given, "shape", ())), str(getattr(given, "dtype", type(given)))
+    if shape != tuple(images.shape) or "float" not in kind:
+        raise DataError(f"operation {name} gives {kind} of shape {shape}; expected images as it "
+                        f"gets them, float of shape {tuple(images.shape)}")
+    return result
+
+
 def _operation(policy, name, parameters):
     "A function of images and a Draw; of images, labels and a Draw for a mixer."
     if policy.library == "native" or name not in KERAS_CV:
-        return partial(OPERATIONS[name].function, **parameters)
+        return partial(_checked_change, name, partial(OPERATIONS[name].function, **parameters))
     layer = keras_cv_layer(name, parameters, 1000 * policy.seed + len(policy.layers))
     policy.layers.append(layer)
     return lambda images, draw: layer(images, training=True)

@@ -30,6 +30,17 @@ def _flush(path):
 
 
 @contextmanager
+def _naming(path):
+    "Have an error of the system name the file that could not be written, as where a disk is full."
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def replacing(
     path: Path,  # the file to write
     lasting: bool = True,  # also after a power failure
@@ -39,9 +50,10 @@ def replacing(
     """
     work = path.with_name(f"{path.stem}.{uuid4().hex}.part{path.suffix}")
     try:
-        yield work
-        if lasting:  # else its name may be on the disk before its bytes are
-            _flush(work)
+        with _naming(path):
+            yield work
+            if lasting:  # else its name may be on the disk before its bytes are
+                _flush(work)
         os.replace(work, path)
         if lasting and os.name == "posix":
             _flush(path.parent)
@@ -104,7 +116,8 @@ def creating(
     path = check_free(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:40]}.") as place:
         work = Path(place) / f"new{path.suffix}"
-        yield work
+        with _naming(path):
+            yield work
         _put(work, path)
 
 # %% ../../nbs/reference/data/files.ipynb #f1a2b3c5

@@ -201,15 +201,27 @@ def _check_one_form(arrays, path):
                         "with the key parts for splits, or train_images, val_images, test_images")
 
 
+def _check_ids(cells):
+    "Cells, unless two of a split and class have one id: a record could not tell them apart."
+    seen = set()
+    for key in zip(cells.parts.tolist(), cells.labels.tolist(), cells.ids.tolist(), strict=True):
+        if key in seen:
+            raise DataError(f"{cells.source}: ids holds {key[2]!r} twice in a class; expected an "
+                            "id for each image")
+        seen.add(key)
+    return cells
+
+
 def _read_npz(source, path, pixels=True):
     "Cells of a course file, of one of our own or of a MedMNIST file."
     arrays = _read_arrays(path, pixels)
     _check_one_form(arrays, path)
     if {"images", "labels", "class_names"} <= arrays.keys():
-        return _named_cells(arrays, path)
+        return _check_ids(_named_cells(arrays, path))
     if {"images", "labels"} <= arrays.keys():
-        return Cells(arrays["images"], arrays["labels"], source=str(path),
-                     **{key: arrays[key] for key in ("ids", "parts") if key in arrays})
+        return _check_ids(Cells(
+            arrays["images"], arrays["labels"], source=str(path),
+            **{key: arrays[key] for key in ("ids", "parts") if key in arrays}))
     if {"train_images", "train_labels"} <= arrays.keys():
         return medmnist_cells(arrays, path)
     raise DataError(f"{path}: keys are {', '.join(arrays) or 'none'}; expected images and labels, "

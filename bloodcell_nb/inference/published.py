@@ -175,7 +175,8 @@ def _validation(classifier, val):
 def _finished(folder):
     "The record of a run that is done and scored."
     runs = read_runs(folder)
-    if len(runs) != 1 or runs[0].status["state"] != "done" or not runs[0].test:
+    own = [run for run in runs if run.folder.samefile(folder)]
+    if len(runs) != 1 or not own or own[0].status["state"] != "done" or not own[0].test:
         raise DataError(f"{folder}: expected the folder of one finished training or ensemble")
     return runs[0]
 

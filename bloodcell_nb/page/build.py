@@ -324,7 +324,8 @@ def build_page(
     failed, unreadable = _without_record(others)
     groups, not_told = _groups(done, others, folder)
     details = [_details(run, folder) for run in done]
-    left_out = unreadable + not_told + [reason for _, reasons in details for reason in reasons]
+    left_out = [*dict.fromkeys([*unreadable, *not_told, *(
+        reason for _, reasons in details for reason in reasons)])]
     _write_cells(done, folder)
     write_text(folder / "results.csv", results_csv(done))
     for name, reason in left_out:

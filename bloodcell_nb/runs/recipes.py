@@ -99,8 +99,8 @@ WeightDecay = Annotated[float, Field(ge=0, le=10), BeforeValidator(_optimizers_o
 # %% ../../nbs/reference/runs/recipes.ipynb #4a0a8627
 class _Optimization(Recipe):
     "How the weights move."
-    epochs: int = Field(ge=1, description="passes over the training split")
-    batch_size: int = Field(32, ge=1, description="images a step")
+    epochs: int = Field(ge=1, le=100_000, description="passes over the training split")
+    batch_size: int = Field(32, ge=1, le=4096, description="images a step")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="of the optimizer")
     optimizer: Literal["adam", "adamw", "nadam", "lion", "sgd"] = Field(
         "adam", description="adam, adamw, nadam, lion or sgd")
@@ -170,8 +170,9 @@ class TrainingRecipe(_Optimization):
                                                      "for a GPU")
     on_device: bool = Field(True, description="the training split lies where the model computes; "
                                               "false: batches are copied there")
-    steps_per_execution: int = Field(1, ge=1, description="training steps in one call, for a GPU "
-                                                          "(not with Keras on PyTorch)")
+    steps_per_execution: int = Field(
+        1, ge=1, le=1000, description="training steps in one call, for a GPU (not with Keras on "
+                                      "PyTorch)")
     eager: bool = Field(False, description="steps without a compiled graph: quicker for a few "
                                            "(TensorFlow only)")
 
@@ -180,6 +181,9 @@ class TrainingRecipe(_Optimization):
         if isinstance(self.class_weights, list) and len(self.class_weights) < 2:
             raise ValueError(f"class_weights has {len(self.class_weights)} entry; expected none, "
                              "balanced, or one number a class")
+        if isinstance(self.class_weights, list) and not any(self.class_weights):
+            raise ValueError("class_weights are all 0, with which nothing is learned; expected a "
+                             "positive number for each class that counts")
         if self.folds == 1:
             raise ValueError("folds is 1; expected 0 (no cross-validation) or 2 and more")
         return self
