@@ -21,7 +21,6 @@ from pathlib import Path
 from .data.cells import DataError, DataWarning, printable
 from .data.sources import fingerprint, load, source_words
 from .data.yaml_text import cut
-from .page.plan import check_inputs, plan_runs, runs_root
 from bloodcell_nb.runs.engine import (
     PAGE_SECONDS,
     locked,
@@ -30,6 +29,7 @@ from bloodcell_nb.runs.engine import (
     terminated_as_interrupted,
 )
 from .runs.keys import keras_backend
+from .runs.plan import check_inputs, plan_runs, runs_root
 from .runs.recipes import RecipeError, check_recipe
 from .runs.studies import PROFILES, list_recipes, studies
 from .runs.tensorboard import check_events_folder, check_writable
@@ -260,11 +260,13 @@ def run_recipes(
     tensorboard: str = None,  # folder of TensorBoard's event files
 ) -> int:  # exit code
     "Run recipes, or a study, and write the page; 1 if a run failed. Raises RecipeError, DataError."
+    from bloodcell_nb.page.build import check_page_free
+
     start = time.monotonic()
     plan = plan_runs(names, source, profile, settings, study_name, jobs)
     _check_minutes(timeout_minutes, budget_minutes)
     check_inputs(plan.recipes)
-    root = runs_root(out, plan.recipes)
+    root = check_page_free(runs_root(out, plan.recipes))
     events = check_events_folder(tensorboard, root, plan.recipes) if tensorboard else None
     check_writable(root, root)
     print(*plan.lowered, sep="\n", end="\n" * bool(plan.lowered), flush=True)
@@ -384,6 +386,7 @@ def evaluate_network(
     from bloodcell_nb.inference.classifier import load_classifier
     from bloodcell_nb.inference.external import evaluation_cells
     from bloodcell_nb.inference.published import find_model
+    from bloodcell_nb.page.build import check_page_free
 
     place = find_model(model)
     with quiet_stderr(os.devnull):  # of TensorFlow's log
@@ -393,7 +396,8 @@ def evaluate_network(
     # what both this process and the run compute is computed once
     with tempfile.TemporaryDirectory() as folder, _variable("BLOODCELL_SHARED", folder):
         unseen = evaluation_cells(recipe, classifier)
-        check_writable(root := runs_root(out, [recipe]), root)
+        root = check_page_free(runs_root(out, [recipe]))
+        check_writable(root, root)
         states, _ = run_all([recipe], root, "full", 1, None, None)
     print(unseen)
     _write_page(root)

@@ -20,8 +20,8 @@ from bloodcell_nb.networks import pretrained as transfer
 from bloodcell_nb.networks.convnext import CONVNEXTS
 from bloodcell_nb.networks.pretrained import load_backbone
 from bloodcell_nb.networks.speed import precision
-from bloodcell_nb.page.plan import with_settings
 from bloodcell_nb.runs.keys import run_key
+from bloodcell_nb.runs.plan import with_settings
 from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run
 from bloodcell_nb.runs.weight_files import keras_models, one_download

@@ -256,9 +256,9 @@ def _our_figure(path):
 # %% ../../nbs/reference/page/build.ipynb #3d351330
 def check_page_free(
     folder: Path,  # of the page; it may be missing
-):
-    """Raise DataError in one line where the page of a folder would replace what it did not write: a
-    page, a results.csv or a figure.
+) -> Path:  # the same
+    """Check that a page may be written; raises DataError where it would replace what it did not
+    write: a page, a results.csv or a figure.
     """
     folder, taken = Path(folder), []
     runs = [run for run in read_runs(folder) if run.metrics] if folder.is_dir() else []
@@ -272,6 +272,7 @@ def check_page_free(
         if path.exists() and not ours(path):
             raise DataError(f"{path}: bloodcell did not write it, and the page of the runs would "
                             "replace it; move it away, or name another folder")
+    return folder
 
 # %% ../../nbs/reference/page/build.ipynb #a031f327
 def _without_record(runs):
