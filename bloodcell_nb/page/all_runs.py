@@ -13,7 +13,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .comparable import epochs_words, kind_of, made_by, recipe_epochs, views_of
+from bloodcell_nb.page.comparable import (
+    epochs_words,
+    kind_of,
+    made_by,
+    recipe_epochs,
+    views_of,
+    words_of,
+)
 from .comparisons import weights_of
 from .sections import accuracy_of, results_of, scored
 from ..runs.finished import Finished, seconds_of
@@ -91,7 +98,7 @@ def _chapter(run):
 
 
 _COLUMNS = {
-    "run": lambda run, values: _cell(run.name),
+    "run": lambda run, values: _cell(run.name, small=words_of(run).removeprefix(run.name)),
     "data": lambda run, values: _cell(run.data),
     "chapter": lambda run, values: _cell(_chapter(run)),
     "profile": _of_csv("profile"),

@@ -18,11 +18,13 @@ from bloodcell_nb.page.comparable import (
     kind_of,
     labels_of,
     made_by,
+    quoted,
     same_code,
     shortened,
     unlike_words,
     usual_code,
     views_of,
+    words_of,
 )
 from ..runs.finished import Finished, read_runs
 from ..runs.recipes import Recipe, project_root, read_recipe, recipes
@@ -141,7 +143,7 @@ def step_labels(
 ) -> list[str]:  # such as CNN from scratch (quick: 7 of 60 epochs)
     "Name steps so that those are marked whose runs are not like the others."
     ran = [run for run in runs if run.metrics]
-    marks = {run.name: label.removeprefix(run.name)
+    marks = {run.name: label.removeprefix(words_of(run))
              for run, label in zip(ran, labels_of(ran, usual_code(ran)), strict=True)}
     return [step.step + marks.get(step.recipe, "") for step in steps]
 
@@ -252,6 +254,7 @@ class StepGain(NamedTuple):
     stand_in: dict
     changed: tuple = ()  # settings in which the two runs' recipes differ
     labels: tuple = ()  # of the run and of its baseline, as `labels_of` marks them
+    quoted: tuple = ()  # the two as sentences name them
 
 
 def step_gains(
@@ -270,7 +273,8 @@ def step_gains(
         pair = known[name], known[base]
         try:
             gains.append(StepGain(name, base, step.step, *compare(*pair),
-                                  tuple(changed_settings(*pair)), tuple(labels_of(pair, usual))))
+                                  tuple(changed_settings(*pair)), tuple(labels_of(pair, usual)),
+                                  tuple(map(quoted, pair))))
         # whatever is odd about two files of predictions, the other pairs are compared
         except Exception as error:
             left_out.append((f"{name} against {base}", f"not compared: {one_line(error)}"))
@@ -361,8 +365,10 @@ def on_real_cells(
     runs = _chapter_runs(notebook, folder or project_root() / "reports" / "pbc96")
     if not runs:
         return f"No run of {notebook} on real cells lies here."
-    rows = [(f"`{run.name}`", epochs_words(run), *(_accuracy(run, split) for split in (
-        "test", "corrupted", "stand_in"))) for run in runs]
+    rows = [(f"`{run.name}`" + f": {words_of(run)}" * (words_of(run) != run.name),
+             epochs_words(run),
+             *(_accuracy(run, split) for split in ("test", "corrupted", "stand_in")))
+            for run in runs]
     table = _markdown("accuracy [95 % interval]", "epochs", "clean test cells", "corrupted",
                       "stand-in", rows=rows)
     words = " ".join([*unlike_words(runs), code_words(runs)])

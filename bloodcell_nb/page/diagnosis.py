@@ -6,6 +6,8 @@
 __all__ = ['failures', 'robustness', 'evaluation']
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #307eb0c6
+from textwrap import fill
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -15,20 +17,21 @@ from ..evaluation.metrics import HEADLINE
 from ..evaluation.robustness import plot_heat, wilson_interval
 from ..evaluation.trust import PROMISE, promise
 from bloodcell_nb.page.comparable import (
-    label_of,
     labels_of,
     made_by,
+    named,
+    quoted,
     shortened,
     unlike_words,
     usual_code,
     views_of,
+    words_of,
 )
 from .comparisons import SPLITS, with_interval
 from bloodcell_nb.page.sections import (
     PANELS,
     Section,
     accuracy_of,
-    named,
     page_section,
     results_of,
     scored,
@@ -82,7 +85,8 @@ def _plot_f1(found, labels, ax):
                 color="black" if value > 0.5 else "white")
     names = _classes(found[0])
     ax.set_xticks(range(len(names)), names, fontsize=9, rotation=20, ha="right")
-    ax.set_yticks(range(len(found)), labels, fontsize=9)
+    ax.set_yticks(range(len(found)), [fill(label, 38) for label in labels], fontsize=9,
+                  parse_math=False)
     ax.set_title("F1 of each class on the stand-in, the best run first", fontsize=10)
 
 
@@ -92,7 +96,8 @@ def _plot_confusion(run, split, ax):
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     plot_matrix(shares, tuple(_classes(run)), ax, confusion)
     ax.set(xlabel="predicted class", ylabel="true class")
-    ax.set_title(f"{run.name}, {SPLITS[split][2].split(' (')[0]}", fontsize=9)
+    ax.set_title(f"{fill(words_of(run), 44)}\n{SPLITS[split][2].split(' (')[0]}", fontsize=9,
+                 parse_math=False)
 
 
 def _plot_failures(found, labels, title):
@@ -126,12 +131,16 @@ def failures(
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #e68e14e2
 def _models(runs):
-    "Networks under every corruption, and which of them are shortened trainings."
+    "Networks under every corruption, and the runs that trained them, by name."
     trained = {run.name: run for run in runs if "training" in results_of(run)}
     models = {name: model for run in runs for name, model
               in results_of(run).get("models", {}).items()}
-    short = [trained[name] for name in models if name in trained and shortened(trained[name])]
-    return models, short
+    return models, {name: trained[name] for name in models if name in trained}
+
+
+def _marked(words, run):
+    "Words of a network, and how its training is shortened."
+    return words(run) + f" ({shortened(run)})" * bool(shortened(run))
 
 
 def _errors(models):
@@ -142,9 +151,10 @@ def _errors(models):
     return dict(sorted(errors.items(), key=lambda pair: pair[1].mean()))
 
 
-def _left_words(models, errors):
+def _left_words(models, errors, trained):
     "Name the networks that were not tried under every corruption."
-    left = [f"`{name}`" for name in models if name not in errors]
+    left = [quoted(trained[name]) if name in trained else f"`{name}`" for name in models
+            if name not in errors]
     return [f"Not tried under every corruption, and left out: {', '.join(left)}."] if left else []
 
 
@@ -173,9 +183,10 @@ def _shift_rows(models):
             for name, model in models.items()]
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #9f17e731
-def _range_words(errors, short):
+def _range_words(errors, trained):
     "Which network has the lowest mean error, and which the highest."
-    marked = {name: f"`{name}`" for name in errors} | {run.name: named(run) for run in short}
+    marked = {name: _marked(quoted, trained[name]) if name in trained else f"`{name}`"
+              for name in errors}
     order = list(errors)
     least, most = order[0], order[-1]
     low, high = errors[least].mean(), errors[most].mean()
@@ -191,21 +202,23 @@ def robustness(
     runs: list[Finished],  # of one data set
 ) -> Section | None:
     "Tell which corruptions cost most, network by network."
-    models, short = _models(runs)
+    models, trained = _models(runs)
     if not models:
         return None
     if not (errors := _errors(models)):
         return Section("No network has been tried under every corruption.", [], None)
-    costs = "; ".join(f"`{name}`: {_worst(each)}" for name, each in errors.items())
-    labels = {name: name for name in models} | {run.name: label_of(run) for run in short}
+    words = {name: words_of(trained[name]) if name in trained else name for name in models}
+    costs = "; ".join(f"{words[name]}: {_worst(each)}" for name, each in errors.items())
+    labels = {name: _marked(words_of, trained[name]) if name in trained else name
+              for name in models}
     least = next(iter(errors))
     fig = Figure(figsize=(8.2, 2.1 + 0.4 * len(errors)), layout="constrained")
     plot_heat({labels[name]: each for name, each in errors.items()}, fig.subplots()).set_title(
-        f"Least error: {least}, {errors[least].mean():.3f}", fontsize=11)
-    return Section(_range_words(errors, short), [
+        f"Least error: {words[least]}, {errors[least].mean():.3f}", fontsize=11)
+    return Section(_range_words(errors, trained), [
         f"What costs most: {costs}.",
         "Each figure is a mean over the severities; no interval is in the record.",
-        *_left_words(models, errors)], fig,
+        *_left_words(models, errors, trained)], fig,
         [("Beside AlexNet, and calibration", _SHIFT_HEADER, _shift_rows(
             {labels[name]: model for name, model in models.items()}))])
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'CHAPTERS', 'PANELS', 'Section', 'Registration', 'page_section', 'sections_in_order', 'results_of',
-           'accuracy_of', 'scored', 'named', 'right_on', 'listed', 'counted', 'relation', 'problem', 'data', 'chapter',
+           'accuracy_of', 'scored', 'right_on', 'listed', 'counted', 'relation', 'problem', 'data', 'chapter',
            'ensemble']
 
 # %% ../../nbs/reference/page/sections.ipynb #050e6ef7
 from collections.abc import Callable
+from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +20,14 @@ from ..data.corruptions import STAND_IN
 from ..evaluation.metrics import whole_epochs
 from bloodcell_nb.page.comparable import (
     epochs_words,
-    label_of,
     labels_of,
+    named,
+    notes_of,
+    quoted,
     unlike_words,
     usual_code,
     views_of,
+    words_of,
 )
 from bloodcell_nb.page.comparisons import (
     SPLITS,
@@ -102,34 +106,26 @@ def scored(
                    and not run.is_evaluation), key=accuracy_of, reverse=True)
 
 # %% ../../nbs/reference/page/sections.ipynb #f3827b82
-def named(
-    run: Finished,
-) -> str:  # such as `a`, `b` (8 views), `c` (quick: 7 of 60 epochs)
-    "Name a run in a sentence, and what it has less or more of than a full run with one view."
-    return f"`{run.name}`{label_of(run).removeprefix(run.name)}"
-
-
 def right_on(
     run: Finished,
 ) -> str:  # goes on after: it is
     "Say on how many cells a run is right."
     return (f"right on {with_interval(results_of(run)['stand_in'], 'accuracy', 3)} of the heavily "
             f"distorted test cells and on {with_interval(run.test, 'accuracy', 3)} of the clean "
-            f"ones{label_of(run).removeprefix(run.name)}")
+            f"ones{notes_of(run)}")
 
 # %% ../../nbs/reference/page/sections.ipynb #e07b2191
 def listed(
     names: list[str],
-) -> str:  # such as `a`, `b` and `c`
+) -> str:  # such as a, b and c
     "Write names in a sentence."
-    names = [f"`{name}`" for name in names]
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def counted(
     names: list[str],
     total: int,
-) -> str:  # such as 2 of 7, `a` and `b`; 0 of 7
+) -> str:  # such as 2 of 7, a and b; 0 of 7
     "Say how many of a total these are, and which."
     return f"{len(names)} of {total}{', ' if names else ''}{listed(names)}"
 
@@ -152,7 +148,7 @@ def _compared(first, second):
         clean, distorted = compare(first, second)
     # whatever is odd about two files of predictions, the rest of the section is told
     except Exception as error:
-        return f"It is not compared with `{second.name}`: {one_line(error)}."
+        return f"It is not compared with {quoted(second)}: {one_line(error)}."
     return (f"On the stand-in it is {relation(distorted, named(second))}; on the clean cells "
             f"it is {relation(clean, 'it')}.")
 
@@ -210,7 +206,7 @@ def problem(
     finding = (f"From the worst of {len(found)} runs to the best, accuracy goes from {low:.3f} to "
                f"{high:.3f} on clean test cells, and from {low_distorted:.3f} to "
                f"{high_distorted:.3f} on heavily distorted ones." if len(found) > 1
-               else f"`{found[0].name}` is {right_on(found[0])}.")
+               else f"{quoted(found[0])} is {right_on(found[0])}.")
     title = (f"Clean cells: {low:.3f} to {high:.3f}; "
              f"stand-in: {low_distorted:.3f} to {high_distorted:.3f}")
     return Section(
@@ -327,8 +323,8 @@ def _plot_history(run, label, ax):
                                       ("val_accuracy", "--", "#D55E00", "validation")):
         values = history.get(key, [])
         ax.plot(range(1, len(values) + 1), values, style, color=colour, label=split, marker=".")
-    name, _, notes = label.partition(" ")
-    ax.set_title(f"{name}\n{notes}{' ' * bool(notes)}stand-in {accuracy_of(run):.3f}", fontsize=9)
+    ax.set_title(f"{fill(label, 38)}\nstand-in {accuracy_of(run):.3f}", fontsize=9,
+                 parse_math=False)
     whole_epochs(ax)
     ax.grid(alpha=0.3)
 
@@ -359,7 +355,7 @@ _BEGAN = {"random": "random weights", "ImageNet": "ImageNet's weights"}
 def _training_words(run):
     "What a network began with, how large it is, how fast and for how long it trained."
     training, weights = results_of(run)["training"], weights_of(run)
-    return (f"`{run.name}` began with {_BEGAN.get(weights, f'the weights of a {weights}')}, has "
+    return (f"{quoted(run)} began with {_BEGAN.get(weights, f'the weights of a {weights}')}, has "
             f"{training['parameters']:,} parameters and trained at "
             f"{training['images_per_second']:.0f} images a second on "
             f"{run.metrics['environment']['device']}; epochs: {epochs_words(run)}.")
@@ -382,12 +378,12 @@ def chapter(
     if not ours:
         return None
     first, (title, what), usual = ours[0], CHAPTERS[name], usual_code(runs)
-    finding = (f"`{first.name}` is {right_on(first)}." if len(ours) == 1 else
-               f"The best of {len(ours)} runs, `{first.name}`, is {right_on(first)}.")
+    finding = (f"{quoted(first)} is {right_on(first)}." if len(ours) == 1 else
+               f"The best of {len(ours)} runs, {quoted(first)}, is {right_on(first)}.")
     text = [what, _training_words(first)]
     text += [_compared(first, best) for best in _earlier(trained, name)[:1]]
     shown = [run for run in ours if results_of(run)["training"].get("history")][:PANELS]
-    figure_title = (f"{'Best' if len(ours) > 1 else title} on the stand-in: {first.name}, "
+    figure_title = (f"{'Best' if len(ours) > 1 else title} on the stand-in: {words_of(first)}, "
                     f"{accuracy_of(first):.3f}")
     return Section(finding, text + unlike_words(ours, usual),
                    _plot_learning(shown, labels_of(shown, usual), figure_title))
@@ -412,11 +408,13 @@ def _gains_over_members(found, labels):
 _KINDS = {"test": "clean", "stand_in": "stand-in"}
 
 
-def _gain_table(found, labels):
+def _gain_table(found, labels, runs):
     "Caption, header and rows: each ensemble on each kind of cells."
+    known = {run.name: words_of(run) for run in runs}
     header = ["ensemble", "cells", "best member on them", "the ensemble's gain",
               "only ensemble right : only member right", "McNemar p"]
-    rows = [[label, _KINDS.get(split, split), gain["best_member"], difference(gain),
+    rows = [[label, _KINDS.get(split, split),
+             known.get(gain["best_member"], gain["best_member"]), difference(gain),
              f"{gain['only_first']} : {gain['only_second']}", f"{gain['mcnemar_p']:.2g}"]
             for run, label in zip(found, labels, strict=True)
             for split, gain in results_of(run)["gain"].items()]
@@ -430,16 +428,18 @@ def _views_words(run):
     if results["views"] < 2 or not {"1", many} <= tried.keys():
         return []
     one, all_of_them = (tried[key].get("stand_in", np.nan) for key in ("1", many))
-    return [f"`{run.name}` and its members are compared with {many} views of each image: with one "
+    return [f"{quoted(run)} and its members are compared with {many} views of each image: with one "
             f"view the ensemble is right on {one:.3f} of the stand-in, with all on "
             f"{all_of_them:.3f}. The members' own runs have one view."]
 
 
-def _ensemble_words(run):
+def _ensemble_words(run, runs):
     "How an ensemble compares with its best member on each kind of cells."
+    known = {one.name: quoted(one) for one in runs}
     member = "its best member there" + ", with as many views" * (views_of(run) > 1)
-    clean, distorted = (relation(gain, f"`{gain['best_member']}` ({member})")
-                        for gain in map(results_of(run)["gain"].get, SPLITS))
+    clean, distorted = (
+        relation(gain, known.get(name := gain["best_member"], f"`{name}`") + f" ({member})")
+        for gain in map(results_of(run)["gain"].get, SPLITS))
     return f"On the stand-in {named(run)} is {distorted}; on the clean cells it is {clean}."
 
 # %% ../../nbs/reference/page/sections.ipynb #9663b886
@@ -454,13 +454,14 @@ def ensemble(
     usual = usual_code(runs)
     labels = labels_of(found, usual)
     gains = _gains_over_members(found, labels)
-    above = [gain.run for gain in gains if gain.stand_in["interval_95"][0] > 0]
+    above = [quoted(run) for run, gain in zip(found, gains, strict=True)
+             if gain.stand_in["interval_95"][0] > 0]
     text = ["Above their best member on the stand-in by more than chance: "
             f"{counted(above, len(found))}."]
     fig = Figure(figsize=(8.2, 1.5 + 0.5 * len(gains)), layout="constrained")
     plot_gains(gains, fig.subplots()).set_title(
         f"On the stand-in {len(above)} of {len(gains)} ensembles gain more than chance",
         fontsize=11)
-    return Section(_ensemble_words(found[0]),
+    return Section(_ensemble_words(found[0], runs),
                    text + _views_words(found[0]) + unlike_words(found, usual), fig,
-                   [_gain_table(found, labels)])
+                   [_gain_table(found, labels, runs)])
