@@ -100,22 +100,18 @@ def _chapter(run):
 _COLUMNS = {
     "run": lambda run, values: _cell(run.name, small=words_of(run).removeprefix(run.name)),
     "data": lambda run, values: _cell(run.data),
-    "chapter": lambda run, values: _cell(_chapter(run)),
-    "profile": _of_csv("profile"),
+    "chapter": lambda run, values: _cell(_chapter(run), small=values["profile"]),
     "seed": _of_csv("seed"),
     "views": _of_csv("views"),
     "clean": _score("clean_accuracy"),
     "corrupted": _score("corrupted_accuracy"),
     "stand-in": _score("stand_in_accuracy"),
     "AUC, stand-in": _score("stand_in_auc"),
-    "ECE, clean": _score("clean_ece"),
     "ECE, stand-in": _score("stand_in_ece"),
     "parameters": _of_csv("parameters", "{:,}"),
-    "images/s": _of_csv("images_per_second", "{:.0f}"),
     "epochs": lambda run, values: _cell(values["epochs"], epochs_words(run)),
-    "minutes": lambda run, values: _cell(values["seconds"] / 60, "{:.1f}"),
     "code": lambda run, values: _cell(made_by(run))}
-_WORDS = ("run", "data", "chapter", "profile")  # the first columns, which the filter reads
+_WORDS = ("run", "data", "chapter")  # the first columns, which the filter reads
 
 # %% ../../nbs/reference/page/all_runs.ipynb #852e8fd3
 def place_of(

@@ -98,14 +98,12 @@ def _file_step(name):
 def words_of(
     run: Finished,
 ) -> str:  # such as Lite0, the heavy policy; the run's name where its recipe has no words
-    "Say in words what a run tries: its recipe's step, with the name where a file's differs."
+    "Say in words what a run tries: the step of the recipe's file, else the record's with the name."
     recipe = run.metrics.get("recipe", {})
     step, seed = recipe.get("step"), recipe.get("seed")
-    if not step:
-        return run.name
     name = run.name.removesuffix(f"_seed{seed}")
-    own = step if step == _file_step(name) else f"{step} ({name})"
-    return own + f", seed {seed}" * (name != run.name)
+    own = step and (_file_step(name) or f"{step} ({name})")
+    return own + f", seed {seed}" * (name != run.name) if own else run.name
 
 # %% ../../nbs/reference/page/comparable.ipynb #7affc6de
 def label_of(

@@ -75,7 +75,7 @@ def _confusion_words(run):
             f"{names[true]} taken for {names[taken]}, {wrong[true, taken]} cells."]
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #b7a545f6
-def _plot_f1(found, labels, ax):
+def _plot_f1(found, labels, total, ax):
     "F1 of each class on the stand-in, a row a run."
     f1 = np.array([[values["f1"] for values in results_of(run)["stand_in"]["per_class"].values()]
                    for run in found])
@@ -87,7 +87,8 @@ def _plot_f1(found, labels, ax):
     ax.set_xticks(range(len(names)), names, fontsize=9, rotation=20, ha="right")
     ax.set_yticks(range(len(found)), [fill(label, 38) for label in labels], fontsize=9,
                   parse_math=False)
-    ax.set_title("F1 of each class on the stand-in, the best run first", fontsize=10)
+    ax.set_title("F1 of each class on the stand-in, the best run first"
+                 + f" ({len(found)} of {total})" * (len(found) < total), fontsize=10)
 
 
 def _plot_confusion(run, split, ax):
@@ -100,11 +101,11 @@ def _plot_confusion(run, split, ax):
                  parse_math=False)
 
 
-def _plot_failures(found, labels, title):
+def _plot_failures(found, labels, total, title):
     "F1 of each class for each run, and below it the best run's two confusion matrices."
     fig = Figure(figsize=(8.2, 5.6 + 0.33 * len(found)), layout="constrained")
     top, bottom = fig.subfigures(2, 1, height_ratios=(1.5 + 0.33 * len(found), 4.2))
-    _plot_f1(found, labels, top.subplots())
+    _plot_f1(found, labels, total, top.subplots())
     for ax, split in zip(bottom.subplots(1, 2), SPLITS, strict=True):
         _plot_confusion(found[0], split, ax)
     fig.suptitle(title, fontsize=11)
@@ -127,7 +128,7 @@ def failures(
             f"{weakest[0]}."] if len(found) > 1 and len(weakest) == 1 else []
     title = f"Weakest on the stand-in: {' and '.join(weakest[:2])}{' ...' * (len(weakest) > 2)}"
     return Section(finding, text + _confusion_words(first) + unlike_words(found, usual),
-                   _plot_failures(shown, labels_of(shown, usual), title))
+                   _plot_failures(shown, labels_of(shown, usual), len(found), title))
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #e68e14e2
 def _models(runs):
@@ -213,8 +214,8 @@ def robustness(
               for name in models}
     least = next(iter(errors))
     fig = Figure(figsize=(8.2, 2.1 + 0.4 * len(errors)), layout="constrained")
-    plot_heat({labels[name]: each for name, each in errors.items()}, fig.subplots()).set_title(
-        f"Least error: {words[least]}, {errors[least].mean():.3f}", fontsize=11)
+    plot_heat({fill(labels[name], 38): each for name, each in errors.items()}, fig.subplots())
+    fig.suptitle(f"Least error: {words[least]}, {errors[least].mean():.3f}", fontsize=11)
     return Section(_range_words(errors, trained), [
         f"What costs most: {costs}.",
         "Each figure is a mean over the severities; no interval is in the record.",
@@ -262,7 +263,8 @@ def _plot_answered(found, title):
         ax.scatter([], [], marker=mark, color="white", edgecolor="black", label=rule)
     ax.axhline(PROMISE, color="0.6", linewidth=1, zorder=0, label=f"{PROMISE}, the promise")
     ax.set(xlabel="share of the cells that are answered", ylabel="right among them",
-           xlim=(0, 1.05))
+           xlim=(max(0, min(share for run in found for share, _ in _answered(run).values()) - 0.1),
+                 1.02))
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     ax.set_title(title, fontsize=11)
     return fig

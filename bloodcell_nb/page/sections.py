@@ -179,8 +179,8 @@ def _plot_clean_and_distorted(found, labels, title):
                 ecolor="0.6", elinewidth=1, markeredgecolor="black")
     ax.set(xlabel="accuracy, clean test cells (lines: 95 % intervals)",
            ylabel="accuracy, stand-in")
-    ax.set_title(title, fontsize=11)
-    label_points(ax, *places, labels)
+    fig.suptitle(title, fontsize=11)
+    label_points(ax, *places, [fill(label, 38) for label in labels])
     return fig
 
 # %% ../../nbs/reference/page/sections.ipynb #da0cb4e9
@@ -345,7 +345,7 @@ def _plot_learning(found, labels, title):
     panels[0].legend(fontsize=9)
     fig.supxlabel("epoch", fontsize=10)
     fig.supylabel("accuracy", fontsize=10)
-    fig.suptitle(title, fontsize=11)
+    fig.suptitle(fill(title, 26 * max(2, columns)), fontsize=11)
     return fig
 
 # %% ../../nbs/reference/page/sections.ipynb #ff882e9d
@@ -459,9 +459,9 @@ def ensemble(
     text = ["Above their best member on the stand-in by more than chance: "
             f"{counted(above, len(found))}."]
     fig = Figure(figsize=(8.2, 1.5 + 0.5 * len(gains)), layout="constrained")
-    plot_gains(gains, fig.subplots()).set_title(
-        f"On the stand-in {len(above)} of {len(gains)} ensembles gain more than chance",
-        fontsize=11)
+    plot_gains(gains, fig.subplots())
+    fig.suptitle(f"On the stand-in {len(above)} of {len(gains)} ensembles gain more than chance",
+                 fontsize=11)
     return Section(_ensemble_words(found[0], runs),
                    text + _views_words(found[0]) + unlike_words(found, usual), fig,
                    [_gain_table(found, labels, runs)])
