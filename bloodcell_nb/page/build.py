@@ -23,7 +23,7 @@ from bloodcell_nb.page.comparable import (
     code_words,
     epochs_words,
     made_by,
-    quoted,
+    called,
     unlike_words,
     views_of,
 )
@@ -150,13 +150,13 @@ def _best_words(found):
     "Say which run is the best, and what it is worth beside runs with as many views."
     best = found[0]
     words = (f"Best on the stand-in, a heavily distorted version of the test cells: "
-             f"{quoted(best)} is {right_on(best)}.")
+             f"{called(best)} is {right_on(best)}.")
     alike = next((run for run in found if views_of(run) == 1), None)
     if views_of(best) == 1 or not alike:
         return words
     one = results_of(best).get("test_time_augmentation", {}).get("1", {}).get("stand_in")
     return words + (f" With one view it is right on {one:.3f}." if one is not None else "") + (
-        f" The best run of one view is {quoted(alike)}, {accuracy_of(alike):.3f}.")
+        f" The best run of one view is {called(alike)}, {accuracy_of(alike):.3f}.")
 
 
 def _summary(runs, parts, page_folder):

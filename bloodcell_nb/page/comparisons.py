@@ -18,7 +18,7 @@ from bloodcell_nb.page.comparable import (
     kind_of,
     labels_of,
     made_by,
-    quoted,
+    called,
     same_code,
     shortened,
     unlike_words,
@@ -254,7 +254,7 @@ class StepGain(NamedTuple):
     stand_in: dict
     changed: tuple = ()  # settings in which the two runs' recipes differ
     labels: tuple = ()  # of the run and of its baseline, as `labels_of` marks them
-    quoted: tuple = ()  # the two as sentences name them
+    called: tuple = ()  # the two as sentences name them
 
 
 def step_gains(
@@ -274,7 +274,7 @@ def step_gains(
         try:
             gains.append(StepGain(name, base, step.step, *compare(*pair),
                                   tuple(changed_settings(*pair)), tuple(labels_of(pair, usual)),
-                                  tuple(map(quoted, pair))))
+                                  tuple(map(called, pair))))
         # whatever is odd about two files of predictions, the other pairs are compared
         except Exception as error:
             left_out.append((f"{name} against {base}", f"not compared: {one_line(error)}"))

@@ -20,7 +20,7 @@ from bloodcell_nb.page.comparable import (
     labels_of,
     made_by,
     named,
-    quoted,
+    called,
     shortened,
     unlike_words,
     usual_code,
@@ -154,7 +154,7 @@ def _errors(models):
 
 def _left_words(models, errors, trained):
     "Name the networks that were not tried under every corruption."
-    left = [quoted(trained[name]) if name in trained else f"`{name}`" for name in models
+    left = [called(trained[name]) if name in trained else f"`{name}`" for name in models
             if name not in errors]
     return [f"Not tried under every corruption, and left out: {', '.join(left)}."] if left else []
 
@@ -186,7 +186,7 @@ def _shift_rows(models):
 # %% ../../nbs/reference/page/diagnosis.ipynb #9f17e731
 def _range_words(errors, trained):
     "Which network has the lowest mean error, and which the highest."
-    marked = {name: _marked(quoted, trained[name]) if name in trained else f"`{name}`"
+    marked = {name: _marked(called, trained[name]) if name in trained else f"`{name}`"
               for name in errors}
     order = list(errors)
     least, most = order[0], order[-1]

@@ -23,7 +23,7 @@ from bloodcell_nb.page.comparable import (
     labels_of,
     named,
     notes_of,
-    quoted,
+    called,
     unlike_words,
     usual_code,
     views_of,
@@ -148,7 +148,7 @@ def _compared(first, second):
         clean, distorted = compare(first, second)
     # whatever is odd about two files of predictions, the rest of the section is told
     except Exception as error:
-        return f"It is not compared with {quoted(second)}: {one_line(error)}."
+        return f"It is not compared with {called(second)}: {one_line(error)}."
     return (f"On the stand-in it is {relation(distorted, named(second))}; on the clean cells "
             f"it is {relation(clean, 'it')}.")
 
@@ -206,7 +206,7 @@ def problem(
     finding = (f"From the worst of {len(found)} runs to the best, accuracy goes from {low:.3f} to "
                f"{high:.3f} on clean test cells, and from {low_distorted:.3f} to "
                f"{high_distorted:.3f} on heavily distorted ones." if len(found) > 1
-               else f"{quoted(found[0])} is {right_on(found[0])}.")
+               else f"{called(found[0])} is {right_on(found[0])}.")
     title = (f"Clean cells: {low:.3f} to {high:.3f}; "
              f"stand-in: {low_distorted:.3f} to {high_distorted:.3f}")
     return Section(
@@ -355,7 +355,7 @@ _BEGAN = {"random": "random weights", "ImageNet": "ImageNet's weights"}
 def _training_words(run):
     "What a network began with, how large it is, how fast and for how long it trained."
     training, weights = results_of(run)["training"], weights_of(run)
-    return (f"{quoted(run)} began with {_BEGAN.get(weights, f'the weights of a {weights}')}, has "
+    return (f"{called(run)} began with {_BEGAN.get(weights, f'the weights of a {weights}')}, has "
             f"{training['parameters']:,} parameters and trained at "
             f"{training['images_per_second']:.0f} images a second on "
             f"{run.metrics['environment']['device']}; epochs: {epochs_words(run)}.")
@@ -378,8 +378,8 @@ def chapter(
     if not ours:
         return None
     first, (title, what), usual = ours[0], CHAPTERS[name], usual_code(runs)
-    finding = (f"{quoted(first)} is {right_on(first)}." if len(ours) == 1 else
-               f"The best of {len(ours)} runs, {quoted(first)}, is {right_on(first)}.")
+    finding = (f"{called(first)} is {right_on(first)}." if len(ours) == 1 else
+               f"The best of {len(ours)} runs, {called(first)}, is {right_on(first)}.")
     text = [what, _training_words(first)]
     text += [_compared(first, best) for best in _earlier(trained, name)[:1]]
     shown = [run for run in ours if results_of(run)["training"].get("history")][:PANELS]
@@ -428,14 +428,14 @@ def _views_words(run):
     if results["views"] < 2 or not {"1", many} <= tried.keys():
         return []
     one, all_of_them = (tried[key].get("stand_in", np.nan) for key in ("1", many))
-    return [f"{quoted(run)} and its members are compared with {many} views of each image: with one "
+    return [f"{called(run)} and its members are compared with {many} views of each image: with one "
             f"view the ensemble is right on {one:.3f} of the stand-in, with all on "
             f"{all_of_them:.3f}. The members' own runs have one view."]
 
 
 def _ensemble_words(run, runs):
     "How an ensemble compares with its best member on each kind of cells."
-    known = {one.name: quoted(one) for one in runs}
+    known = {one.name: called(one) for one in runs}
     member = "its best member there" + ", with as many views" * (views_of(run) > 1)
     clean, distorted = (
         relation(gain, known.get(name := gain["best_member"], f"`{name}`") + f" ({member})")
@@ -454,7 +454,7 @@ def ensemble(
     usual = usual_code(runs)
     labels = labels_of(found, usual)
     gains = _gains_over_members(found, labels)
-    above = [quoted(run) for run, gain in zip(found, gains, strict=True)
+    above = [called(run) for run, gain in zip(found, gains, strict=True)
              if gain.stand_in["interval_95"][0] > 0]
     text = ["Above their best member on the stand-in by more than chance: "
             f"{counted(above, len(found))}."]

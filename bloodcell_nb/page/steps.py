@@ -125,7 +125,7 @@ def _grouped(gains):
 # %% ../../nbs/reference/page/steps.ipynb #e50523d5
 def _most_words(most):
     "What the largest step is worth, and whether a cause can be named."
-    run, baseline = most.quoted or [f"`{name}`" for name in most[:2]]
+    run, baseline = most.called or [f"`{name}`" for name in most[:2]]
     begin = ("The largest step is" if most.stand_in["interval_95"][0] > 0 else
              "No step is worth more than chance on the stand-in; the largest is")
     several = (f" {len(most.changed)} settings differ between the two, so none of them can be "
@@ -148,7 +148,7 @@ def _holds_zero(interval):
 
 
 def _quoted(gain):
-    return gain.quoted[0] if gain.quoted else f"`{gain.run}`"
+    return gain.called[0] if gain.called else f"`{gain.run}`"
 
 
 def _zero_words(gains):
