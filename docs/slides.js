@@ -1,5 +1,9 @@
-// A slide that holds more than fits gets smaller letters; formulas are set when it is shown.
+// Formulas are set when a slide is shown, no wider than it; what is too long gets smaller letters.
 function fit(section) {
+  for (const formula of section.querySelectorAll("mjx-container[display]")) {
+    const wide = formula.querySelector("svg").clientWidth / formula.parentElement.clientWidth;
+    if (wide > 1) formula.style.fontSize = 98 / wide + "%";
+  }
   for (let size = 100; section.scrollHeight > 720 && size > 55; size -= 5) {
     section.style.fontSize = size - 5 + "%";
   }

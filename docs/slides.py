@@ -27,7 +27,7 @@ from pygments.lexers import PythonLexer
 
 ROOT = Path(__file__).resolve().parent.parent
 # in words of running text: a slide's room, a wide figure's and a tall one's, a line of a table
-FITS, WIDE, TALL, LINE = 130, 65, 95, {"box": 20, "wide": 11, "": 13, "narrow": 14}
+FITS, WIDE, TALL, LINE = 130, 65, 95, {"box": 20, "wide": 9, "": 11, "narrow": 12}
 CELL, COLUMNS = 70, 112  # characters of a table's cell, and of a line of a wide table
 LAST = "What you learned"
 SKIPPED = re.compile(r"^#\| ?(?:hide|export|default_exp)", re.M)
@@ -52,14 +52,15 @@ class Item(NamedTuple):
     body: str  # HTML
     room: int
     notes: str = ""
-    ends: bool = False  # the slide
+    ends: bool = False  # the slide; but a sentence may follow a figure that has none
+    said: bool = False  # by an output
 
 
 def room_of(text):
     "Room of a paragraph in Markdown."
     words = len(re.sub(r"\$\$.*?\$\$|\$.*?\$", "x", text, flags=re.S).split())
     lines = len(text.splitlines()) if text.startswith(("```", "- ", "1. ")) else 0
-    return words + 6 * lines + 20 * text.count("$$")
+    return 5 + words + 6 * lines + 20 * text.count("$$")
 
 
 def render(text):
@@ -73,10 +74,10 @@ def inline(text):
 
 
 def paragraphs(text):
-    "Paragraphs of a text; one that leads on to the next (a formula, a list) stays with it."
+    "Paragraphs of a text; what goes on in the next (a formula, a list) stays whole."
     found, fenced = [], False
     for part in re.split(r"\n\s*\n", text.strip()):
-        if found and (fenced or not re.search(r"[.!?*)`|]$", found[-1])):
+        if found and (fenced or part[0].islower() or not re.search(r"[.!?*)`|]$", found[-1])):
             found[-1] += "\n\n" + part
         else:
             found.append(part)
@@ -160,7 +161,7 @@ def outputs_of(cell):
                    + (f'<div class="below">{render(last)}</div>' if last else ""),
                    (WIDE if width > 2 * height else TALL) + room_of(last) * 3 // 4, ends=True)
     if said and not figures:
-        yield Item(render(below), room_of(below))
+        yield Item(f'<div class="below">{render(below)}</div>', room_of(below), said=True)
 
 
 def code(source):
@@ -184,7 +185,9 @@ def packed(title, items):
     "Slides of a section, as many items on each as fit."
     page, room = [], 0
     for item in items:
-        if page and room + item.room > FITS:
+        belongs = (page and page[-1].ends and item.said and item.room < 50
+                   and page[-1].body.endswith('">'))
+        if page and room + item.room > FITS and not belongs:
             yield section(title, page)
             page, room = [], 0
         page.append(item)
