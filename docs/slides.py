@@ -130,7 +130,8 @@ def table(text, cut=True):
         page = [head, ["---"] * len(head), *rows[start:start + size]]
         lines = "\n".join(f"| {' | '.join(row)} |" for row in page)
         lines = re.sub(r"\[[\d.+, -]+\]", lambda found: found[0].replace(" ", "\xa0"), lines)
-        yield Item(render(lines).replace("<table>", f'<table class="{kind}">'),
+        body = re.sub(r">[^<]+", lambda found: found[0].replace("_", "_<wbr>"), render(lines))
+        yield Item(body.replace("<table>", f'<table class="{kind}">'),
                    room(head) + sum(map(room, page[2:])))
 
 
