@@ -59,3 +59,9 @@ def test_exercises_say_how_long_they_take(page):
             head = page[0]["cells"](path)[0]
             said = re.search(r"(\d+) minutes", head)
             assert not said or int(said[1]) == sum(time for _, time in exercises.values()), name
+
+
+def test_the_points_of_the_rubric_add_up():
+    rubric = next(text for cell in CELLS if "full marks" in (text := "".join(cell["source"])))
+    *points, whole = re.findall(r"^\| \*\*.+?\*\* \| \**(\d+)\** \|", rubric, re.M)
+    assert len(points) == 7 and sum(map(int, points)) == int(whole) == 30
