@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, when they are first imported
 
-.PHONY: setup report test test-notebooks test-pytest test-all lab docs exercises notebooks readme lock clean
+.PHONY: setup report test test-notebooks test-pytest test-all lab docs slides exercises notebooks readme lock clean
 
 setup: .venv/.installed  ## make .venv with the locked versions, the package and its kernel
 
@@ -60,6 +60,9 @@ docs: .venv/docs/.installed  ## the notebooks, as they were run, as a website: _
 	$(PYTHON) -c "import configparser as c; s = c.ConfigParser(); s.read('settings.ini', 'utf-8'); print(s['DEFAULT']['docs_requirements'])" | .venv/docs/bin/python -m pip install --disable-pip-version-check --quiet -r /dev/stdin
 	touch $@
 
+slides: .venv/.installed .venv/docs/.installed  ## slides of each chapter: _docs/slides/index.html
+	$(BIN)/python docs/slides.py _docs/slides .venv/docs/lib/python*/site-packages
+
 exercises:  ## the exercises without their solutions, for students: exercises.zip
 	$(PYTHON) docs/exercises.py exercises.zip
 
@@ -68,7 +71,7 @@ notebooks: setup  ## run every notebook in place, as committed
 	nbdev_clean
 
 readme: setup  ## README.md from nbs/index.ipynb
-	jupyter nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's#\]\((images/|reference/|extending|[0-9]{2}_\w+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' > README.md
+	jupyter nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's#\]\((images/|reference/|extending|teaching|glossary|[0-9]{2}_\w+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' > README.md
 
 lock: setup  ## requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable > requirements.lock

@@ -41,6 +41,7 @@ def contents(caption, *lines, options=""):
 
 CONTENTS = "".join([contents("Chapters", "[0-9]*", options=":numbered: 1"),
                     contents("Exercises and solutions", "exercises/*"),
+                    contents("Teach it, words", "teaching", "glossary"),
                     *(contents(package, f"reference/{package}/*") for package in PACKAGES),
                     contents("Extend it, the command, an index, speed", "extending",
                              "reference/cli", "Functions <genindex>", "benchmarks/RESULTS")])

@@ -30,6 +30,8 @@ RUN_BY = {
     "make test": ".ci/run: make test",
     "make lab": "test_shown.py::test_lab_starts",
     "make docs": ".ci/run: make docs",
+    "make slides": ".ci/run: make slides",
+    "make exercises": "test_exercises.py::test_the_hand_out_holds_every_exercise",
     "make setup": "Makefile: test: setup",
     "make readme": "tests/check_tree.sh: make --no-print-directory readme",
     "make notebooks": "Makefile: nbdev_test",  # the same notebooks; chapters by test-all
