@@ -85,8 +85,9 @@ def test_epochs_and_views_stand_in_each_table(mixed):
     table = results_table(folder)
     assert "| custom_cnn | 7 of 60 (quick) | 1 |" in table and f"| {HEAVY} | 20 | 1 |" in table
     assert f"| {MEAN} | ensemble | 8 |" in table
-    for words in ("custom_cnn` (quick: 7 of 60 epochs)", f"{MEAN}` (8 views)"):
-        assert words.replace("`", "</code>") in page
+    for words in ("“CNN from scratch” (quick: 7 of 60 epochs)",
+                  "“mean of Lite0 and ConvNeXt Atto” (8 views)"):
+        assert words in page
     assert "With one view it is right on 0.791." in page, "the best, beside runs of one view"
     rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
     assert [rows[name][key] for name in ("custom_cnn", MEAN)
@@ -100,7 +101,7 @@ def test_what_is_set_by_hand_is_a_shorter_run_too(tmp_path):
         profile="full", asked={"epochs": 60}))
     edit(tmp_path / "custom_cnn" / "metrics.json", lambda record: (
         record["recipe"].update(epochs=3), record["results"]["training"].update(epochs=3)))
-    assert [label_of(run) for run in read_runs(tmp_path)] == ["custom_cnn (3 of 60 epochs)"]
+    assert [label_of(run) for run in read_runs(tmp_path)] == ["CNN from scratch (3 of 60 epochs)"]
 
 
 def test_what_a_profile_does_not_lower_is_not_short(tmp_path):
@@ -111,7 +112,8 @@ def test_what_a_profile_does_not_lower_is_not_short(tmp_path):
     for name, profile in ((MEAN, "quick"), ("custom_cnn", "full")):
         edit(tmp_path / name / "status.json", lambda status, profile=profile: status.update(
             profile=profile))
-    assert [label_of(run) for run in read_runs(tmp_path)] == ["custom_cnn", f"{MEAN} (8 views)"]
+    assert [label_of(run) for run in read_runs(tmp_path)] == [
+        "CNN from scratch", "mean of Lite0 and ConvNeXt Atto (8 views)"]
     assert "Shortened" not in build_page(tmp_path).read_text(encoding="utf-8")
 
 
@@ -159,7 +161,8 @@ def test_one_code_is_the_usual_one_in_all_parts(tmp_path):
             git={"commit": commit * 20, "clean": True}))
     page = unescape(build_page(tmp_path).read_text(encoding="utf-8"))
     told = page.partition('<h3 id="ensemble">')[2].partition("</section>")[0]
-    assert f"<td>{MEAN} (8 views) †</td>" in told and "<td>ensemble_snapshots †</td>" in told
+    for words in ("mean of Lite0 and ConvNeXt Atto (8 views)", "ensemble_snapshots"):
+        assert f"<td>{words} †</td>" in told
     assert "† marks records of other code than most: 2 of commit abababa." in told
     assert "3 of 5 records are of commit cdcdcdc, 2 of commit abababa." in page
 

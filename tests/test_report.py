@@ -26,6 +26,8 @@ RECORDS = ROOT / "reports" / "pbc96"
 MADE = RECORDS / "efficientnet_lite0_heavy"  # two copies of it are the runs of these tests
 # the page compares the second with the first
 GOOD, ODD = "efficientnet_lite0_all", "efficientnet_lite0_translation_mixup"
+WORDS = {GOOD: "Lite0, all layers, ReduceLROnPlateau",  # their recipes' steps
+         ODD: "Lite0, translation, MixUp on a second copy"}
 WORTH = "What each augmentation and each step was worth"
 
 
@@ -107,7 +109,7 @@ def test_an_odd_run_is_named_and_costs_nothing_else(folder, whole, way, capsys):
     shown = f"| {GOOD} |"
     assert shown in results_table(folder) and len(gains_table(folder).splitlines()) == 2
     runs = read_runs(folder)
-    assert GOOD in [row[0] for row in cost_table(runs)]
+    assert WORDS[GOOD] in [row[0] for row in cost_table(runs)]
     kept = bool([run for run in runs if run.name == ODD and run.test])
     small = next(steps for steps in ladders() if ODD in [step.recipe for step in steps])
     states = {step.recipe: row[2] for step, row in zip(small, ladder_table(small, runs),
@@ -132,7 +134,7 @@ def test_runs_on_drawn_cells_are_compared_with_each_other_alone(folder):
         change("metrics.json", lambda whole: whole["data"].update(source="drawn", synthetic=True))(
             folder / name)
     page = build_page(folder).read_text()
-    assert WORTH in page and f"<td>{ODD}</td><td>{GOOD}</td>" in page
+    assert WORTH in page and f"<td>{WORDS[ODD]}</td><td>{WORDS[GOOD]}</td>" in page
     assert "hidden" not in page.partition("<script>")[0]
     assert "What differs from the original report" not in page
 
@@ -365,14 +367,14 @@ def test_a_record_with_the_area_under_the_curve_shows_it(folder):
 def test_sentences_follow_the_records(folder):
     "Of two runs with the same answers none is above the other; then one is, and the page says so."
     page = unescape(build_page(folder).read_text())
-    assert f"not told apart from <code>{GOOD}</code>: +0.000" in page
-    assert f"above <code>{GOOD}</code>" not in page
+    assert f"not told apart from “{WORDS[GOOD]}”: +0.000" in page
+    assert f"above “{WORDS[GOOD]}”" not in page
     for path in (folder / GOOD).glob("predictions*.npz"):
         arrays = dict(np.load(path))
         arrays["probabilities"] = np.roll(arrays["probabilities"], 1, axis=1)
         np.savez(path, **arrays)
     page = unescape(build_page(folder).read_text())
-    assert f"] above <code>{GOOD}</code>" in page and "not told apart" not in page
+    assert f"] above “{WORDS[GOOD]}”" in page and "not told apart" not in page
 
 
 def test_two_data_sets_have_their_own_parts_and_figures(folder):
@@ -393,4 +395,4 @@ def test_the_folder_of_one_run_keeps_its_own_figures(folder):
     for _ in range(2):
         page = build_page(folder / GOOD).read_text()
     assert sorted((folder / GOOD / "figures").iterdir()) == before
-    assert f"<code>{GOOD}</code> is right on 0.755" in page
+    assert f"“{WORDS[GOOD]}” is right on 0.755" in page

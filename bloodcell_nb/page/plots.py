@@ -6,6 +6,8 @@
 __all__ = ['plot_gains', 'label_points', 'cost_table', 'plot_cost']
 
 # %% ../../nbs/08_report.ipynb #b06d09ba
+from textwrap import fill
+
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -28,7 +30,8 @@ def plot_gains(
                     markeredgecolor="black", label=label)
     ax.axvline(0, color="black", linewidth=0.8)
     pairs = [gain.labels or gain[:2] for gain in gains]
-    ax.set_yticks(range(len(gains)), ["\nminus ".join(pair) for pair in pairs], fontsize=9,
+    ax.set_yticks(range(len(gains)), ["\nminus ".join(fill(one, 44) for one in pair)
+                                      for pair in pairs], fontsize=9,
                   parse_math=False)
     ax.set(ylim=(len(gains) - 0.4, -0.6), xlabel="difference in accuracy (line: 95 % interval)")
     ax.grid(axis="x", alpha=0.3)
@@ -47,7 +50,7 @@ def label_points(
 ):  # the axes
     "Write each point's name right of the axes, in the order of y, with a line to the point."
     for place, k in zip(np.linspace(0.02, 0.98, len(names)), np.argsort(y), strict=True):
-        ax.annotate(names[k], (x[k], y[k]), (1.03, place), textcoords="axes fraction",
+        ax.annotate(fill(names[k], 38), (x[k], y[k]), (1.03, place), textcoords="axes fraction",
                     va="center", fontsize=9, annotation_clip=False, parse_math=False,
                     arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6,
                                 "relpos": (0, 0.5)})

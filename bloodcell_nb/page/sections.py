@@ -180,7 +180,7 @@ def _plot_clean_and_distorted(found, labels, title):
     ax.set(xlabel="accuracy, clean test cells (lines: 95 % intervals)",
            ylabel="accuracy, stand-in")
     fig.suptitle(title, fontsize=11)
-    label_points(ax, *places, [fill(label, 38) for label in labels])
+    label_points(ax, *places, labels)
     return fig
 
 # %% ../../nbs/reference/page/sections.ipynb #da0cb4e9
