@@ -327,7 +327,7 @@ def plot_reliability(
     ax,  # matplotlib axes
     bins: int = 10,
 ):  # the axes
-    """Accuracy over confidence with its 95 % Wilson interval.
+    """Accuracy over confidence with its 95 % Wilson interval; above, the cells of each point.
 
     On the diagonal the model is as right as it is sure.
     """
@@ -341,6 +341,11 @@ def plot_reliability(
                 fmt="o-", color="#0072B2", markersize=4, capsize=2, label="network, 95 %")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.05))
     ax.legend(fontsize=8, frameon=False)
+    top = ax.secondary_xaxis("top")
+    top.set_xticks((np.arange(bins)[used] + 0.5) / bins, count[used], fontsize=8,
+                   rotation=90 if count.max() > 99 else 0)
+    top.set_xlabel("cells", fontsize=8)
+    top.tick_params(length=0)
     return ax
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #52d8feb4
@@ -427,13 +432,18 @@ def draw_reliability(
     probabilities: np.ndarray,  # (n, classes)
     scores: dict,  # of `score`
     run: Run,
-) -> Markdown:  # whether the network is too sure
+) -> Markdown:  # whether the network is too sure, if so many cells can tell
     "Draw the reliability diagram into the run."
-    fig, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
+    fig, ax = plt.subplots(figsize=(3.6, 3.7), layout="constrained")
     plot_reliability(labels, probabilities, ax)
     ax.set_title(f"Expected calibration error {scores['ece']:.3f}", fontsize=10)
     run.figure(fig, "reliability")
-    gap = probabilities.max(axis=1).mean() - scores["accuracy"]
-    return Markdown(f"The mean confidence is {abs(gap):.3f} {'above' if gap > 0 else 'below'} the "
-                    f"accuracy: the network is too {'sure' if gap > 0 else 'careful'} by that much "
-                    "on average.")
+    confidence, right, place = _confidence_bins(labels, probabilities, 10)
+    gap, half = (confidence - right).mean(), 1.96 * (confidence - right).std() / len(labels)**0.5
+    _, count = np.unique(place, return_counts=True)
+    verdict = (f"on average the network is too {'sure' if gap > 0 else 'careful'}"
+               if abs(gap) > half else f"{len(labels)} cells do not tell that from zero")
+    few = (f" Points that stand for fewer than ten cells: {(count < 10).sum()} of {len(count)}."
+           if (count < 10).any() else "")
+    return Markdown(f"The mean confidence is {abs(gap):.3f} ± {half:.3f} "
+                    f"{'above' if gap > 0 else 'below'} the accuracy: {verdict}.{few}")
