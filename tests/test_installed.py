@@ -84,7 +84,8 @@ def test_an_installed_package_works_without_a_clone(run):
     assert [line.split()[0] for line in listed.splitlines()][:len(recipes())] == [*recipes()]
     source, own = "synthetic:n=120", "reports/synthetic/custom_cnn"
     best = find_model().name
-    run(sys.executable, script, "run", "custom_cnn", "--data", source, "--profile", "smoke")
+    run(sys.executable, script, "run", "custom_cnn", "--data", source, "--profile", "smoke",
+        "--set", "filters=[4, 4]", "--set", "dense_units=8")
     record = json.loads((run.place / "work" / own / "metrics.json").read_text(encoding="utf-8"))
     assert record["code"] == code_fingerprint("03_custom_cnn")
     assert (run.place / "work" / "reports" / "synthetic" / "index.html").is_file()
@@ -94,7 +95,8 @@ from bloodcell_nb.cli import main
 print(bloodcell_nb.__file__)
 print([main(words.split()) for words in (
     "predict cell.png", "publish {own} --data {source}", "predict cell.png --model custom_cnn",
-    "predict cell.png --model models/custom_cnn", "submission {best}", "card {best}")])
+    "predict cell.png --model models/custom_cnn", "submission models/custom_cnn",
+    "card {best}")])
 """).splitlines()
     assert lines[0] == str(site / "bloodcell_nb" / "__init__.py")
     assert lines[1].startswith("cell.png: ") and lines[2] == "published: models/custom_cnn"

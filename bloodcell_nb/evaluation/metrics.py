@@ -81,12 +81,27 @@ def _macro_f1(answers):
     return _f1(answers.confusion).mean(-1, where=answers.confusion.sum(-1) > 0)
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #3d6620da
+def _rows(answers):
+    "The cells as they are, then the bootstrap's draws, some at a time for less memory: (rows, n)."
+    some = max(1, 200_000 // len(answers.labels))
+    return [np.arange(len(answers.labels))[None],
+            *(answers.picks[start : start + some] for start in range(0, len(answers.picks), some))]
+
+
+def _sums(place, values, count):
+    "Sum values, (rows, n), by their place in each row: (rows, count)."
+    flat = place + count * np.arange(len(place))[:, None]
+    return np.bincount(flat.ravel(), values.ravel(), len(place) * count).reshape(-1, count)
+
+
 def _auc(place, positive):
-    "Area under the ROC curve of scores with these ranks, ties counted half (Mann, Whitney 1947)."
-    hits = np.bincount(place, positive)
-    misses = np.bincount(place) - hits
-    pairs = hits.sum() * misses.sum()
-    return hits @ (misses.cumsum() - misses / 2) / pairs if pairs else np.nan
+    """Area under the ROC curve of scores with these ranks, (rows, n), ties counted half (Mann,
+    Whitney 1947).
+    """
+    hits, misses = (_sums(place, side, place.max() + 1) for side in (positive, ~positive))
+    pairs = hits.sum(axis=1) * misses.sum(axis=1)
+    areas = (hits * (misses.cumsum(axis=1) - misses / 2)).sum(axis=1)
+    return np.divide(areas, pairs, out=np.full(len(place), np.nan), where=pairs > 0)
 
 
 @headline("auc", "AUC")
@@ -97,8 +112,8 @@ def _macro_auc(answers):
         return None
     for k in np.unique(labels):
         _, place = np.unique(answers.given[:, k], return_inverse=True)
-        areas.append([_auc(place[pick], labels[pick] == k)
-                      for pick in (slice(None), *answers.picks)])
+        areas.append(np.concatenate([_auc(place[rows], labels[rows] == k)
+                                     for rows in _rows(answers)]))
     return np.nanmean(areas, axis=0)
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #70b96dcd
@@ -132,8 +147,10 @@ def expected_calibration_error(
 
 @headline("ece", "ECE", higher_is_better=False)
 def _ece(answers):
-    return [expected_calibration_error(answers.labels[pick], answers.probabilities[pick])
-            for pick in (slice(None), *answers.picks)]
+    confidence, right, place = _confidence_bins(answers.labels, answers.probabilities, 10)
+    gaps = confidence - right
+    return np.concatenate([np.abs(_sums(place[rows], gaps[rows], 10)).sum(axis=1)
+                           for rows in _rows(answers)]) / len(place)
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #a491ed5c
 def _answers(labels, given, resamples, seed):

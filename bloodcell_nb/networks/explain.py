@@ -24,6 +24,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from ..data.cells import DataError
+from .speed import speed_up_answers
 from ..runs.finished import model_file
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model
@@ -128,7 +129,7 @@ def load_model(
                         f"({type(error).__name__}: {line}); "
                         "expected a whole .keras file of this project's layers") from None
     _check_answers(model, path)
-    return model
+    return speed_up_answers(model)
 
 # %% ../../nbs/reference/networks/explain.ipynb #6cc2a791
 def _versions(path):
@@ -262,7 +263,7 @@ def feature_network(
     if not dense or len(dense[0].input.shape) != 2 or len(model.input_shape) != 4:
         raise DataError(f"{model.name}: expected a classifier of images whose head begins with a "
                         "dense layer")
-    return keras.Model(model.inputs, dense[0].input)
+    return speed_up_answers(keras.Model(model.inputs, dense[0].input))
 
 # %% ../../nbs/reference/networks/explain.ipynb #4672919e
 def embed(
@@ -302,8 +303,8 @@ def grad_cam(
 ) -> np.ndarray:  # float32 in [0, 1], (n, h, w)
     "Draw where the evidence for a class lies."
     to_maps, head = split_model(model, least)
-    maps = ops.convert_to_tensor(np.asarray(to_maps.predict(images, batch_size=256, verbose=0),
-                                            np.float32))
+    maps = speed_up_answers(to_maps).predict(images, batch_size=256, verbose=0)
+    maps = ops.convert_to_tensor(np.asarray(maps, np.float32))
     if classes is None:
         classes = ops.argmax(head(maps), axis=-1)
     chosen = ops.one_hot(ops.convert_to_tensor(classes), model.output_shape[-1])

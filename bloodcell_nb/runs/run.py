@@ -119,7 +119,9 @@ def save_figure(
     synthetic: bool = False,  # whether it rests on synthetic cells, and says so
     **options,  # as of Matplotlib's savefig
 ):
-    "Save a figure; a $ in the name of a class or run stays one, and begins no formula."
+    """Save a figure, laid out once and for all; a $ in the name of a class or run stays one, and
+    begins no formula.
+    """
     from matplotlib.text import Text
 
     if synthetic:
@@ -132,6 +134,9 @@ def save_figure(
         # a logarithmic axis writes its numbers as formulas
         if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
             text.set_parse_math(False)
+    if layout := fig.get_layout_engine():  # else each drawing begins with one for the layout
+        layout.execute(fig)
+        fig.set_layout_engine("none")
     fig.savefig(path, dpi=110, **options)
 
 # %% ../../nbs/reference/runs/run.ipynb #ca97a469

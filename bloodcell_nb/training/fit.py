@@ -26,7 +26,7 @@ from ..data.analysis import balance_classes, duplicate_groups, perceptual_hashes
 from ..data.cells import Cells, DataError, fold_indices, split_indices
 from ..evaluation.metrics import plot_learning_curves, score
 from ..networks.explain import save_network
-from ..networks.speed import keep_freed_memory, speed_up_training
+from ..networks.speed import keep_freed_memory, speed_up_answers, speed_up_training
 from ..runs.recipes import TrainingRecipe
 from ..runs.run import Run
 from ..runs.splits import Splits, class_weight_dict, distorted, seen_hashes
@@ -310,7 +310,8 @@ def predict(
     batch_size: int = 256,
 ) -> np.ndarray:  # probabilities, float32, (n, classes)
     "Probabilities of the classes."
-    return np.asarray(model.predict(cells.images, batch_size=batch_size, verbose=0), np.float32)
+    answers = speed_up_answers(model).predict(cells.images, batch_size=batch_size, verbose=0)
+    return np.asarray(answers, np.float32)
 
 # %% ../../nbs/reference/training/fit.ipynb #a84b2624
 def evaluate(
