@@ -272,8 +272,8 @@ def method(
         "Scores: right answers on the clean test cells, on the same cells with one corruption "
         f"each, and on the stand-in, where each has three of {len(STAND_IN)} heavy distortions. "
         "Brackets hold 95 % bootstrap intervals over the test cells.",
-        "Comparisons: both networks on the same cells (paired bootstrap, McNemar's test). A "
-        "difference whose interval holds zero is not told apart.",
+        "Comparisons: both networks on the same cells (paired bootstrap, McNemar's test). Where "
+        "an interval holds zero, these cells do not tell which is better.",
         "Authors: the bloodcell_nb authors. Each run's recipe and executed notebook are below."])
 
 # %% ../../nbs/reference/page/steps.ipynb #1de44373
