@@ -155,6 +155,12 @@ def keep_freed_memory():
 _FEW = 16  # images that are answered sooner than a graph is built
 
 
+def _answer(network, x):
+    "What a network gives for images, handed to it as it nests its input: Keras warns otherwise."
+    nested = getattr(network, "input", x)  # a Sequential has none
+    return network(keras.tree.pack_sequence_as(nested, [x]), training=False)
+
+
 def _answers(network, x, batch_size=None, verbose="auto", **options):
     "What Keras' `predict` gives: of an array, by one graph for batches of any length."
     if verbose or options or not isinstance(x, np.ndarray) or not len(x):
@@ -163,9 +169,9 @@ def _answers(network, x, batch_size=None, verbose="auto", **options):
 
     graphs, kind = vars(network).setdefault("_graphs", {}), (x.shape[1:], x.dtype)
     if kind not in graphs and len(x) <= _FEW:
-        return keras.tree.map_structure(keras.ops.convert_to_numpy, network(x, training=False))
+        return keras.tree.map_structure(keras.ops.convert_to_numpy, _answer(network, x))
     if kind not in graphs:
-        graphs[kind] = tf.function(partial(network, training=False), autograph=False,
+        graphs[kind] = tf.function(partial(_answer, network), autograph=False,
                                    input_signature=[tf.TensorSpec((None, *x.shape[1:]), x.dtype)])
     size = batch_size or 32  # as Keras has it
     found = [graphs[kind](x[start : start + size]) for start in range(0, len(x), size)]
