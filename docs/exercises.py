@@ -13,7 +13,7 @@ from pathlib import Path
 EXERCISES = Path(__file__).resolve().parent.parent / "nbs" / "exercises"
 REGION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.M | re.S)
 BLANK = r"\1# YOUR CODE HERE" + "\n" + r"\1raise NotImplementedError()"
-ANSWER, QUESTION = "**Solution.**", "*Your answer:*"
+ANSWER, QUESTION = "**Solution.**", "*Your prediction, and your answer afterwards:*"
 
 
 def students_cell(cell):
