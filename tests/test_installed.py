@@ -61,8 +61,8 @@ def run(wheel, tmp_path_factory):
 
 
 def test_a_wheel_holds_what_the_commands_read(wheel):
-    """The package whole; every recipe, study, network, notebook and record; no notebook's output, and
-    no exercise: its solutions are for who has a clone.
+    """The package whole; every recipe, study, network, notebook and record; no output of a notebook
+    and no exercise.
     """
     with zipfile.ZipFile(wheel) as archive:
         assert set(tracked("bloodcell_nb")) <= set(archive.namelist())
