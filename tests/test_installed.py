@@ -61,9 +61,7 @@ def run(wheel, tmp_path_factory):
 
 
 def test_a_wheel_holds_what_the_commands_read(wheel):
-    """The package whole; every recipe, study, network, notebook and record; no output of a notebook
-    and no exercise.
-    """
+    "The package whole; every recipe, study, network, notebook and record; no notebook's output."
     with zipfile.ZipFile(wheel) as archive:
         assert set(tracked("bloodcell_nb")) <= set(archive.namelist())
         held = {name.partition("/_project/")[2]: name for name in archive.namelist()
@@ -71,8 +69,7 @@ def test_a_wheel_holds_what_the_commands_read(wheel):
         records = [name for name in tracked("reports") if name.endswith(("metrics.json",
                                                                         "status.json"))]
         assert sorted(held) == sorted([*tracked("recipes", "studies", "models"), *records, *(
-            name for name in tracked("nbs")
-            if name.endswith(".ipynb") and not name.startswith("nbs/exercises/"))])
+            name for name in tracked("nbs") if name.endswith(".ipynb"))])
         notebooks = [json.loads(archive.read(held[name])) for name in held
                      if name.endswith(".ipynb")]
     assert not [cell for book in notebooks for cell in book["cells"] if cell.get("outputs")]

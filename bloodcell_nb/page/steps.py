@@ -123,9 +123,14 @@ def _grouped(gains):
             for words, group in groups.items() if group}
 
 # %% ../../nbs/reference/page/steps.ipynb #e50523d5
+def _called(gain):
+    "A step's run and its baseline as sentences name them."
+    return gain.called or tuple(f"`{name}`" for name in gain[:2])
+
+
 def _most_words(most):
     "What the largest step is worth, and whether a cause can be named."
-    run, baseline = most.called or [f"`{name}`" for name in most[:2]]
+    run, baseline = _called(most)
     begin = ("The largest step is" if most.stand_in["interval_95"][0] > 0 else
              "No step is worth more than chance on the stand-in; the largest is")
     several = (f" {len(most.changed)} settings differ between the two, so none of them can be "
@@ -147,20 +152,16 @@ def _holds_zero(interval):
     return low <= 0 <= high
 
 
-def _quoted(gain):
-    return gain.called[0] if gain.called else f"`{gain.run}`"
-
-
 def _zero_words(gains):
     "Of which steps the interval on the stand-in holds zero."
-    zero = [_quoted(gain) for gain in gains if _holds_zero(gain.stand_in["interval_95"])]
+    zero = [_called(gain)[0] for gain in gains if _holds_zero(gain.stand_in["interval_95"])]
     return f"Intervals on the stand-in that hold zero: {counted(zero, len(gains))}."
 
 
 def _alone_words(gains):
     "Which of the steps that change the augmentation change nothing else; nothing without any."
     steps = [gain for gain in gains if _augments(gain)]
-    alone = [_quoted(gain) for gain in steps if set(gain.changed) <= _AUGMENTATION]
+    alone = [_called(gain)[0] for gain in steps if set(gain.changed) <= _AUGMENTATION]
     return ["Steps that change the augmentation alone: "
             f"{counted(alone, len(steps))}."] if steps else []
 
