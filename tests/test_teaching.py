@@ -1,5 +1,4 @@
 "The teacher's page: its tables are those that chapters and exercises give now."
-import ast
 import json
 import re
 from pathlib import Path
@@ -10,23 +9,18 @@ NBS = Path(__file__).resolve().parent.parent / "nbs"
 CELLS = json.loads((NBS / "teaching.ipynb").read_text(encoding="utf-8"))["cells"]
 
 
-def result_of(source, namespace):
-    "What a cell's last line shows."
-    body = ast.parse(source).body
-    last = body.pop().value if isinstance(body[-1], ast.Expr) else ast.parse("None").body[0].value
-    exec(compile(ast.Module(body, []), "cell", "exec"), namespace)
-    return eval(compile(ast.Expression(last), "cell", "eval"), namespace)
-
-
 @pytest.fixture(scope="module")
 def page():
     "Names that the page's cells bind, and its tables as shown and as they are now."
     namespace, tables = {}, []
     for cell in CELLS:
         if cell["cell_type"] == "code":
-            found = result_of("".join(cell["source"]), namespace)
+            now = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("IPython.display.display", now.append)
+                exec("".join(cell["source"]), namespace)
             shown = ["".join(output["data"]["text/markdown"]) for output in cell["outputs"]]
-            tables += [(shown, [found.data])] if found is not None else []
+            tables += [(shown, [table.data for table in now])] if now else []
     return namespace, tables
 
 
