@@ -26,6 +26,7 @@ from bloodcell_nb.runs import notebook_html
 from bloodcell_nb.runs.recipes import RecipeError, check_recipe
 from bloodcell_nb.runs.run import Run
 from bloodcell_nb.runs.run_folders import find_run
+from bloodcell_nb.training.fit import fit
 
 GOOD, NETWORKS = MADE.name, Path(__file__).resolve().parent.parent / "models"
 
@@ -181,6 +182,22 @@ def test_an_operation_gives_images_as_it_got_them(monkeypatch):
         registry.OPERATIONS["Wrong"] = registry.Operation(wrong, "photometric", {}, {})
         with pytest.raises(DataError, match=r"Wrong gives .* expected .* shape \(4, 8, 8, 3\)"):
             Policy(["Wrong"])(images, labels)
+
+
+def test_an_operation_that_gives_no_numbers_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "OPERATIONS", registry.OPERATIONS.copy())
+    monkeypatch.setattr(policies, "OPERATIONS", registry.OPERATIONS)
+    wrong = registry.Operation(lambda images, draw: images / 0 * 0, "photometric", {}, {})
+    registry.OPERATIONS["Wrong"] = wrong
+    settings = check_recipe({
+        "notebook": "03_custom_cnn", "recipe": "a", "source": "synthetic:n=32", "epochs": 1,
+        "filters": [8], "out": str(tmp_path), "augmentation": ["RandomFlip", {"RandomApply": {
+            "k": 1, "of": ["Wrong"]}}]})
+    cells = load(settings.source)
+    network = keras.Sequential([keras.Input((96, 96, 3), dtype="uint8"), keras.layers.Flatten(),
+                                keras.layers.Dense(8, activation="softmax")])
+    with pytest.raises(DataError, match="operation Wrong gives NaN"):
+        fit(network, cells, cells, settings, Run(settings))
 
 
 def test_a_number_is_a_number(tmp_path, capsys):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from fastcore.basics import patch
 
 from .operations import apply_some, geometric
 from .registry import OPERATIONS, Draw, Range, wanted
@@ -216,9 +217,9 @@ class Policy:
                             f"{' or '.join(LIBRARIES)}")
         self.seed, self.library, self.layers = seed, library, []
         self.generator = keras.random.SeedGenerator(seed)
-        checked = weakened(check_policy(policy), strength)
-        mixing = [entry for entry in checked if _family(entry[0]) == "mixing"]
-        self.changes = _operations(self, [entry for entry in checked if entry not in mixing])
+        self.checked = weakened(check_policy(policy), strength)
+        mixing = [entry for entry in self.checked if _family(entry[0]) == "mixing"]
+        self.changes = _operations(self, [entry for entry in self.checked if entry not in mixing])
         self.mixers = [_operation(self, *entry) for entry in mixing]
 
     def __call__(
@@ -244,6 +245,25 @@ class Policy:
         if self.mixers and mixed is not None:
             images, labels = map(partial(_where, mixed), (images, labels), before)
         return images, labels
+
+# %% ../../nbs/reference/augment/policies.ipynb #9e91ab1c
+@patch
+def try_out(self: Policy, images, labels):
+    """Try operations that the package does not bring on a few images.
+
+    Raises DataError where one gives NaN or infinite values, which whole numbers would hide.
+    """
+    from keras import ops
+
+    entries = [one for name, values in self.checked for one in (
+        values["of"] if name == "RandomApply" else [(name, values)])]
+    for name, values in entries:
+        if OPERATIONS[name].function.__module__.startswith("bloodcell_nb."):
+            continue
+        for found in Policy([{name: values}], self.seed)(images, labels):
+            if not np.isfinite(ops.convert_to_numpy(found)).all():
+                raise DataError(f"operation {name} gives NaN or infinite values; expected pixels "
+                                "from 0 to 255, and shares of classes")
 
 # %% ../../nbs/reference/augment/policies.ipynb #240ddd01
 def _fill_mode(policy, name, parameters):
