@@ -8,6 +8,8 @@ __all__ = ['cut', 'quoted', 'parse_yaml']
 # %% ../../nbs/reference/data/yaml_text.ipynb #yimport1
 import re
 import reprlib
+from copy import deepcopy
+from functools import lru_cache
 
 import yaml
 
@@ -30,6 +32,12 @@ def cut(
 def quoted(value) -> str:
     "Write a value as an error quotes it: its repr, cut."
     return cut(_REPR.repr(value))
+
+# %% ../../nbs/reference/data/yaml_text.ipynb #a38868ed
+@lru_cache(maxsize=1000)
+def _loaded(text):
+    "Of a text: the page reads each recipe several times."
+    return yaml.load(text, _Loader)
 
 # %% ../../nbs/reference/data/yaml_text.ipynb #yamlload
 class _Loader(yaml.SafeLoader):
@@ -71,7 +79,7 @@ def parse_yaml(
     if len(text) > _MOST:
         raise DataError(f"{where}: {len(text):,} characters; expected {expected}")
     try:
-        return yaml.load(text, _Loader)
+        return deepcopy(_loaded(text))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         ours = type(error) is yaml.MarkedYAMLError
         mark = getattr(error, "problem_mark", None)

@@ -60,10 +60,10 @@ def _imports(code, package="bloodcell_nb"):
 
 # %% ../../nbs/reference/runs/keys.ipynb #b2257d62
 def _modules(code, seen, package="bloodcell_nb"):
-    "Files of the project's modules that code imports, and those that they import."
+    "Files of the project's modules that code imports, and those that they import; no page's."
     root = Path(bloodcell_nb.__file__).parent
     for name in _imports(code, package):
-        parts = name.split(".")[1:]
+        parts = [] if name.startswith("bloodcell_nb.page.") else name.split(".")[1:]
         for path in (root.joinpath(*parts[:count]).with_suffix(".py")
                      for count in range(1, len(parts) + 1)):
             if path not in seen and path.is_file():
@@ -109,7 +109,8 @@ def code_cells(
 def code_fingerprint(
     notebook: str,  # without .ipynb
 ) -> str:  # 16 hexadecimal digits
-    """Identify what the code of a notebook does, and all modules of the project that it uses.
+    """Identify what the code of a notebook does, and all modules of the project that it computes
+    with.
 
     A function that moves to another module, a comment or a docstring changes nothing. Raises
     RecipeError where the notebook does not lie in nbs/.

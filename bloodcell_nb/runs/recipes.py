@@ -12,8 +12,6 @@ __all__ = ['Share', 'Rate', 'RunName', 'WEIGHT_DECAY', 'WeightDecay', 'SCHEMAS',
 # %% ../../nbs/reference/runs/recipes.ipynb #30ff5558
 import ast
 import difflib
-from copy import deepcopy
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -384,12 +382,6 @@ def find_recipe(
                           "bloodcell recipes lists them, or name a .yaml file")
     return path
 
-# %% ../../nbs/reference/runs/recipes.ipynb #ca748e38
-@lru_cache(maxsize=1000)
-def _parsed(text, name):
-    "Of a file: the page reads each recipe several times."
-    return parse_yaml(text, name, "lines of the form key: value")
-
 # %% ../../nbs/reference/runs/recipes.ipynb #d4114041
 def read_yaml(
     path: Path,
@@ -400,19 +392,31 @@ def read_yaml(
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name}: cannot be read ({type(error).__name__}); expected a YAML "
                           "file") from None
-    parameters = deepcopy(_parsed(text, path.name))
+    parameters = parse_yaml(text, path.name, "lines of the form key: value")
     if not isinstance(parameters, dict) or not all(isinstance(key, str) for key in parameters):
         raise RecipeError(f"{path.name}: expected lines of the form key: value")
     return parameters
 
 # %% ../../nbs/reference/runs/recipes.ipynb #3604232e
-def _written(path):
+def _whole(parameters, where, behind=()):
+    "What a recipe says, on top of what the one says that it is like: its baseline."
+    if "like" not in parameters:
+        return parameters
+    if not isinstance(like := parameters["like"], str) or like in behind:
+        raise RecipeError(f"{where}: like is {quoted(like)}; expected the name of another recipe, "
+                          "or a .yaml file")
+    other = _written(find_recipe(like), (*behind, like))
+    words = {"baseline": other.get("recipe", ""), "step": "", "reported": None}
+    return other | words | {key: value for key, value in parameters.items() if key != "like"}
+
+
+def _written(path, behind=()):
     "What a recipe's file says; its name is the file's."
     parameters = read_yaml(path)
     if (name := parameters.get("recipe", path.stem)) != path.stem:
         raise RecipeError(f"{path.name}: recipe is {quoted(name)}; expected the file's name, "
                           f"{path.stem!r}")
-    return parameters
+    return _whole(parameters, path.name, (*behind, path.stem))
 
 # %% ../../nbs/reference/runs/recipes.ipynb #98a75a9e
 def read_recipe(
@@ -453,12 +457,14 @@ def recipe_of(
     notebook, for an unknown parameter, and for a value that is not allowed.
     """
     fields = SCHEMAS[notebook].model_fields
-    given = {name: namespace[name] for name in {*fields, *_parameters_of(namespace)}
+    given = {name: namespace[name] for name in {*fields, "like", *_parameters_of(namespace)}
              if name in namespace}
     chosen = {name: value for name, value in given.items() if name not in fields or not (
         value in (None, "") and value != fields[name].get_default())}
     where = str(namespace.get("recipe") or notebook)
-    if "notebook" not in namespace:
+    if "like" in chosen:  # a file that papermill -f gave
+        chosen = _whole(chosen, where)
+    elif "notebook" not in namespace:
         if not namespace.get("recipe"):
             raise RecipeError("recipe is empty; name one of recipes/, or a .yaml file")
         path = find_recipe(where)
