@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['LADDER_HEADER', 'SPLITS', 'GAINS_HEADER', 'ladders', 'reported_steps', 'shown_steps', 'not_run_yet', 'with_interval',
-           'weights_of', 'ladder_table', 'step_labels', 'plot_ladder', 'compare', 'difference', 'changed_settings',
-           'one_line', 'StepGain', 'step_gains', 'gain_rows', 'results_table', 'gains_table', 'on_real_cells']
+           'weights_of', 'ladder_table', 'step_labels', 'plot_ladder', 'compare', 'difference', 'compare_over_seeds',
+           'changed_settings', 'one_line', 'StepGain', 'step_gains', 'gain_rows', 'results_table', 'gains_table',
+           'on_real_cells']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
+import re
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from ..data.cells import DataError
 from bloodcell_nb.page.comparable import (
@@ -221,6 +225,27 @@ def difference(
     low, high = comparison["interval_95"]
     return f"{comparison['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
+# %% ../../nbs/reference/page/comparisons.ipynb #599a869d
+def compare_over_seeds(
+    pairs: list[tuple[Finished, Finished]],  # a run and its baseline, of one seed each
+    draws: int = 2000,  # of the bootstrap
+) -> list[dict]:  # mean difference, its 95 % interval, the difference of each seed; as `compare`
+    "Compare runs and baselines over seeds; raises DataError where their cells differ."
+    from bloodcell_nb.evaluation.ensemble import read_predictions
+
+    found, folders = [], [run.folder for pair in pairs for run in pair]
+    for split in ("test", "stand_in"):
+        read = read_predictions(folders, split)
+        right = read.probabilities.argmax(axis=2) == read.labels
+        apart = right[::2].astype(float) - right[1::2]  # (seeds, cells)
+        rng, (count, n) = np.random.default_rng(0), apart.shape
+        cells = rng.multinomial(n, np.full(n, 1 / n), size=draws)
+        seeds = rng.multinomial(count, np.full(count, 1 / count), size=draws)
+        means = (cells @ apart.T / n * seeds).sum(axis=1) / count
+        found.append({"difference": apart.mean(), "seeds": apart.mean(axis=1).tolist(),
+                      "interval_95": np.percentile(means, [2.5, 97.5]).tolist()})
+    return found
+
 # %% ../../nbs/reference/page/comparisons.ipynb #c18ded5e
 _NAMES = {"notebook", "recipe", "step", "reported", "baseline", "source", "out", "runs"}
 
@@ -256,6 +281,29 @@ class StepGain(NamedTuple):
     labels: tuple = ()  # of the run and of its baseline, as `labels_of` marks them
     called: tuple = ()  # the two as sentences name them
 
+    @property
+    def seeds(self) -> list[float]:
+        "The difference on the stand-in of each seed; none where there is one alone."
+        return self.stand_in.get("seeds", [])
+
+
+def _of_each_seed(step, known):
+    "A step's runs, each with its baseline's of the same seed; the first seed first."
+    marks = [name.removeprefix(step.recipe) for name in sorted(known)
+             if re.fullmatch(rf"{step.recipe}(_seed\d+)?", name)]
+    return [(known[step.recipe + mark], known[step.baseline + mark]) for mark in marks
+            if step.baseline + mark in known]
+
+
+def _gain(step, pairs, usual):
+    "What a step is worth, over its seeds where there are several."
+    labels, named = list(labels_of(pairs[0], usual)), tuple(map(called, pairs[0]))
+    if several := len(pairs) > 1:
+        labels[0] += f", {len(pairs)} seeds"
+    compared = compare_over_seeds(pairs) if several else compare(*pairs[0])
+    return StepGain(pairs[0][0].name, pairs[0][1].name, step.step, *compared,
+                    tuple(changed_settings(*pairs[0])), tuple(labels), named)
+
 
 def step_gains(
     runs: list[Finished],  # of one data set
@@ -267,22 +315,25 @@ def step_gains(
     known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
     gains, left_out, usual = [], [], usual_code(runs)
     for step in (step for steps in ladders() for step in steps):
-        name, base = step.recipe, step.baseline
-        if name not in known or base not in known:
+        if not step.baseline or not (pairs := _of_each_seed(step, known)):
             continue
-        pair = known[name], known[base]
         try:
-            gains.append(StepGain(name, base, step.step, *compare(*pair),
-                                  tuple(changed_settings(*pair)), tuple(labels_of(pair, usual)),
-                                  tuple(map(called, pair))))
+            gains.append(_gain(step, pairs, usual))
         # whatever is odd about two files of predictions, the other pairs are compared
         except Exception as error:
-            left_out.append((f"{name} against {base}", f"not compared: {one_line(error)}"))
+            left_out.append((f"{step.recipe} against {step.baseline}",
+                             f"not compared: {one_line(error)}"))
     return gains, left_out
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "clean test cells", "stand-in",
-                "McNemar p, stand-in", "settings that differ"]
+                "McNemar p, or seeds, stand-in", "settings that differ"]
+
+
+def _chance(gain):
+    "McNemar's p; of several seeds the least and the largest difference."
+    return (f"{min(gain.seeds):+.4f} to {max(gain.seeds):+.4f}" if gain.seeds
+            else f"{gain.stand_in['mcnemar_p']:.2g}")
 
 
 def gain_rows(
@@ -290,8 +341,7 @@ def gain_rows(
 ) -> list[tuple]:  # a row a step, in the columns of GAINS_HEADER
     "Write each comparison as a difference with its 95 % interval."
     return [(*(gain.labels or gain[:2]), gain.step, difference(gain.clean),
-             difference(gain.stand_in), f"{gain.stand_in['mcnemar_p']:.2g}",
-             ", ".join(gain.changed)) for gain in gains]
+             difference(gain.stand_in), _chance(gain), ", ".join(gain.changed)) for gain in gains]
 
 # %% ../../nbs/reference/page/comparisons.ipynb #26bb1366
 def _markdown(*header, rows):

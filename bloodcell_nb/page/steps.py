@@ -165,6 +165,15 @@ def _alone_words(gains):
     return ["Steps that change the augmentation alone: "
             f"{counted(alone, len(steps))}."] if steps else []
 
+# %% ../../nbs/reference/page/steps.ipynb #5b5033fb
+def _seed_words(gains):
+    "Over how many seeds the steps are measured."
+    several = [_called(gain)[0] for gain in gains if gain.seeds]
+    if not several:
+        return ["It is one seed each: another seed changes a figure too."]
+    return [f"Over several seeds: {counted(several, len(gains))}; of these the interval is of "
+            "another seed and of other cells, of the others, one seed each, of other cells alone."]
+
 # %% ../../nbs/reference/page/steps.ipynb #c412c84a
 def _plot_worth(groups, title):
     "A forest plot of each group of steps, one below the other."
@@ -192,7 +201,7 @@ def worth(
     names = {name for gain in gains for name in (gain.run, gain.baseline)}
     compared = [run for run in scored(runs) if run.name in names]
     text = [*_other_changes(most), _zero_words(gains), *_alone_words(gains),
-            "It is one seed each: another seed changes a figure too.",
+            *_seed_words(gains),
             *unlike_words(compared, usual_code(runs))]
     title = (f"Largest step on the stand-in: {(most.labels or most)[0]}, "
              f"{most.stand_in['difference']:+.3f}")
