@@ -28,7 +28,7 @@ from bloodcell_nb.networks.pretrained import set_trainable, transfer_model
 from bloodcell_nb.page.comparisons import results_table
 from bloodcell_nb.runs import keys
 from bloodcell_nb.runs.finished import read_runs
-from bloodcell_nb.runs.keys import code_fingerprint
+from bloodcell_nb.runs.keys import _modules, code_cells, code_fingerprint
 from bloodcell_nb.runs.machine import environment
 from bloodcell_nb.runs.recipes import SCHEMAS, check_recipe, read_recipe, recipe_of, recipes
 
@@ -308,6 +308,7 @@ def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
             json.dumps({"cells": [cell | {"outputs": []} for cell in cells]}), encoding="utf-8")
     monkeypatch.setattr(bloodcell_nb, "__file__", str(tmp_path / "bloodcell_nb" / "__init__.py"))
     before = {name: code_fingerprint(name) for name in SCHEMAS}
+    used = {name: imported(name, tmp_path) for name in SCHEMAS}
     modules = [path for path in sorted((tmp_path / "bloodcell_nb").rglob("*.py"))
                if path.name != "__init__.py" or path.parent.name == "bloodcell_nb"]
     codes = {path: path.read_text(encoding="utf-8") for path in modules}
@@ -315,21 +316,26 @@ def test_the_run_key_knows_all_code_that_a_run_uses(tmp_path, monkeypatch):
         path.write_text(re.sub('""".+', '"""Other words."""', code, count=1) + "\n# a comment",
                         encoding="utf-8", newline="\r\n")
     assert {name: code_fingerprint(name) for name in SCHEMAS} == before
-    changed = {name: set() for name in SCHEMAS}
+    for name in SCHEMAS:
+        files = {Path(bloodcell_nb.__file__)}
+        for source in code_cells((tmp_path / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8")):
+            _modules(source, files)
+        assert {path.relative_to(tmp_path / "bloodcell_nb").as_posix()
+                for path in files} == used[name], name
     for path, code in codes.items():
+        here = path.relative_to(tmp_path / "bloodcell_nb").as_posix()
         path.write_text(code + "\nnew = 1\n", encoding="utf-8")
-        for name in SCHEMAS:
-            if code_fingerprint(name) != before[name]:
-                changed[name].add(path.relative_to(tmp_path / "bloodcell_nb").as_posix())
+        one_of_each = {here in used[name]: name for name in SCHEMAS}  # that uses it, that does not
+        for uses, name in one_of_each.items():
+            assert (code_fingerprint(name) != before[name]) == uses, (here, name)
         path.write_text(code, encoding="utf-8")
-    assert changed == {name: imported(name, tmp_path) for name in SCHEMAS}
-    assert not [one for found in changed.values() for one in found if one.startswith("page/")]
-    assert (changed["03_custom_cnn"] >= {
+    assert not [one for found in used.values() for one in found if one.startswith("page/")]
+    assert (used["03_custom_cnn"] >= {
         "__init__.py", "data/cells.py", "data/corruptions.py", "data/synthetic.py",
         "data/analysis.py", "training/fit.py", "augment/policies.py"})
-    assert (changed["05_convnext"] >= {"augment/policies.py", "data/cells.py", "runs/run.py",
-                                       "training/phases.py", "networks/pretrained.py"})
-    assert not {"cli.py", "runs/engine.py", "page/build.py"} & changed["03_custom_cnn"]
+    assert (used["05_convnext"] >= {"augment/policies.py", "data/cells.py", "runs/run.py",
+                                    "training/phases.py", "networks/pretrained.py"})
+    assert not {"cli.py", "runs/engine.py"} & used["03_custom_cnn"]
 
 
 def test_the_record_names_every_library():

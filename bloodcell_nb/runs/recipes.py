@@ -163,7 +163,7 @@ class TrainingRecipe(_Optimization):
                                                                    "the validation split, grey "
                                                                    "levels")
     folds: int = Field(0, ge=0, description="from 2: also k-fold cross-validation of training and "
-                                            "validation split")
+                                            "validation split, stratified unless that is random")
     mixed_precision: bool = Field(False, description="bfloat16 arithmetic with float32 weights, "
                                                      "for a GPU")
     on_device: bool = Field(True, description="the training split lies where the model computes; "

@@ -360,14 +360,15 @@ def cross_validate(
     run: Run,
     train_one=fit,  # as fit: trains a new model on one fold
 ) -> dict:  # scores of each fold, mean and standard deviation
-    """k-fold cross-validation, stratified.
+    """k-fold cross-validation, stratified unless the recipe's validation split is random.
 
     The best epoch is chosen on a share of the other folds, never on the fold that is scored.
     """
     cells, groups = _together(splits)
     scores = []
-    for k, (others, fold) in enumerate(fold_indices(cells.labels, recipe.folds, groups,
-                                                    seed=recipe.seed)):
+    stratify = recipe.validation_split != "random"
+    for k, (others, fold) in enumerate(fold_indices(cells.labels, recipe.folds, groups, stratify,
+                                                    recipe.seed)):
         # one of each class at the least
         share = max(recipe.val_share, (len(cells.class_names) + 0.5) / len(others))
         train, watched = (others[side] for side in split_indices(
