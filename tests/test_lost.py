@@ -187,17 +187,25 @@ def test_an_operation_gives_images_as_it_got_them(monkeypatch):
 def test_an_operation_that_gives_no_numbers_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "OPERATIONS", registry.OPERATIONS.copy())
     monkeypatch.setattr(policies, "OPERATIONS", registry.OPERATIONS)
-    wrong = registry.Operation(lambda images, draw: images / 0 * 0, "photometric", {}, {})
-    registry.OPERATIONS["Wrong"] = wrong
+    of = ["Wrong", {"RandomApply": {"k": 1, "of": ["RandomFlip"]}}]
     settings = check_recipe({
         "notebook": "03_custom_cnn", "recipe": "a", "source": "synthetic:n=32", "epochs": 1,
-        "filters": [8], "out": str(tmp_path), "augmentation": ["RandomFlip", {"RandomApply": {
-            "k": 1, "of": ["Wrong"]}}]})
+        "filters": [8], "out": str(tmp_path), "augmentation": "simple"})
     cells = load(settings.source)
     network = keras.Sequential([keras.Input((96, 96, 3), dtype="uint8"), keras.layers.Flatten(),
                                 keras.layers.Dense(8, activation="softmax")])
-    with pytest.raises(DataError, match="operation Wrong gives NaN"):
-        fit(network, cells, cells, settings, Run(settings))
+    for policy, family, function, said in (
+            (["RandomFlip", {"RandomApply": {"k": 1, "of": of}}], "photometric",
+             lambda images, draw: images / 0 * 0, "operation Wrong gives NaN"),
+            (["Wrong"], "photometric", lambda images, draw: images + np.inf, "NaN or infinite"),
+            (["Wrong"], "mixing", lambda images, labels, draw: (images, 2 * labels - 1),
+             "gives labels from -1 to 1; expected shares"),
+            (["Wrong"], "mixing", lambda images, labels, draw: (images, labels[:, :3]), "mixes"),
+            (["Wrong"], "mixing", lambda images, labels, draw: images, "operation Wrong mixes")):
+        registry.OPERATIONS["Wrong"] = registry.Operation(function, family, {}, {})
+        recipe = settings.model_copy(update={"augmentation": policy})
+        with pytest.raises(DataError, match=said):
+            fit(network, cells, cells, recipe, Run(settings))
 
 
 def test_a_number_is_a_number(tmp_path, capsys):

@@ -247,23 +247,35 @@ class Policy:
         return images, labels
 
 # %% ../../nbs/reference/augment/policies.ipynb #9e91ab1c
+def _flat(entries):
+    "Operations of a policy, those within RandomApply too."
+    return [one for name, values in entries for one in (
+        _flat(values["of"]) if name == "RandomApply" else [(name, values)])]
+
+
 @patch
 def try_out(self: Policy, images, labels):
     """Try operations that the package does not bring on a few images.
 
-    Raises DataError where one gives NaN or infinite values, which whole numbers would hide.
+    Raises DataError where one gives NaN or infinite values, which whole numbers would hide, or a
+    mixing one labels that are no shares of the classes.
     """
     from keras import ops
 
-    entries = [one for name, values in self.checked for one in (
-        values["of"] if name == "RandomApply" else [(name, values)])]
-    for name, values in entries:
+    images, labels = (ops.cast(one, "float32") for one in (images, labels))
+    for name, values in _flat(self.checked):
         if OPERATIONS[name].function.__module__.startswith("bloodcell_nb."):
             continue
-        for found in Policy([{name: values}], self.seed)(images, labels):
-            if not np.isfinite(ops.convert_to_numpy(found)).all():
-                raise DataError(f"operation {name} gives NaN or infinite values; expected pixels "
-                                "from 0 to 255, and shares of classes")
+        alone = Policy([{name: values}], self.seed)
+        given = [images, labels] if alone.mixers else [images]
+        found = (*alone.changes, *alone.mixers)[0](*given, Draw(alone.generator, len(images)))
+        found = [ops.convert_to_numpy(one) for one in (found if alone.mixers else [found])]
+        if not all(np.isfinite(one).all() for one in found):
+            raise DataError(f"operation {name} gives NaN or infinite values; expected pixels "
+                            "from 0 to 255, and shares of classes")
+        if alone.mixers and (found[1].min() < 0 or found[1].max() > 1):
+            raise DataError(f"operation {name} gives labels from {found[1].min():.3g} to "
+                            f"{found[1].max():.3g}; expected shares of the classes, 0 to 1")
 
 # %% ../../nbs/reference/augment/policies.ipynb #240ddd01
 def _fill_mode(policy, name, parameters):
@@ -307,9 +319,13 @@ def _random_apply(policy, parameters, before, mode):
 
 # %% ../../nbs/reference/augment/policies.ipynb #b9914c7a
 def _checked_change(name, function, images, *rest):
-    "An operation's result; raises DataError where its images are not as those it got."
-    result = function(images, *rest)
-    given = result[0] if isinstance(result, tuple) else result
+    "An operation's result; raises DataError where its images or labels are not as those it got."
+    result, mixes = function(images, *rest), len(rest) > 1
+    if mixes and (not isinstance(result, tuple) or len(result) != 2
+                  or tuple(result[1].shape) != tuple(rest[0].shape)):
+        raise DataError(f"operation {name} mixes; expected images and labels of the shapes that it "
+                        "gets")
+    given = result[0] if mixes else result
     shape, kind = tuple(getattr(given, "shape", ())), str(getattr(given, "dtype", type(given)))
     if shape != tuple(images.shape) or "float" not in kind:
         raise DataError(f"operation {name} gives {kind} of shape {shape}; expected images as it "

@@ -287,12 +287,18 @@ class StepGain(NamedTuple):
         return self.stand_in.get("seeds", [])
 
 
+def _seeds_of(name, known):
+    "What follows the name of a recipe in the names of its runs: nothing, or a seed."
+    found = (re.fullmatch(rf"{name}(|_seed[1-9]\d*)", run) for run in sorted(known))
+    return [match[1] for match in found if match]
+
+
 def _of_each_seed(step, known):
-    "A step's runs, each with its baseline's of the same seed; the first seed first."
-    marks = [name.removeprefix(step.recipe) for name in sorted(known)
-             if re.fullmatch(rf"{step.recipe}(_seed\d+)?", name)]
-    return [(known[step.recipe + mark], known[step.baseline + mark]) for mark in marks
-            if step.baseline + mark in known]
+    "A step's runs, each with its baseline's of the same seed; and names of those without."
+    ran, there = (_seeds_of(name, known) for name in (step.recipe, step.baseline))
+    pairs = [(known[step.recipe + mark], known[step.baseline + mark]) for mark in ran
+             if mark in there]
+    return pairs, [step.recipe + mark for mark in ran if there and mark not in there]
 
 
 def _gain(step, pairs, usual):
@@ -301,8 +307,9 @@ def _gain(step, pairs, usual):
     if several := len(pairs) > 1:
         labels[0] += f", {len(pairs)} seeds"
     compared = compare_over_seeds(pairs) if several else compare(*pairs[0])
-    return StepGain(pairs[0][0].name, pairs[0][1].name, step.step, *compared,
-                    tuple(changed_settings(*pairs[0])), tuple(labels), named)
+    changed = dict.fromkeys(name for pair in pairs for name in changed_settings(*pair))
+    return StepGain(pairs[0][0].name, pairs[0][1].name, step.step, *compared, tuple(changed),
+                    tuple(labels), named)
 
 
 def step_gains(
@@ -315,7 +322,10 @@ def step_gains(
     known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
     gains, left_out, usual = [], [], usual_code(runs)
     for step in (step for steps in ladders() for step in steps):
-        if not step.baseline or not (pairs := _of_each_seed(step, known)):
+        pairs, alone = _of_each_seed(step, known) if step.baseline else ((), ())
+        left_out += [(name, f"not compared: no run of {step.baseline} with its seed")
+                     for name in alone]
+        if not pairs:
             continue
         try:
             gains.append(_gain(step, pairs, usual))

@@ -10,7 +10,6 @@ __all__ = ['Share', 'Rate', 'RunName', 'WEIGHT_DECAY', 'WeightDecay', 'SCHEMAS',
            'as_it_stands', 'runs_folder', 'runs_read']
 
 # %% ../../nbs/reference/runs/recipes.ipynb #30ff5558
-import ast
 import difflib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,6 +27,7 @@ import bloodcell_nb
 from ..augment.policies import check_policy, named_policy
 from ..data.cells import SYNTHETIC, DataError
 from ..data.yaml_text import cut, parse_yaml, quoted
+from .parameters import parameters_of
 
 # %% ../../nbs/reference/runs/recipes.ipynb #1301ac2a
 class RecipeError(DataError):
@@ -389,25 +389,40 @@ def read_yaml(
     "Read a file of the form key: value; raises RecipeError."
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path.name}: cannot be read ({type(error).__name__}); expected a YAML "
-                          "file") from None
+    except (OSError, ValueError) as error:  # a name that can be none, or no text
+        raise RecipeError(f"{cut(path.name)}: cannot be read ({type(error).__name__}); expected a "
+                          "YAML file") from None
     parameters = parse_yaml(text, path.name, "lines of the form key: value")
     if not isinstance(parameters, dict) or not all(isinstance(key, str) for key in parameters):
         raise RecipeError(f"{path.name}: expected lines of the form key: value")
     return parameters
 
 # %% ../../nbs/reference/runs/recipes.ipynb #3604232e
-def _whole(parameters, where, behind=()):
+def _like(like, where, folder):
+    "The file of the recipe that another is like; raises RecipeError."
+    try:
+        return folder / find_recipe(like)  # as it is, where it is a whole path
+    except (RecipeError, TypeError):
+        raise RecipeError(f"{where}: like is {quoted(like)}; expected the name of a recipe, or of "
+                          "a .yaml file beside this one") from None
+
+
+def _whole(parameters, where, folder=Path(), behind=()):
     "What a recipe says, on top of what the one says that it is like: its baseline."
     if "like" not in parameters:
         return parameters
-    if not isinstance(like := parameters["like"], str) or like in behind:
-        raise RecipeError(f"{where}: like is {quoted(like)}; expected the name of another recipe, "
-                          "or a .yaml file")
-    other = _written(find_recipe(like), (*behind, like))
-    words = {"baseline": other.get("recipe", ""), "step": "", "reported": None}
-    return other | words | {key: value for key, value in parameters.items() if key != "like"}
+    path = _like(parameters["like"], where, folder)
+    if path in behind or len(behind) > 20:
+        raise RecipeError(f"{where}: like is {quoted(parameters['like'])}, which leads back here, "
+                          "or through more than 20 recipes; expected one that stands by itself")
+    other = _written(path, behind)
+    check_recipe(other, path.name)
+    if parameters.get("notebook", other["notebook"]) != other["notebook"]:
+        raise RecipeError(f"{where}: like is {path.stem}, a recipe of {other['notebook']}; "
+                          f"expected one of {quoted(parameters['notebook'])}")
+    own = {key: value for key, value in parameters.items() if key != "like"}
+    words = {"recipe": None, "baseline": path.stem, "step": "", "reported": None}
+    return other | words | own
 
 
 def _written(path, behind=()):
@@ -416,7 +431,7 @@ def _written(path, behind=()):
     if (name := parameters.get("recipe", path.stem)) != path.stem:
         raise RecipeError(f"{path.name}: recipe is {quoted(name)}; expected the file's name, "
                           f"{path.stem!r}")
-    return _whole(parameters, path.name, (*behind, path.stem))
+    return _whole({"recipe": path.stem} | parameters, path.name, path.parent, (*behind, path))
 
 # %% ../../nbs/reference/runs/recipes.ipynb #98a75a9e
 def read_recipe(
@@ -425,26 +440,6 @@ def read_recipe(
     "Read and check one recipe."
     path = Path(path)
     return check_recipe(_written(path), path.name)
-
-# %% ../../nbs/reference/runs/recipes.ipynb #0d3cda5c
-def _assigned(source):
-    "Names that a cell assigns where it does nothing else."
-    try:
-        lines = ast.parse(source).body
-    except SyntaxError:  # of IPython, no parameters
-        return []
-    targets = [line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
-               if isinstance(line, ast.Assign) else None for line in lines]
-    return [target.id for target in targets] if all(
-        isinstance(target, ast.Name) for target in targets) else []
-
-# %% ../../nbs/reference/runs/recipes.ipynb #13de91c5
-def _parameters_of(namespace):
-    "Names that the parameters cell assigns, and papermill's below it; each as it last ran."
-    cells = [(source, _assigned(source)) for source in namespace.get("In", ())]
-    own = [names for _, names in cells if "recipe" in names]
-    papermills = [names for source, names in cells if source.startswith("# Parameters")]
-    return {name for names in (*own[-1:], *papermills[-1:]) for name in names}
 
 # %% ../../nbs/reference/runs/recipes.ipynb #e552731c
 def recipe_of(
@@ -457,12 +452,15 @@ def recipe_of(
     notebook, for an unknown parameter, and for a value that is not allowed.
     """
     fields = SCHEMAS[notebook].model_fields
-    given = {name: namespace[name] for name in {*fields, "like", *_parameters_of(namespace)}
+    given = {name: namespace[name] for name in {*fields, "like", *parameters_of(namespace)}
              if name in namespace}
     chosen = {name: value for name, value in given.items() if name not in fields or not (
         value in (None, "") and value != fields[name].get_default())}
     where = str(namespace.get("recipe") or notebook)
-    if "like" in chosen:  # a file that papermill -f gave
+    if like := chosen.get("like"):  # of a file that papermill -f gave
+        if where in recipes() and read_yaml(recipes()[where]).get("like") != like:
+            raise RecipeError(f"like is {quoted(like)} with recipe {where}, which is there and is "
+                              "not like it; expected a recipe of another name")
         chosen = _whole(chosen, where)
     elif "notebook" not in namespace:
         if not namespace.get("recipe"):

@@ -7,6 +7,7 @@ __all__ = ['PROFILES', 'SIZES', 'Study', 'studies', 'read_study', 'list_recipes'
            'lowered_words', 'planned_epochs', 'sizes_of', 'asked_sizes']
 
 # %% ../../nbs/reference/runs/studies.ipynb #faabcb62
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,6 +44,14 @@ def studies() -> dict[str, Path]:  # file of each study, by name
     "The studies that ship with the project."
     return {path.stem: path for path in sorted((project_root() / "studies").glob("*.yaml"))}
 
+# %% ../../nbs/reference/runs/studies.ipynb #125fe0bd
+def _with_seed(recipe, seed):
+    "A recipe with a seed, and named by it unless it is 0; one that reads runs reads those of it."
+    mark = f"_seed{seed}" if seed else ""
+    read = {key: [re.sub("^[^/]+", rf"\g<0>{mark}", name) for name in getattr(recipe, key)]
+            for key in ("members", "models") if hasattr(recipe, key)}  # cnn/snapshot_1 lies in cnn
+    return recipe.model_copy(update={"seed": seed, "recipe": recipe.recipe + mark, **read})
+
 # %% ../../nbs/reference/runs/studies.ipynb #d9f2fdde
 def read_study(
     name: str,  # of a study, or a .yaml file
@@ -57,12 +66,8 @@ def read_study(
         study = Study(**read_yaml(path))
     except ValidationError as error:
         raise RecipeError(f"{path.name}: {first_error(error, Study)}") from None
-    found = []
-    for entry, seeds in study.runs.items():
-        recipe = read_recipe(find_recipe(entry))
-        found += [recipe.model_copy(update={"seed": seed, "recipe": f"{recipe.recipe}_seed{seed}"
-                                            if seed else recipe.recipe}) for seed in seeds]
-    return study, found
+    return study, [_with_seed(read_recipe(find_recipe(entry)), seed)
+                   for entry, seeds in study.runs.items() for seed in seeds]
 
 # %% ../../nbs/reference/runs/studies.ipynb #listrec1
 def list_recipes():
