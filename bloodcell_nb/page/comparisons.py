@@ -286,7 +286,7 @@ class StepGain(NamedTuple):
         "The difference on the stand-in of each seed; none where there is one alone."
         return self.stand_in.get("seeds", [])
 
-
+# %% ../../nbs/reference/page/comparisons.ipynb #75da9f8d
 def _seeds_of(name, known):
     "What follows the name of a recipe in the names of its runs: nothing, or a seed."
     found = (re.fullmatch(rf"{name}(|_seed[1-9]\d*)", run) for run in sorted(known))
@@ -311,7 +311,7 @@ def _gain(step, pairs, usual):
     return StepGain(pairs[0][0].name, pairs[0][1].name, step.step, *compared, tuple(changed),
                     tuple(labels), named)
 
-
+# %% ../../nbs/reference/page/comparisons.ipynb #60193c54
 def step_gains(
     runs: list[Finished],  # of one data set
 ) -> tuple[list[StepGain], list]:  # and pairs left out: names, reason
