@@ -11,6 +11,7 @@ __all__ = ['LADDER_HEADER', 'SPLITS', 'GAINS_HEADER', 'ladders', 'reported_steps
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -287,9 +288,21 @@ class StepGain(NamedTuple):
         return self.stand_in.get("seeds", [])
 
 # %% ../../nbs/reference/page/comparisons.ipynb #75da9f8d
+def _steps(known):
+    "Steps of recipes/, and of runs whose own recipe names a baseline: a student's, say."
+    own = {}
+    for run in known.values():
+        said = run.metrics["recipe"]
+        name = run.name.removesuffix(f"_seed{said.get('seed')}")
+        if said.get("baseline") and name not in recipes():
+            own[name] = SimpleNamespace(recipe=name, baseline=said["baseline"],
+                                        step=said.get("step") or name)
+    return [*(step for steps in ladders() for step in steps), *own.values()]
+
+
 def _seeds_of(name, known):
     "What follows the name of a recipe in the names of its runs: nothing, or a seed."
-    found = (re.fullmatch(rf"{name}(|_seed[1-9]\d*)", run) for run in sorted(known))
+    found = (re.fullmatch(rf"{re.escape(name)}(|_seed[1-9]\d*)", run) for run in sorted(known))
     return [match[1] for match in found if match]
 
 
@@ -321,7 +334,7 @@ def step_gains(
     """
     known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
     gains, left_out, usual = [], [], usual_code(runs)
-    for step in (step for steps in ladders() for step in steps):
+    for step in _steps(known):
         pairs, alone = _of_each_seed(step, known) if step.baseline else ((), ())
         left_out += [(name, f"not compared: no run of {step.baseline} with its seed")
                      for name in alone]
