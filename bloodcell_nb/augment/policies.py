@@ -322,9 +322,9 @@ def _checked_change(name, function, images, *rest):
     "An operation's result; raises DataError where its images or labels are not as those it got."
     result, mixes = function(images, *rest), len(rest) > 1
     if mixes and (not isinstance(result, tuple) or len(result) != 2
-                  or tuple(result[1].shape) != tuple(rest[0].shape)):
+                  or tuple(result[1].shape)[1:] != tuple(rest[0].shape)[1:]):
         raise DataError(f"operation {name} mixes; expected images and labels of the shapes that it "
-                        "gets")
+                        "gets")  # how many there are a graph need not know
     given = result[0] if mixes else result
     shape, kind = tuple(getattr(given, "shape", ())), str(getattr(given, "dtype", type(given)))
     if shape != tuple(images.shape) or "float" not in kind:
