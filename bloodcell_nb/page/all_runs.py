@@ -18,6 +18,7 @@ from bloodcell_nb.page.comparable import (
     kind_of,
     made_by,
     recipe_epochs,
+    recipe_name,
     views_of,
     words_of,
 )
@@ -167,8 +168,7 @@ def _by_seed(runs):
     "Scored runs of one recipe on one data set, whatever their seed; by the data and the recipe."
     groups, known = {}, {(run.data, run.name): run for run in runs}
     for run in scored(known.values()):
-        seed = run.metrics["recipe"]["seed"]
-        groups.setdefault((run.data, run.name.removesuffix(f"_seed{seed}")), []).append(run)
+        groups.setdefault((run.data, recipe_name(run)), []).append(run)
     return groups
 
 

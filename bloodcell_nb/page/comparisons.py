@@ -9,7 +9,6 @@ __all__ = ['LADDER_HEADER', 'SPLITS', 'GAINS_HEADER', 'ladders', 'reported_steps
            'on_real_cells']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from bloodcell_nb.page.comparable import (
     labels_of,
     made_by,
     called,
+    recipe_name,
     same_code,
     shortened,
     unlike_words,
@@ -290,28 +290,21 @@ class StepGain(NamedTuple):
 # %% ../../nbs/reference/page/comparisons.ipynb #75da9f8d
 def _steps(known):
     "Steps of recipes/, and of runs whose own recipe names a baseline: a student's, say."
-    own = {}
+    own, files = {}, recipes()
     for run in known.values():
-        said = run.metrics["recipe"]
-        name = run.name.removesuffix(f"_seed{said.get('seed')}")
-        if said.get("baseline") and name not in recipes():
+        said, name = run.metrics["recipe"], recipe_name(run)
+        if said.get("baseline") and name not in files:
             own[name] = SimpleNamespace(recipe=name, baseline=said["baseline"],
                                         step=said.get("step") or name)
     return [*(step for steps in ladders() for step in steps), *own.values()]
 
 
-def _seeds_of(name, known):
-    "What follows the name of a recipe in the names of its runs: nothing, or a seed."
-    found = (re.fullmatch(rf"{re.escape(name)}(|_seed[1-9]\d*)", run) for run in sorted(known))
-    return [match[1] for match in found if match]
-
-
 def _of_each_seed(step, known):
     "A step's runs, each with its baseline's of the same seed; and names of those without."
-    ran, there = (_seeds_of(name, known) for name in (step.recipe, step.baseline))
-    pairs = [(known[step.recipe + mark], known[step.baseline + mark]) for mark in ran
-             if mark in there]
-    return pairs, [step.recipe + mark for mark in ran if there and mark not in there]
+    ran, there = ({run.name.removeprefix(name): run for run in known.values()
+                   if recipe_name(run) == name} for name in (step.recipe, step.baseline))
+    pairs = [(ran[seed], there[seed]) for seed in sorted(ran) if seed in there]
+    return pairs, [run.name for seed, run in ran.items() if there and seed not in there]
 
 
 def _gain(step, pairs, usual):

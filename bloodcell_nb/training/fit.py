@@ -224,7 +224,8 @@ def fit(
     policies = policies_of(recipe, first_epoch)
     if policies[-1]:
         few = train[:32]
-        policies[-1].try_out(few.images, np.eye(len(few.class_names))[few.labels])
+        policies[-1].try_out(few.images,
+                             keras.utils.to_categorical(few.labels, len(few.class_names)))
     trained, batches = _compiled(model, train, recipe, policies)
     folder = run.folder / "state" / name
     folder.mkdir(parents=True, exist_ok=True)
