@@ -4,6 +4,9 @@ import json
 import re
 import shlex
 import subprocess
+import time
+from contextlib import closing, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -157,6 +160,18 @@ def test_make_report_asks_for_what_there_is():
     assert fingerprint(options.source) and options.out == "reports/synthetic"
 
 
+def answer_of(port, server):
+    """Status of a server's answer, once it listens; None where it has ended.
+
+    One that answers also hears a signal: before, it is lost.
+    """
+    while server.poll() is None:
+        with suppress(ConnectionRefusedError), closing(HTTPConnection("127.0.0.1", port)) as asked:
+            asked.request("GET", "/api")
+            return asked.getresponse().status
+        time.sleep(0.1)
+
+
 def test_lab_starts():
     "As root too, in a container: the address is told."
     command = command_of("lab", "jupyter lab")
@@ -169,6 +184,8 @@ def test_lab_starts():
             if "http://" in line:
                 break
         assert "http://" in "".join(said[-1:]), said
+        port = int(re.search(r"http://[^/]+:(\d+)/", said[-1])[1])
+        assert answer_of(port, process) == 200
     finally:
         process.terminate()
         process.stderr.close()
