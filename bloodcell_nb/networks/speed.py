@@ -8,9 +8,8 @@ __all__ = ['speed_up_training', 'keep_freed_memory', 'speed_up_answers', 'precis
 # %% ../../nbs/reference/networks/speed.ipynb #speed003
 import ctypes
 import platform
-from contextlib import contextmanager, suppress
-from functools import cache, partial
-from pathlib import Path
+from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 
 import keras
@@ -60,7 +59,7 @@ def _filter_gradient(
 # %% ../../nbs/reference/networks/speed.ipynb #fb9856d3
 def _depthwise(layer, inputs):
     "What Keras' layer computes, with a cheaper gradient of its filters."
-    if None in inputs.shape[1:]:
+    if None in inputs.shape[1:] or max(inputs.shape[1:3]) > 2 * min(layer.kernel_size):
         return type(layer).call(layer, inputs)
     import tensorflow as tf
 
@@ -119,18 +118,9 @@ def _cheaper(layer):
         return _fused
     if (type(layer) is keras.layers.DepthwiseConv2D and min(layer.kernel_size) >= 5
             and layer.strides == (1, 1) and layer.dilation_rate == (1, 1)
-            and layer.depth_multiplier == 1 and layer.data_format == "channels_last"
-            and _has_onednn()):
+            and layer.depth_multiplier == 1 and layer.data_format == "channels_last"):
         return _depthwise
     return None
-
-
-@cache
-def _has_onednn():
-    "Whether TensorFlow computes with oneDNN: it does where a CPU has AVX-512 VNNI."
-    with suppress(OSError):
-        return "avx512_vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return False
 
 
 def _is_measured():
