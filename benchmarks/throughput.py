@@ -24,7 +24,7 @@ from statistics import median
 from sides import TORCH, Side, compared, heading, in_turn, ratio_text, torch_versions
 
 NETWORKS = {"EfficientNetLite0": 64, "EfficientNetB0": 32, "EfficientNetB2": 32,
-            "ConvNeXtAtto": 64, "ConvNeXtTiny": 32}  # batch size on a CPU
+            "ConvNeXtAtto": 64, "ConvNeXtTiny": 32, "ConvNeXtBase": 16}  # batch size on a CPU
 
 
 def recipe_of(task):
@@ -294,7 +294,7 @@ def main():
     if options.overhead:
         return overhead()
     some = (["ConvNeXtTiny"] if options.depthwise else ["EfficientNetLite0"]
-            if options.batches or options.keras else NETWORKS)
+            if options.batches or options.keras else [*NETWORKS][:-1])
     tasks = [{"network": name, "batch": options.batch or NETWORKS[name], "images": options.images,
               "seconds": options.seconds, "steps": options.steps, "bfloat16": options.bfloat16,
               "uncounted": 2, "epochs": False} for name in options.networks or some]

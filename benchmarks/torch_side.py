@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 NETWORKS = {"EfficientNetLite0": "tf_efficientnet_lite0", "EfficientNetB0": "efficientnet_b0",
             "EfficientNetB2": "efficientnet_b2", "ConvNeXtAtto": "convnext_atto",
-            "ConvNeXtTiny": "convnext_tiny"}
+            "ConvNeXtTiny": "convnext_tiny", "ConvNeXtBase": "convnext_base"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

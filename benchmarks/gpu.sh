@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# What RESULTS.md lists as unmeasured on a GPU, in three calls of less than ten minutes each.
+#
+#   benchmarks/gpu.sh wheels              where packages can be had: wheels/, to be carried along
+#   benchmarks/gpu.sh 1 OUT               at the GPU: ours beside PyTorch, five networks, bfloat16
+#   benchmarks/gpu.sh 2 OUT               over the batch size; the heavy policy; ConvNeXt Base
+#   benchmarks/gpu.sh 3 OUT pbc96.zip     time to 0.97 on real cells; the study `full`, as far as it gets
+#
+# The machine with the GPU has Python 3.12 (PYTHON_VERSION=3.11 for another), JAX, PyTorch, timm and
+# matplotlib, and needs no network. A table goes to OUT/part_N.md row by row, so what a limit cuts
+# is there as far as it came, and what is said on the way to OUT/part_N.log. SMALL=1 rehearses it
+# on a CPU: one network, few images, a twentieth of the time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.gpu/bin:$PATH" PYTHONPATH="$PWD" KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR="$PWD/.gpu/jax"
+
+# what our part of requirements.lock needs and such a machine lacks
+LACKING="annotated-types asttokens bleach comm decorator defusedxml entrypoints executing fastcore
+fastjsonschema ImageHash imbalanced-learn ipykernel ipython ipython_pygments_lexers jedi jsonschema
+jsonschema-specifications jupyter_client jupyter_core jupyterlab_pygments keras matplotlib-inline mistune
+namex nbclient nbconvert nbformat nest-asyncio2 optree pandocfilters papermill parso pexpect platformdirs
+pooch prompt_toolkit ptyprocess pure_eval pydantic pydantic_core PyWavelets pyzmq referencing rpds-py
+sklearn-compat stack-data tenacity tinycss2 tornado traitlets typing-inspection wcwidth webencodings
+beautifulsoup4 soupsieve filelock debugpy"
+
+if [ "${1:-}" = wheels ]; then
+    mkdir -p wheels
+    for name in $LACKING; do grep -i "^$name==" requirements.lock || true; done > wheels/lacking.txt
+    echo "albumentations albucore stringzilla simsimd" | tr ' ' '\n' >> wheels/lacking.txt
+    python3 -m pip download --quiet --no-deps --only-binary=:all: --dest wheels \
+        --python-version "${PYTHON_VERSION:-3.12}" --platform manylinux_2_28_x86_64 \
+        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -r wheels/lacking.txt
+    du -sh wheels
+    exit
+fi
+
+part=$1 out=$(mkdir -p "$2" && cd "$2" && pwd) source=${3:-}
+if [ ! -x .gpu/bin/python ]; then
+    python3 -m venv --system-site-packages --without-pip .gpu
+    .gpu/bin/python -m pip install --quiet --no-deps --no-index --find-links wheels -r wheels/lacking.txt
+    .gpu/bin/python -m ipykernel install --sys-prefix --name python3 > /dev/null
+fi
+
+measure() {  # a title, seconds at the most, a command: its table, as far as it comes
+    echo "## $1" >> "$out/part_$part.md"
+    timeout -k 5 "$2" "${@:3}" >> "$out/part_$part.md" 2>> "$out/part_$part.log" ||
+        echo "*Ended by $? after at most $2 s (124: out of time).*" >> "$out/part_$part.md"
+    echo >> "$out/part_$part.md"
+}
+bench() { measure "$1" "$2" python "benchmarks/$3.py" "${@:4}"; }
+
+networks="EfficientNetLite0 ConvNeXtAtto EfficientNetB0 ConvNeXtTiny EfficientNetB2"
+sizes="--images 12000 --rounds 3 --seconds 3" batch=128 batches="32 128 512 2048" seeds="0 1 2"
+if [ -n "${SMALL:-}" ]; then
+    networks=EfficientNetLite0 sizes="--images 64 --rounds 1 --seconds 1" batch=8 batches="8 16" seeds=0
+fi
+case $part in
+1)  for network in $networks; do
+        bench "$network" 115 throughput --networks "$network" --policies none --batch $batch --bfloat16 $sizes
+    done ;;
+2)  bench "EfficientNetLite0 over the batch size" 150 throughput --batches $batches $sizes
+    bench "heavy policy" 240 throughput --networks EfficientNetLite0 --policies heavy --batch $batch --bfloat16 $sizes
+    bench "ConvNeXtBase" 180 throughput --networks ConvNeXtBase --policies none --batch $batch --bfloat16 $sizes ;;
+3)  bench "time to 0.97" 300 time_to_accuracy "$source" --out "$out/curves.jsonl" --seeds $seeds --bfloat16
+    measure "the study full" 280 bloodcell run --study full --data "$source" --set weights=none --budget 4 \
+        --out .gpu/full
+    cp .gpu/full/results.csv "$out/" ;;
+*)  echo "benchmarks/gpu.sh: part $part; there are wheels, 1, 2 and 3" >&2; exit 2 ;;
+esac
