@@ -12,7 +12,7 @@
 # on a CPU: one network, few images, a twentieth of the time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PWD/.gpu/bin:$PATH" PYTHONPATH="$PWD" KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR="$PWD/.gpu/jax"
+export PYTHONPATH="$PWD:$PWD/.gpu/site" KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR="$PWD/.gpu/jax"
 
 # what our part of requirements.lock needs and such a machine lacks
 LACKING="annotated-types asttokens bleach comm decorator defusedxml entrypoints executing fastcore
@@ -35,10 +35,8 @@ if [ "${1:-}" = wheels ]; then
 fi
 
 part=$1 out=$(mkdir -p "$2" && cd "$2" && pwd) source=${3:-}
-if [ ! -x .gpu/bin/python ]; then
-    python3 -m venv --system-site-packages --without-pip .gpu
-    .gpu/bin/python -m pip install --quiet --no-deps --no-index --find-links wheels -r wheels/lacking.txt
-    .gpu/bin/python -m ipykernel install --sys-prefix --name python3 > /dev/null
+if [ ! -d .gpu/site ]; then
+    python3 -m pip install --quiet --no-deps --no-index --find-links wheels --target .gpu/site -r wheels/lacking.txt
 fi
 
 measure() {  # a title, seconds at the most, a command: its table, as far as it comes
@@ -47,7 +45,7 @@ measure() {  # a title, seconds at the most, a command: its table, as far as it 
         echo "*Ended by $? after at most $2 s (124: out of time).*" >> "$out/part_$part.md"
     echo >> "$out/part_$part.md"
 }
-bench() { measure "$1" "$2" python "benchmarks/$3.py" "${@:4}"; }
+bench() { measure "$1" "$2" python3 "benchmarks/$3.py" "${@:4}"; }
 
 networks="EfficientNetLite0 ConvNeXtAtto EfficientNetB0 ConvNeXtTiny EfficientNetB2"
 sizes="--images 12000 --rounds 3 --seconds 3" batch=128 batches="32 128 512 2048" seeds="0 1 2"
@@ -62,7 +60,7 @@ case $part in
     bench "heavy policy" 240 throughput --networks EfficientNetLite0 --policies heavy --batch $batch --bfloat16 $sizes
     bench "ConvNeXtBase" 180 throughput --networks ConvNeXtBase --policies none --batch $batch --bfloat16 $sizes ;;
 3)  bench "time to 0.97" 300 time_to_accuracy "$source" --out "$out/curves.jsonl" --seeds $seeds --bfloat16
-    measure "the study full" 280 bloodcell run --study full --data "$source" --set weights=none --budget 4 \
+    measure "the study full" 280 python3 -c 'import sys; from bloodcell_nb.cli import main; sys.exit(main(sys.argv[1:]))' run --study full --data "$source" --set weights=none --budget 4 \
         --out .gpu/full
     cp .gpu/full/results.csv "$out/" ;;
 *)  echo "benchmarks/gpu.sh: part $part; there are wheels, 1, 2 and 3" >&2; exit 2 ;;
