@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD:$PWD/.gpu/site" KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR="$PWD/.gpu/jax"
 
 # what our part of requirements.lock needs and such a machine lacks
-LACKING="annotated-types asttokens bleach comm decorator defusedxml entrypoints executing fastcore
+LACKING="annotated-types asttokens bleach comm defusedxml entrypoints executing fastcore
 fastjsonschema ImageHash imbalanced-learn ipykernel ipython ipython_pygments_lexers jedi jsonschema
 jsonschema-specifications jupyter_client jupyter_core jupyterlab_pygments keras matplotlib-inline mistune
 namex nbclient nbconvert nbformat nest-asyncio2 optree pandocfilters papermill parso pexpect platformdirs
@@ -25,7 +25,7 @@ beautifulsoup4 soupsieve filelock debugpy"
 
 if [ "${1:-}" = wheels ]; then
     mkdir -p wheels
-    for name in $LACKING; do grep -i "^$name==" requirements.lock || true; done > wheels/lacking.txt
+    for name in $LACKING; do grep -i "^$name==" requirements.lock; done > wheels/lacking.txt
     echo "albumentations albucore stringzilla simsimd" | tr ' ' '\n' >> wheels/lacking.txt
     python3 -m pip download --quiet --no-deps --only-binary=:all: --dest wheels \
         --python-version "${PYTHON_VERSION:-3.12}" --platform manylinux_2_28_x86_64 \
@@ -34,6 +34,10 @@ if [ "${1:-}" = wheels ]; then
     exit
 fi
 
+case "${1:-} $#" in "1 2" | "2 2" | "3 3") ;; *)
+    echo "benchmarks/gpu.sh: wheels, 1 OUT, 2 OUT or 3 OUT SOURCE; see its head" >&2
+    exit 2 ;;
+esac
 part=$1 out=$(mkdir -p "$2" && cd "$2" && pwd) source=${3:-}
 if [ ! -d .gpu/site ]; then
     python3 -m pip install --quiet --no-deps --no-index --find-links wheels --target .gpu/site -r wheels/lacking.txt
@@ -60,8 +64,7 @@ case $part in
     bench "heavy policy" 240 throughput --networks EfficientNetLite0 --policies heavy --batch $batch --bfloat16 $sizes
     bench "ConvNeXtBase" 180 throughput --networks ConvNeXtBase --policies none --batch $batch --bfloat16 $sizes ;;
 3)  bench "time to 0.97" 300 time_to_accuracy "$source" --out "$out/curves.jsonl" --seeds $seeds --bfloat16
-    measure "the study full" 280 python3 -c 'import sys; from bloodcell_nb.cli import main; sys.exit(main(sys.argv[1:]))' run --study full --data "$source" --set weights=none --budget 4 \
-        --out .gpu/full
-    cp .gpu/full/results.csv "$out/" ;;
-*)  echo "benchmarks/gpu.sh: part $part; there are wheels, 1, 2 and 3" >&2; exit 2 ;;
+    measure "the study full" 280 python3 -c "import sys; from bloodcell_nb.cli import main; sys.exit(main())" \
+        run --study full --data "$source" --set weights=none --budget 4 --out .gpu/full
+    [ ! -f .gpu/full/results.csv ] || cp .gpu/full/results.csv "$out/" ;;
 esac

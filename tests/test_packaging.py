@@ -3,6 +3,7 @@ import ast
 import functools
 import itertools
 import json
+import os
 import re
 import runpy
 import shutil
@@ -227,6 +228,20 @@ def test_a_chapter_says_how_to_install_the_package(capsys):
     wanted = pins(settings()["requirements"].split())
     assert "ModuleNotFoundError: No module named 'bloodcell_nb'" in said
     assert pins(re.findall(r"\S+==\S+", lines[2])).items() <= wanted.items() and "==" in lines[2]
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_a_chapter_asks_for_onednn_before_tensorflow_is_imported(chosen):
+    "Later it would not be heard, and papermill alone would compute otherwise than the command."
+    cells = json.loads((ROOT / "nbs" / "03_custom_cnn.ipynb").read_text())["cells"]
+    first = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    code = first + "\nimport os, sys\nprint(os.environ['TF_ENABLE_ONEDNN_OPTS'], *sys.modules)"
+    name = "TF_ENABLE_ONEDNN_OPTS"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    asked, *loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=environment | ({name: chosen} if chosen else {})).stdout.split()
+    assert asked == (chosen or "1") and not {"keras", "tensorflow"} & set(loaded)
 
 
 @pytest.mark.parametrize("name", recipes())

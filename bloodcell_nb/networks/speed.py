@@ -59,7 +59,7 @@ def _filter_gradient(
 # %% ../../nbs/reference/networks/speed.ipynb #fb9856d3
 def _depthwise(layer, inputs):
     "What Keras' layer computes, with a cheaper gradient of its filters."
-    if None in inputs.shape[1:] or max(inputs.shape[1:3]) > 2 * min(layer.kernel_size):
+    if None in inputs.shape[1:]:
         return type(layer).call(layer, inputs)
     import tensorflow as tf
 
