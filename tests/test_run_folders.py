@@ -7,9 +7,11 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import papermill
 import pytest
+from PIL import Image
 
 import bloodcell_nb
 from bloodcell_nb import cli
@@ -20,7 +22,7 @@ from bloodcell_nb.runs import engine, keys, run_folders
 from bloodcell_nb.runs.finished import model_file, read_runs
 from bloodcell_nb.runs.keys import code_fingerprint
 from bloodcell_nb.runs.recipes import check_recipe
-from bloodcell_nb.runs.run import Run
+from bloodcell_nb.runs.run import Run, save_figure
 from bloodcell_nb.runs.run_folders import missing_file, status_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -396,3 +398,18 @@ def test_a_record_names_its_commit(tmp_path):
     inside = (ROOT / ".git").exists() and head.returncode == 0
     assert (record["git"]["commit"] if inside else record["git"]) == (
         head.stdout.strip() if inside else None)
+
+
+def test_no_label_is_cut_off_where_a_figure_is_saved(tmp_path):
+    "A figure is laid out for the dots in which it is saved: letters have other widths in others."
+    fig, axes = plt.subplots(2, 4, figsize=(8, 5.5), layout="constrained", dpi=80)
+    for k, ax in enumerate(axes.flat):
+        ax.axis("off")
+        ax.imshow(np.zeros((96, 96, 3)))
+        if k % 4 == 0:
+            ax.text(-0.1, 0.5, "course_cnn_augmented", transform=ax.transAxes, ha="right",
+                    fontsize=9)
+    save_figure(fig, tmp_path / "figure.png")
+    plt.close(fig)
+    edge = np.asarray(Image.open(tmp_path / "figure.png").convert("L"))[:, :2]
+    assert edge.min() == 255 and fig.dpi == 80

@@ -134,10 +134,13 @@ def save_figure(
         # a logarithmic axis writes its numbers as formulas
         if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
             text.set_parse_math(False)
+    dots, shown = 110, fig.dpi  # an inch, in the file and in a notebook
     if layout := fig.get_layout_engine():  # else each drawing begins with one for the layout
+        fig.dpi = dots  # in other dots letters have other widths
         layout.execute(fig)
         fig.set_layout_engine("none")
-    fig.savefig(path, dpi=110, **options)
+        fig.dpi = shown
+    fig.savefig(path, dpi=dots, **options)
 
 # %% ../../nbs/reference/runs/run.ipynb #ca97a469
 @patch
