@@ -38,9 +38,13 @@ case "${1:-} $#" in "1 2" | "2 2" | "3 3") ;; *)
     echo "benchmarks/gpu.sh: wheels, 1 OUT, 2 OUT or 3 OUT SOURCE; see its head" >&2
     exit 2 ;;
 esac
+[ $# -lt 3 ] || [ -e "$3" ] || { echo "benchmarks/gpu.sh: no file $3" >&2; exit 2; }
 part=$1 out=$(mkdir -p "$2" && cd "$2" && pwd) source=${3:-}
 if [ ! -d .gpu/site ]; then
-    python3 -m pip install --quiet --no-deps --no-index --find-links wheels --target .gpu/site -r wheels/lacking.txt
+    [ -f wheels/lacking.txt ] || { echo "benchmarks/gpu.sh: no wheels/; run 'benchmarks/gpu.sh wheels' first" >&2; exit 2; }
+    rm -rf .gpu/site.partial
+    python3 -m pip install --quiet --no-deps --no-index --find-links wheels --target .gpu/site.partial -r wheels/lacking.txt
+    mv .gpu/site.partial .gpu/site
 fi
 
 measure() {  # a title, seconds at the most, a command: its table, as far as it comes
