@@ -50,7 +50,7 @@ def steps(networks, batch, rounds):
     for network in networks:
         sides = {}
         for heavy in (False, True):
-            recipe = recipe_of({"network": network, "batch": batch, "heavy": heavy, "steps": 1,
+            recipe = recipe_of({"network": network, "batch": batch, "heavy": heavy,
                                 "bfloat16": False})
             model = transfer_model(recipe, (96, 96))
             set_trainable(model, "all", True)

@@ -38,7 +38,7 @@ def recipe_of(task):
         "augmentation": "heavy" if task.get("heavy") else [], "patience": 10**6,
         "phases": [{"trainable": "all", "epochs": 10**6, "learning_rate": 1e-3}],
         "epochs": 10**6, "mixed_precision": task["bfloat16"],
-        "steps_per_execution": task["steps"], "train_batch_norm": True})
+        "train_batch_norm": True})
 
 
 def cells_of(count):
@@ -280,7 +280,6 @@ def arguments():
     parser.add_argument("--images", type=int, default=2048, help="in the training split, synthetic")
     parser.add_argument("--rounds", type=int, default=3, help="of each side")
     parser.add_argument("--seconds", type=float, default=10, help="of each round, at least")
-    parser.add_argument("--steps", type=int, default=1, help="ours: training steps in one call")
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision on both sides")
     parser.add_argument("--torch-python", default=sys.executable,
                         help="interpreter of PyTorch's side; this one by default")
@@ -297,13 +296,13 @@ def main():
             if options.batches or options.keras else
             [name for name in NETWORKS if name != "ConvNeXtBase"])  # which takes a GPU
     tasks = [{"network": name, "batch": options.batch or NETWORKS[name], "images": options.images,
-              "seconds": options.seconds, "steps": options.steps, "bfloat16": options.bfloat16,
+              "seconds": options.seconds, "bfloat16": options.bfloat16,
               "uncounted": 2, "epochs": False} for name in options.networks or some]
     torch = not (options.keras or options.depthwise or options.batches)
     about = [torch_versions(options.torch_python), f"{options.workers} workers"] if torch else []
     print(heading(*about, f"96x96, {options.images:,} images, {options.rounds} rounds of "
-                  f"{'an epoch' if options.keras else f'{options.seconds:g} s'}, {options.steps} "
-                  f"steps a call, {'bfloat16' if options.bfloat16 else 'float32'}\n"))
+                  f"{'an epoch' if options.keras else f'{options.seconds:g} s'}, "
+                  f"{'bfloat16' if options.bfloat16 else 'float32'}\n"))
     measure = (beside_keras if options.keras else depthwise if options.depthwise
                else over_batches if options.batches else beside_torch)
     measure(options, tasks)

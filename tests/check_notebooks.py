@@ -65,6 +65,14 @@ def local_paths(notebook):
             if local.search("".join(map(texts, cell["outputs"])))]
 
 
+def late_package(notebook):
+    "Keras or TensorFlow before the package, which says how TensorFlow is to compute."
+    code = "\n".join(map(source_of, code_cells(notebook)))
+    imported = re.findall(r"^ *(?:import|from) (bloodcell_nb|keras|tensorflow)", code, re.M)
+    return [f"imports {name} before bloodcell_nb" for name in imported[:1]
+            if name != "bloodcell_nb"]
+
+
 def texts(output):
     "All that an output holds but images."
     shown = {kind: value for kind, value in output.get("data", {}).items()
@@ -86,8 +94,8 @@ def problems(folder):
         if ".ipynb_checkpoints" in path.parts:
             continue
         notebook, name = json.loads(path.read_text(encoding="utf-8")), path.relative_to(folder)
-        found = [problem for check in (long_lines, missing_outputs, logged, local_paths)
-                 for problem in check(notebook)]
+        checks = long_lines, missing_outputs, logged, local_paths, late_package
+        found = [problem for check in checks for problem in check(notebook)]
         if name.as_posix() in LISTS:
             found += stale_lists(notebook, LISTS[name.as_posix()]())
         yield from (f"{name}: {problem}" for problem in found)

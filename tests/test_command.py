@@ -21,7 +21,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from bloodcell_nb.cli import main
 from bloodcell_nb.runs import engine
-from bloodcell_nb.runs.recipes import CustomCNNRecipe, read_recipe, recipes
+from bloodcell_nb.runs.recipes import CustomCNNRecipe, RecipeError, read_recipe, recipes
 from bloodcell_nb.runs.studies import studies
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +94,15 @@ def test_bad_input_costs_one_line(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_run_whose_members_are_missing_starts_no_notebook(tmp_path):
+    path = recipe(tmp_path, "reader", **dict.fromkeys(FAST) | {"notebook": "06_ensemble",
+                                                               "members": ["nobody"]})
+    chosen = read_recipe(path).model_copy(update={"source": SOURCE})
+    with pytest.raises(RecipeError, match="no run .*nobody, which reader reads; run nobody first"):
+        engine.execute(chosen, tmp_path / "out")
+    assert not [*(tmp_path / "out").glob("reader*")]
+
+
 def test_a_run_without_a_name_lists_what_it_could_run(tmp_path):
     done = bloodcell("run", "--out", tmp_path / "out")
     assert (done.returncode, done.stderr) == (
@@ -126,25 +135,27 @@ def run(folder, out, *recipes):
 
 
 @pytest.fixture(scope="module")
-def bad_and_good(tmp_path_factory):
-    "A command whose first run fails, and the folder of its recipes and runs."
-    folder = tmp_path_factory.mktemp("bad_and_good")
-    recipe(folder, "bad", notebook="06_ensemble", members=["nobody"], **dict.fromkeys(
-        ("filters", "dense_units", "batch_size", "epochs")))
+def alone(tmp_path_factory):
+    "A run by papermill alone: its folder, that of its recipe, and what papermill said."
+    folder = tmp_path_factory.mktemp("alone")
     recipe(folder, "good", epochs=4, patience=4, dropout=0.0, head_dropout=0.2, learning_rate=2e-3,
            schedule="cosine", **MIXED)
-    process = run(folder, folder / "out", "bad.yaml", "good.yaml")
-    output, errors = process.communicate()
-    assert str(folder / "out" / "index.html") in output, output + errors
-    return process.returncode, output, folder
+    done = subprocess.run(["papermill", str(ROOT / "nbs" / "03_custom_cnn.ipynb"),
+                           str(folder / "out.ipynb"), "-f", str(folder / "good.yaml"), "-p",
+                           "source", SOURCE, "-p", "out", str(folder / "run"), "-p", "seed", "1",
+                           "--no-progress-bar"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", folder, done.stderr
 
 
-def test_others_go_on_after_a_failure(bad_and_good):
-    code, output, folder = bad_and_good
-    assert code == 1
-    assert ("bad: failed" in output and "nobody holds no predictions" in output
-            and "good: done" in output)
-    assert "Did not finish" in (folder / "out" / "index.html").read_text()
+def test_papermill_reads_a_recipes_file(alone):
+    "It names what the chapter's own cell leaves out, of which each counts."
+    folder, _, said = alone
+    unknown = set(re.findall(r"unknown parameter: (\w+)", said))
+    assert "dropout" in unknown and unknown <= set(CustomCNNRecipe.model_fields), said
+    record = json.loads((folder / "metrics.json").read_text())["recipe"]
+    assert [record[key] for key in ("filters", "seed", "head_dropout")] == [[4, 4], 1, 0.2]
 
 
 def last_state(work):
@@ -153,15 +164,13 @@ def last_state(work):
                 for path in work.glob("state/training/state_*[0-9].npz")), default=0)
 
 
-def assert_same_results(one, other):
-    "Two runs of a recipe: the same losses, the same answers."
-    one, other = (json.loads((run / "metrics.json").read_text())["results"] for run in (one, other))
-    for key, values in one["training"]["history"].items():
-        np.testing.assert_allclose(other["training"]["history"][key], values, atol=1e-6)
-    assert other["training"]["best_epoch"] == one["training"]["best_epoch"]
-    for part in ("val", "test", "corrupted", "stand_in"):
-        assert other[part]["confusion_matrix"] == one[part]["confusion_matrix"]
-        np.testing.assert_allclose(other[part]["nll"], one[part]["nll"], atol=1e-5)
+def assert_same_record(one, other):
+    "Two runs of a recipe: the same settings, losses and answers, to the last bit."
+    one, other = (json.loads((run / "metrics.json").read_text()) for run in (one, other))
+    for record in (one, other):
+        for key in ("seconds", "images_per_second"):
+            del record["results"]["training"][key]
+    assert one["recipe"] == other["recipe"] and one["results"] == other["results"]
 
 
 def assert_events(events, run):
@@ -188,13 +197,13 @@ def processes_of(command, work):
                 yield process
 
 
-def test_killed_runs_go_on(bad_and_good, tmp_path):
+def test_killed_runs_go_on(alone, tmp_path):
     """kill -9 in the middle, with a policy of drawn operations and mixed labels.
 
-    The same command then gives what an uninterrupted one gave in another process and without
+    The same command then gives what papermill alone gave without interruption and without
     TensorBoard's event files, which know every epoch; given once more, it has nothing to do.
     """
-    *_, folder = bad_and_good
+    uninterrupted, folder, _ = alone
     given = "good.yaml", "--tensorboard", tmp_path / "events"
     process, work = run(folder, tmp_path / "cut", *given), tmp_path / "cut" / "good.partial"
     while not last_state(work):
@@ -212,7 +221,7 @@ def test_killed_runs_go_on(bad_and_good, tmp_path):
     assert json.loads((work / "status.json").read_text())["state"] == "running"
     assert last_state(work) < 4, "killed too late to test anything"
     assert "good: done" in run(folder, tmp_path / "cut", *given).communicate()[0]
-    assert_same_results(folder / "out" / "good", tmp_path / "cut" / "good")
+    assert_same_record(uninterrupted, tmp_path / "cut" / "good")
     assert not work.exists() and not (tmp_path / "cut" / "good" / "state").exists()
     assert_events(tmp_path / "events" / "good", tmp_path / "cut" / "good")
     assert "good: skipped" in run(folder, tmp_path / "cut", "good.yaml").communicate()[0]
@@ -318,64 +327,16 @@ def test_a_budget_that_ends_before_the_runs_do(tmp_path, monkeypatch, capsys):
     assert last_state(work) >= 1
 
 
-def test_papermill_alone(bad_and_good, tmp_path):
-    "It gives to the last bit what the command gave."
-    *_, folder = bad_and_good
-    done = subprocess.run(["papermill", str(ROOT / "nbs" / "03_custom_cnn.ipynb"),
-                           str(tmp_path / "out.ipynb"), "-f", str(folder / "good.yaml"), "-p",
-                           "source", SOURCE, "-p", "out", str(tmp_path / "run"), "-p", "seed", "1",
-                           "--no-progress-bar"],
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    # it names what the chapter's own cell leaves out, of which each counts
-    unknown = set(re.findall(r"unknown parameter: (\w+)", done.stderr))
-    assert "dropout" in unknown and unknown <= set(CustomCNNRecipe.model_fields), done.stderr
-    alone, copied = (json.loads((run / "metrics.json").read_text())
-                     for run in (tmp_path / "run", folder / "out" / "good"))
-    assert [alone["recipe"][key] for key in ("filters", "seed")] == [[4, 4], 1]
-    assert alone["recipe"] == copied["recipe"]
-    for record in (alone, copied):
-        for key in ("seconds", "images_per_second"):
-            del record["results"]["training"][key]
-    assert alone["results"] == copied["results"]
-
-
-LOSSES = f"""
-import sys
-from bloodcell_nb.networks.custom_cnn import custom_cnn
-from bloodcell_nb.runs.recipes import read_recipe
-from bloodcell_nb.runs.run import Run
-from bloodcell_nb.runs.splits import prepare
-from bloodcell_nb.training.fit import fit
-import keras
-recipe = read_recipe(sys.argv[1]).model_copy(update={{"source": "{SOURCE}", "out": sys.argv[2]}})
-splits = prepare(recipe)
-keras.utils.set_random_seed(recipe.seed)
-network = custom_cnn((96, 96), 8, recipe.filters, recipe.dropout, recipe.dense_units,
-                     recipe.head_dropout)
-print(*fit(network, splits.balanced, splits.val, recipe, Run(recipe)).history["val_loss"])
-"""
-
-
 def test_jax(tmp_path):
-    """A chapter runs on JAX too: the three operations that Keras lacks, and several steps a call,
-    which train as single ones do.
-    """
+    "A chapter runs on JAX too, with the three operations that Keras lacks there."
     pytest.importorskip("jax",
                         reason="JAX is not installed; pip install -e .[jax] to run recipes with "
                                "KERAS_BACKEND=jax")
     lacking = {"RandomApply": {"k": 2, "of": ["RandomChannelShift", "ChannelShuffle", "GridMask"]}}
-    policy = ["RandomFlip", lacking]
-    one, three = (recipe(tmp_path, f"steps_{steps}", epochs=1, augmentation=policy,
-                         steps_per_execution=steps) for steps in (1, 3))
-    done = bloodcell("run", three, "--data", SOURCE, "--profile", "full", "--out", tmp_path,
+    one = recipe(tmp_path, "one", epochs=1, augmentation=["RandomFlip", lacking])
+    done = bloodcell("run", one, "--data", SOURCE, "--profile", "full", "--out", tmp_path,
                      KERAS_BACKEND="jax")
     assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((tmp_path / three.stem / "metrics.json").read_text())
+    record = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert record["environment"]["backend"] == "jax"
-    alone = subprocess.run([sys.executable, "-c", LOSSES, one, tmp_path / "alone"], text=True,
-                           env=os.environ | {"KERAS_BACKEND": "jax"}, capture_output=True)
-    assert alone.returncode == 0, alone.stderr
-    # 9 batches are 3 calls of 3
-    np.testing.assert_allclose([float(loss) for loss in alone.stdout.split()],
-                               record["results"]["training"]["history"]["val_loss"], rtol=1e-4)
+    assert np.isfinite(record["results"]["training"]["history"]["val_loss"]).all()

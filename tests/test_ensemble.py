@@ -28,12 +28,14 @@ MEMBERS = ["one", "one/snapshot_1", "one/snapshot_2"]
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A study that runs each chapter that trains or reads runs: a CNN and its snapshots, their
-    ensemble and its test under shift, networks in two phases and in one; and what the command said.
+    ensemble and its test under shift, networks in two phases and in one, and one that fails; and
+    what the command said.
     """
     folder = tmp_path_factory.mktemp("runs")
     recipe(folder, "one", epochs=2, schedule="cosine_restarts", snapshots=True)
     recipe(folder, "together", notebook="06_ensemble", weighting="weighted", views=2,
            members=MEMBERS, **NO_TRAINING)
+    recipe(folder, "bad", notebook="06_ensemble", members=["nobody"], **NO_TRAINING)
     recipe(folder, "shifted", notebook="07_robustness", models=["one", "together"], severities=1,
            **NO_TRAINING)
     recipe(folder, "efficientnet", notebook="04_efficientnet", backbone="EfficientNetLite0",
@@ -42,14 +44,13 @@ def study(tmp_path_factory):
     recipe(folder, "convnext", notebook="05_convnext", backbone="ConvNeXtAtto", weights="none",
            phases=[{"trainable": "all", "epochs": 1, "learning_rate": 2e-3}], **LARGE)
     (folder / "study.yaml").write_text(yaml.safe_dump({
-        "runs": {str(folder / f"{name}.yaml"): seeds for name, seeds in (
-            ("shifted", [0]), ("together", [0]), ("one", [0]),
-            ("efficientnet", [0]), ("convnext", [0]))}, "jobs": 2,
+        "runs": {str(folder / f"{name}.yaml"): [0] for name in (
+            "bad", "shifted", "together", "one", "efficientnet", "convnext")}, "jobs": 2,
         "set": {"epochs": 3}}))
     command = ("run", "--study", folder / "study.yaml", "--data", SOURCE, "--profile", "smoke",
                "--out", folder / "out")
     done = bloodcell(*command, "--budget", "1000")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
     Image.fromarray(draw_cells(16).images[0]).save(folder / "cell.png")
     return folder, done.stdout, command
 
@@ -64,15 +65,18 @@ def results(runs, name):
 
 
 def test_a_study(study, capsys):
-    "Two runs at a time, an ensemble that waits for its members; done, it is skipped."
+    """Two runs at a time, others that go on after a failure, an ensemble that waits for its
+    members; done, it is skipped.
+    """
     folder, said, command = study
     lines = [line.split(":")[0] for line in said.splitlines() if ": done" in line]
     assert lines.index("one") < lines.index("together") < lines.index("shifted")
-    assert "5 runs: 5 done" in said
+    assert "6 runs: 1 failed, 5 done" in said and "bad: failed: no run" in said
     record = json.loads((folder / "out" / "one" / "metrics.json").read_text())
     assert (record["recipe"]["seed"], record["results"]["training"]["epochs"]) == (0, 3)
     assert not (folder / "out" / ".shared.partial").exists()
-    assert main(list(map(str, command))) == 0 and "5 skipped" in capsys.readouterr().out
+    assert main(list(map(str, command))) == 1
+    assert "6 runs: 1 failed, 5 skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["one", "efficientnet", "convnext", "together", "shifted"])

@@ -214,8 +214,7 @@ def test_a_number_is_a_number(tmp_path, capsys):
         one_line_error(capsys, ["run", "custom_cnn", "--set", setting, *out],
                        "expected no true or false there")
     one_line_error(capsys, ["run", "custom_cnn", "--set", "seed=1:30", *out], "seed")
-    for setting in ("batch_size=1000000", "steps_per_execution=100000",
-                    "class_weights=[0,0,0,0,0,0,0,0]"):
+    for setting in ("batch_size=1000000", "class_weights=[0,0,0,0,0,0,0,0]"):
         one_line_error(capsys, ["run", "custom_cnn", "--set", setting, *out],
                        setting.partition("=")[0])
     for minutes in ("inf", "0", "nan"):

@@ -208,7 +208,7 @@ def test_a_baseline_is_a_step_too():
             seen.append(recipe.recipe)
 
 
-def test_a_chapter_says_how_to_install_the_package(capsys):
+def test_a_chapter_says_how_to_install_the_package(tmp_path, capsys):
     "Its first cell: silent here; where the package is missing, lines with settings.ini's values."
     chapters = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
     first = {next("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]
@@ -217,9 +217,10 @@ def test_a_chapter_says_how_to_install_the_package(capsys):
     code = first.pop()
     exec(code, {})
     assert capsys.readouterr() == ("", "")
-    # -I and -S: no packages but Python's own
-    said = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True,
-                          text=True).stderr
+    (tmp_path / "bloodcell_nb").mkdir()  # as a clone beside the notebook, which is no package
+    # -E, -s and -S: no packages but Python's own
+    said = subprocess.run([sys.executable, "-E", "-s", "-S", "-c", code], capture_output=True,
+                          text=True, cwd=tmp_path).stderr
     lines = [line for line in said.splitlines() if line.startswith(("!", "%"))]
     git_url = _modidx.d["settings"]["git_url"]
     # a folder of the package's name would be taken for the package, where one does not stand in it
@@ -468,6 +469,8 @@ def test_the_tree_check_finds_what_is_wrong():
     assert not check_notebooks.local_paths(notebook("'/tmp/x'", drawn, said))
     assert check_notebooks.stale_lists(notebook("", said), ["custom_cnn", "small", "new"]) == [
         "its output does not list new"]
+    assert check_notebooks.late_package(notebook("import keras\nimport bloodcell_nb"))
+    assert not check_notebooks.late_package(notebook("from bloodcell_nb import x\nimport keras"))
 
 
 def test_import_is_light():

@@ -423,19 +423,6 @@ def _taken(images, network):
         return images
     return ops.cast(ops.round(images), wanted)
 
-# %% ../../nbs/reference/augment/policies.ipynb #020f2cc3
-def _run_steps(step, kept, given):
-    "One training step; under JAX as many as there are rows of numbers, in one call."
-    import keras
-
-    if keras.backend.backend() != "jax" or not kept or given[1][1].ndim == 1:
-        return step(*given)
-    import jax
-
-    state, batches = given
-    state, logs = jax.lax.scan(lambda state, batch: step(state, batch)[::-1], state, batches)
-    return {name: values[-1] for name, values in logs.items()}, state
-
 # %% ../../nbs/reference/augment/policies.ipynb #8bd4dbf9
 def augmented(
     model,  # keras model: images to probabilities; it is what is trained, and what is saved
@@ -443,7 +430,7 @@ def augmented(
     class_weight: dict = None,  # weight of each class in the training's loss
     cells: Cells = None,  # kept where the model computes, and asked for by their numbers
     batch_size: int = None,  # of every batch; a policy needs it
-):  # keras model on {"images", "labels", "mixed"}, or on {"index"}: (n,) or (steps, n)
+):  # keras model on {"images", "labels", "mixed"}, or on {"index"}: (n,)
     "Wrap a classifier so that its training step augments."
     import keras
 
@@ -481,8 +468,5 @@ def augmented(
         def compute_metrics(self, x, y, y_pred, sample_weight=None):
             labels, found = y_pred["labels"], y_pred["probabilities"]
             return super().compute_metrics(x, labels, found, sample_weight)
-
-        def train_step(self, *given):
-            return _run_steps(super().train_step, self.kept, given)
 
     return Augmented()

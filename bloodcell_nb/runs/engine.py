@@ -26,7 +26,13 @@ from filelock import FileLock, ReadWriteLock, Timeout
 from ..data.cells import KEYWORDS, DataError, is_synthetic, source_path
 from ..data.files import write_json
 from .keys import run_key
-from .recipes import RecipeError, check_recipe, project_root, runs_read
+from bloodcell_nb.runs.recipes import (
+    RecipeError,
+    check_recipe,
+    project_root,
+    runs_folder,
+    runs_read,
+)
 from bloodcell_nb.runs.run_folders import (
     begin,
     check_run_folders,
@@ -222,6 +228,15 @@ def _shown_names(recipe, work, files):
     return {str(work): recipe.recipe, str(root): root.name, str(Path.home()): "~"} | {
         str(path): path.name for path in files.values()}
 
+
+def _check_runs_read(recipe):
+    "Raise RecipeError for a run that a recipe reads and that is not there."
+    for name in runs_read(recipe):
+        if not (folder := runs_folder(recipe) / name).is_dir():
+            raise RecipeError(f"no run {folder}, which {recipe.recipe} reads; run "
+                              f"{name.partition('/')[0]} first, or name the folder that holds it: "
+                              "--set runs=FOLDER")
+
 # %% ../../nbs/reference/runs/engine.ipynb #4085db41
 def _papermill(recipe, work, files, timeout):
     "Execute a recipe's notebook in its work folder."
@@ -304,7 +319,8 @@ def execute(
 ) -> dict:  # the run's status: state is done, skipped or failed
     """Run a recipe's notebook through papermill into root/<recipe>.
 
-    Wait where another process runs it. Raises RecipeError where something else lies there.
+    Wait where another process runs it. Raises RecipeError where something else lies there, and
+    for a run that is to be read and is missing.
     """
     root = Path(root).resolve()
     target, work = run_places(root, recipe.recipe)
@@ -322,6 +338,7 @@ def execute(
         status = {"recipe": recipe.recipe, "profile": profile, "key": key}
         if recipe.recipe in (asked or {}):
             status["asked"] = asked[recipe.recipe]
+        _check_runs_read(recipe)
         status = _run_notebook(recipe, work, status, timeout, stream, alone)
         if status["state"] == "done":
             take_place(work, target, say)

@@ -97,14 +97,19 @@ _TAGS = {"a", "blockquote", "br", "code", "div", "em", "h1", "h2", "h3", "h4", "
 _ATTRIBUTES = {"*": ["class", "id"], "a": ["href"], "img": ["src", "alt", "width"]}
 
 
+def _as_it_is(part):
+    "A part of a notebook's HTML, not cleaned by itself: all of them are, together."
+    return part.decode() if isinstance(part, bytes) else part
+
+
 def _body(notebook):
     "HTML of a notebook's cells, without scripts and without what lies elsewhere."
     import bleach
     from nbconvert import HTMLExporter
 
     body, more = HTMLExporter(template_name="basic", exclude_anchor_links=True,
-                              exclude_input_prompt=True, exclude_output_prompt=True
-                              ).from_notebook_node(notebook)
+                              exclude_input_prompt=True, exclude_output_prompt=True,
+                              filters={"clean_html": _as_it_is}).from_notebook_node(notebook)
     body = bleach.clean(body, _TAGS, _ATTRIBUTES, {"http", "https", "data"}, strip=True)
     body = re.sub(r'<a\b[^>]*href="(?!https?:|#)[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.S)
     body = re.sub(r'<img\b(?![^>]*src="data:)[^>]*>', "", body)

@@ -168,9 +168,6 @@ class TrainingRecipe(_Optimization):
                                                      "for a GPU")
     on_device: bool = Field(True, description="the training split lies where the model computes; "
                                               "false: batches are copied there")
-    steps_per_execution: int = Field(
-        1, ge=1, le=1000, description="training steps in one call, for a GPU (not with Keras on "
-                                      "PyTorch)")
     eager: bool = Field(False, description="steps without a compiled graph: quicker for a few "
                                            "(TensorFlow only)")
 

@@ -84,8 +84,7 @@ def list_recipes():
 # %% ../../nbs/reference/runs/studies.ipynb #868471e1
 PROFILES = {
     "smoke": {"epochs": 1, "limit": 32, "resize": 64, "folds": 2, "embedding_images": 200,
-              "smote_images": 200, "steps_per_execution": 1,
-              "severities": 1, "eager": True},
+              "smote_images": 200, "severities": 1, "eager": True},
     "quick": {"epochs": 7, "folds": 2, "embedding_images": 1500, "smote_images": 600},
     "full": {},
 }

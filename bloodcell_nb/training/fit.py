@@ -53,9 +53,6 @@ class Batches(keras.utils.PyDataset):
         seed: int = 0,
         # numbers of the cells instead of images and labels, for a model that holds the cells
         on_device: bool = False,
-        # training steps in one call, where only numbers go; a few batches may then be left for
-        # another epoch
-        steps: int = 1,
         # which MixUp and CutMix change: replace, all; double, a second copy; part, a share; None:
         # none
         mixing: str = None,
@@ -70,9 +67,6 @@ class Batches(keras.utils.PyDataset):
             cells.labels, len(cells.class_names)).astype("float32"))
         self.start_epoch(0)
         self.batch_size = min(batch_size, len(self.order))
-        batches = len(self.order) // self.batch_size
-        # calls of equal length: each length would be compiled anew
-        self.steps = batches // -(-batches // steps)
 
 # %% ../../nbs/reference/training/fit.ipynb #95649c95
 @patch
@@ -92,15 +86,15 @@ def start_epoch(self: Batches, epoch: int):
 # %% ../../nbs/reference/training/fit.ipynb #289377d4
 @patch
 def __len__(self: Batches):
-    return len(self.order) // self.batch_size // self.steps
+    return len(self.order) // self.batch_size
 
 
 @patch
 def __getitem__(self: Batches, index):
-    size, n = self.batch_size * self.steps, len(self.cells)
+    size, n = self.batch_size, len(self.cells)
     picked = self.order[index * size : (index + 1) * size]
     if self.on_device:
-        numbers = picked.astype("int32").reshape((self.steps, -1) if self.steps > 1 else -1)
+        numbers = picked.astype("int32")
         # Keras compares the output with something; the labels are with the images
         return {"index": numbers}, numbers
     targets = self.targets[picked % n]
@@ -171,9 +165,8 @@ class Fit:
 # %% ../../nbs/reference/training/fit.ipynb #a14ce7ca
 def _compiled(model, train, recipe, policies):
     "The model with augmentation, compiled as the recipe says, and its batches."
-    backend, policy = keras.backend.backend(), policies[-1]
+    policy = policies[-1]
     batches = Batches(train, recipe.batch_size, recipe.seed, recipe.on_device,
-                      recipe.steps_per_execution if backend == "jax" else 1,
                       recipe.mixing if policy and policy.mixers else None, recipe.mixing_share)
     weights = class_weight_dict(train.labels, recipe.class_weights, len(train.class_names))
     speed_up_training(model)
@@ -181,12 +174,11 @@ def _compiled(model, train, recipe, policies):
     trained = augmented(model, policies, weights, train if recipe.on_device else None,
                         batches.batch_size)
     trained.compile(
-        make_optimizer(recipe, len(batches) * batches.steps, model.trainable_variables),
+        make_optimizer(recipe, len(batches), model.trainable_variables),
         keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
         metrics=training_metrics(len(train.class_names)),
-        steps_per_execution=recipe.steps_per_execution if backend == "tensorflow" else 1,
         jit_compile=compiles_with_xla(bool(policy)),
-        run_eagerly=recipe.eager and backend == "tensorflow")
+        run_eagerly=recipe.eager and keras.backend.backend() == "tensorflow")
     trained.optimizer.build(trained.trainable_variables)
     return trained, batches
 

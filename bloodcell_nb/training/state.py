@@ -48,7 +48,7 @@ class Times(keras.callbacks.Callback):
             self._spent("first step")
             self._first = False
         else:
-            self.images += (batch + 1 - self._done) * self.batches.batch_size * self.batches.steps
+            self.images += (batch + 1 - self._done) * self.batches.batch_size
         self._done = batch + 1
 
     def on_test_begin(self, logs=None):
