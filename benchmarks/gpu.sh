@@ -11,7 +11,13 @@
 # is there as far as it came, and what is said on the way to OUT/part_N.log. SMALL=1 rehearses it
 # on a CPU: one network, few images, a twentieth of the time.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+case "${1:-} $#" in "wheels 1" | "1 2" | "2 2" | "3 3") ;; *)
+    echo "benchmarks/gpu.sh: wheels, 1 OUT, 2 OUT or 3 OUT SOURCE; see its head" >&2
+    exit 2 ;;
+esac
+[ $# -lt 3 ] || [ -e "$3" ] || { echo "benchmarks/gpu.sh: no file $3" >&2; exit 2; }
+part=$1 out=$([ $# -lt 2 ] || { mkdir -p "$2" && realpath "$2"; }) source=${3:+$(realpath "$3")}
+cd "$(dirname "$(realpath "$0")")/.."
 export PYTHONPATH="$PWD:$PWD/.gpu/site" KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR="$PWD/.gpu/jax"
 
 # what our part of requirements.lock needs and such a machine lacks
@@ -23,10 +29,10 @@ pooch prompt_toolkit ptyprocess pure_eval pydantic pydantic_core PyWavelets pyzm
 sklearn-compat stack-data tenacity tinycss2 tornado traitlets typing-inspection wcwidth webencodings
 beautifulsoup4 soupsieve filelock debugpy"
 
-if [ "${1:-}" = wheels ]; then
+if [ "$part" = wheels ]; then
     mkdir -p wheels
     for name in $LACKING; do grep -i "^$name==" requirements.lock; done > wheels/lacking.txt
-    echo "albumentations albucore stringzilla simsimd" | tr ' ' '\n' >> wheels/lacking.txt
+    echo "albumentations albucore stringzilla numkong" | tr ' ' '\n' >> wheels/lacking.txt
     python3 -m pip download --quiet --no-deps --only-binary=:all: --dest wheels \
         --python-version "${PYTHON_VERSION:-3.12}" --platform manylinux_2_28_x86_64 \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -r wheels/lacking.txt
@@ -34,12 +40,6 @@ if [ "${1:-}" = wheels ]; then
     exit
 fi
 
-case "${1:-} $#" in "1 2" | "2 2" | "3 3") ;; *)
-    echo "benchmarks/gpu.sh: wheels, 1 OUT, 2 OUT or 3 OUT SOURCE; see its head" >&2
-    exit 2 ;;
-esac
-[ $# -lt 3 ] || [ -e "$3" ] || { echo "benchmarks/gpu.sh: no file $3" >&2; exit 2; }
-part=$1 out=$(mkdir -p "$2" && cd "$2" && pwd) source=${3:-}
 if [ ! -d .gpu/site ]; then
     [ -f wheels/lacking.txt ] || { echo "benchmarks/gpu.sh: no wheels/; run 'benchmarks/gpu.sh wheels' first" >&2; exit 2; }
     rm -rf .gpu/site.partial
@@ -47,11 +47,18 @@ if [ ! -d .gpu/site ]; then
     mv .gpu/site.partial .gpu/site
 fi
 
+table=$out/part_$part.md measured=0
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+echo "# Part $part, $(date -u '+%Y-%m-%d %H:%M'), commit $commit${SMALL:+, a rehearsal}" >> "$table"
+
 measure() {  # a title, seconds at the most, a command: its table, as far as it comes
-    echo "## $1" >> "$out/part_$part.md"
-    timeout -k 5 "$2" "${@:3}" >> "$out/part_$part.md" 2>> "$out/part_$part.log" ||
-        echo "*Ended by $? after at most $2 s (124: out of time).*" >> "$out/part_$part.md"
-    echo >> "$out/part_$part.md"
+    local before ended=0
+    echo "## $1" >> "$table"
+    before=$(wc -l < "$table")
+    timeout -k 5 "$2" "${@:3}" >> "$table" 2>> "$out/part_$part.log" || ended=$?
+    [ "$(wc -l < "$table")" = "$before" ] || measured=$((measured + 1))
+    [ $ended = 0 ] || echo "*Ended by $ended after at most $2 s (124: out of time).*" >> "$table"
+    echo >> "$table"
 }
 bench() { measure "$1" "$2" python3 "benchmarks/$3.py" "${@:4}"; }
 
@@ -62,13 +69,15 @@ if [ -n "${SMALL:-}" ]; then
 fi
 case $part in
 1)  for network in $networks; do
-        bench "$network" 115 throughput --networks "$network" --policies none --batch $batch --bfloat16 $sizes
+        bench "$network" 100 throughput --networks "$network" --policies none --batch $batch --bfloat16 $sizes
     done ;;
-2)  bench "EfficientNetLite0 over the batch size" 150 throughput --batches $batches $sizes
-    bench "heavy policy" 240 throughput --networks EfficientNetLite0 --policies heavy --batch $batch --bfloat16 $sizes
-    bench "ConvNeXtBase" 180 throughput --networks ConvNeXtBase --policies none --batch $batch --bfloat16 $sizes ;;
-3)  bench "time to 0.97" 300 time_to_accuracy "$source" --out "$out/curves.jsonl" --seeds $seeds --bfloat16
-    measure "the study full" 280 python3 -c "import sys; from bloodcell_nb.cli import main; sys.exit(main())" \
+2)  bench "EfficientNetLite0 over the batch size" 140 throughput --batches $batches $sizes
+    bench "heavy policy" 220 throughput --networks EfficientNetLite0 --policies heavy --batch $batch --bfloat16 $sizes
+    bench "ConvNeXtBase" 170 throughput --networks ConvNeXtBase --policies none --batch $batch --bfloat16 $sizes ;;
+3)  rm -f .gpu/full/results.csv  # of an earlier call
+    bench "time to 0.97" 270 time_to_accuracy "$source" --out "$out/curves.jsonl" --seeds $seeds --bfloat16
+    measure "the study full" 260 python3 -c "import sys; from bloodcell_nb.cli import main; sys.exit(main())" \
         run --study full --data "$source" --set weights=none --budget 4 --out .gpu/full
     [ ! -f .gpu/full/results.csv ] || cp .gpu/full/results.csv "$out/" ;;
 esac
+[ $measured != 0 ] || { echo "benchmarks/gpu.sh: nothing was measured; $out/part_$part.log says why" >&2; exit 1; }
