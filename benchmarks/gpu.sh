@@ -16,7 +16,9 @@ case "${1:-} $#" in "wheels 1" | "1 2" | "2 2" | "3 3") ;; *)
     exit 2 ;;
 esac
 [ $# -lt 3 ] || [ -e "$3" ] || { echo "benchmarks/gpu.sh: no file $3" >&2; exit 2; }
-part=$1 out=$([ $# -lt 2 ] || { mkdir -p "$2" && realpath "$2"; }) source=${3:+$(realpath "$3")}
+part=$1
+out=$([ $# -lt 2 ] || { mkdir -p "$2" && realpath "$2"; })
+source=${3:+$(realpath "$3")}
 cd "$(dirname "$(realpath "$0")")/.."
 export PYTHONPATH="$PWD:$PWD/.gpu/site" KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR="$PWD/.gpu/jax"
 
@@ -51,12 +53,14 @@ table=$out/part_$part.md measured=0
 commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
 echo "# Part $part, $(date -u '+%Y-%m-%d %H:%M'), commit $commit${SMALL:+, a rehearsal}" >> "$table"
 
+rows() { grep -c '^| ' "$table" || true; }
 measure() {  # a title, seconds at the most, a command: its table, as far as it comes
     local before ended=0
     echo "## $1" >> "$table"
-    before=$(wc -l < "$table")
+    before=$(rows)
     timeout -k 5 "$2" "${@:3}" >> "$table" 2>> "$out/part_$part.log" || ended=$?
-    [ "$(wc -l < "$table")" = "$before" ] || measured=$((measured + 1))
+    # the first row is a table's head; a study prints none
+    [ $ended != 0 ] && [ "$(rows)" -lt $((before + 2)) ] || measured=$((measured + 1))
     [ $ended = 0 ] || echo "*Ended by $ended after at most $2 s (124: out of time).*" >> "$table"
     echo >> "$table"
 }
@@ -74,7 +78,7 @@ case $part in
 2)  bench "EfficientNetLite0 over the batch size" 140 throughput --batches $batches $sizes
     bench "heavy policy" 220 throughput --networks EfficientNetLite0 --policies heavy --batch $batch --bfloat16 $sizes
     bench "ConvNeXtBase" 170 throughput --networks ConvNeXtBase --policies none --batch $batch --bfloat16 $sizes ;;
-3)  rm -f .gpu/full/results.csv  # of an earlier call
+3)  rm -f .gpu/full/results.csv "$out/results.csv"  # of an earlier call
     bench "time to 0.97" 270 time_to_accuracy "$source" --out "$out/curves.jsonl" --seeds $seeds --bfloat16
     measure "the study full" 260 python3 -c "import sys; from bloodcell_nb.cli import main; sys.exit(main())" \
         run --study full --data "$source" --set weights=none --budget 4 --out .gpu/full

@@ -11,6 +11,7 @@ from bloodcell_nb.runs.studies import studies
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100  # columns that a reader sees without scrolling
 SHOWING = {"show_table", "print", "figure", "display"}  # what leaves an output below its cell
+BEHIND = {"keras", "keras_cv", "tensorflow"}  # what the package has to come before
 LISTS = {  # notebook: what its printed tables must name
     "reference/cli.ipynb": lambda: [*recipes(), *studies()],
     "reference/runs/studies.ipynb": lambda: [*studies()],
@@ -65,12 +66,27 @@ def local_paths(notebook):
             if local.search("".join(map(texts, cell["outputs"])))]
 
 
+def imported(source):
+    "Packages that a cell imports as it runs, in order: not what its functions import."
+    try:
+        waiting = ast.parse(source).body
+    except SyntaxError:  # a magic
+        return
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, ast.Import):
+            yield from (name.name.partition(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
+        elif not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            waiting = [*ast.iter_child_nodes(node), *waiting]
+
+
 def late_package(notebook):
     "Keras or TensorFlow before the package, which says how TensorFlow is to compute."
-    code = "\n".join(map(source_of, code_cells(notebook)))
-    imported = re.findall(r"^ *(?:import|from) (bloodcell_nb|keras|tensorflow)", code, re.M)
-    return [f"imports {name} before bloodcell_nb" for name in imported[:1]
-            if name != "bloodcell_nb"]
+    found = [name for cell in code_cells(notebook) for name in imported(source_of(cell))]
+    first = next((name for name in found if name in ("bloodcell_nb", *BEHIND)), "bloodcell_nb")
+    return [f"imports {first} before bloodcell_nb"] if first in BEHIND else []
 
 
 def texts(output):

@@ -21,7 +21,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from bloodcell_nb.cli import main
 from bloodcell_nb.runs import engine
-from bloodcell_nb.runs.recipes import CustomCNNRecipe, RecipeError, read_recipe, recipes
+from bloodcell_nb.runs.recipes import CustomCNNRecipe, read_recipe, recipes
 from bloodcell_nb.runs.studies import studies
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,9 +98,21 @@ def test_a_run_whose_members_are_missing_starts_no_notebook(tmp_path):
     path = recipe(tmp_path, "reader", **dict.fromkeys(FAST) | {"notebook": "06_ensemble",
                                                                "members": ["nobody"]})
     chosen = read_recipe(path).model_copy(update={"source": SOURCE})
-    with pytest.raises(RecipeError, match="no run .*nobody, which reader reads; run nobody first"):
-        engine.execute(chosen, tmp_path / "out")
-    assert not [*(tmp_path / "out").glob("reader*")]
+
+    def refused(*words):
+        status = engine.execute(chosen, tmp_path / "out")
+        assert status["state"] == "failed" and all(word in status["error"] for word in words)
+
+    refused("no run ", "nobody, which reader reads; run nobody first")
+    work = tmp_path / "out" / "reader.partial"
+    assert [path.name for path in work.iterdir()] == ["status.json"]  # for the page
+    for name in ("notebook.ipynb", "kernel.log"):  # an interrupted one stays
+        (work / name).write_text("")
+    (work / "status.json").write_text(json.dumps({"recipe": "reader", "key": "1",
+                                                  "state": "interrupted"}))
+    refused("no run ")
+    assert (work / "notebook.ipynb").exists() and json.loads(
+        (work / "status.json").read_text())["state"] == "interrupted"
 
 
 def test_a_run_without_a_name_lists_what_it_could_run(tmp_path):

@@ -35,9 +35,9 @@ from bloodcell_nb.inference.published import (
     write_card,
 )
 from bloodcell_nb.networks.custom_cnn import custom_cnn
-from bloodcell_nb.runs.recipes import check_recipe
+from bloodcell_nb.runs.recipes import check_recipe, project_root
 from bloodcell_nb.runs.run import Run
-from bloodcell_nb.runs.splits import prepare
+from bloodcell_nb.runs.splits import prepare, recorded_recipe
 from bloodcell_nb.training.fit import evaluate
 
 
@@ -247,6 +247,18 @@ def test_publish_takes_nothing_from_another_process(trained, network, tmp_path, 
         publish(trained.run, str(trained.source), tmp_path / "models")
     assert (tmp_path / "models" / "tiny" / "ensemble.json").read_text() != "mine"
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("data", ["bccd", "course", "pbc96", "worth"])
+def test_todays_code_follows_every_committed_record(data):
+    "Else `publish` would refuse the run, and `evaluate` score other cells than its test split."
+    paths = sorted((project_root() / "reports" / data).glob("*/metrics.json"))
+    assert paths
+    for path in paths:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["recipe"].pop("max_distance", None)  # `recorded_splits` follows any
+        recipe = recorded_recipe(record, "synthetic:n=32", path.parent.name)
+        assert recipe.recipe == record["recipe"]["recipe"]
 
 
 def test_an_older_run_is_published_and_evaluated_on_its_own_splits(tmp_path):

@@ -469,7 +469,11 @@ def test_the_tree_check_finds_what_is_wrong():
     assert not check_notebooks.local_paths(notebook("'/tmp/x'", drawn, said))
     assert check_notebooks.stale_lists(notebook("", said), ["custom_cnn", "small", "new"]) == [
         "its output does not list new"]
-    assert check_notebooks.late_package(notebook("import keras\nimport bloodcell_nb"))
+    for late in ("import keras", "import numpy, keras.ops", "try:\n    from keras import x\n"
+                 "except ImportError:\n    pass"):
+        assert check_notebooks.late_package(notebook(late + "\nimport bloodcell_nb"))
+    for early in ("def f():\n    import keras", "'import keras'", "import keras_hub"):
+        assert not check_notebooks.late_package(notebook(early))
     assert not check_notebooks.late_package(notebook("from bloodcell_nb import x\nimport keras"))
 
 

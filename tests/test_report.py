@@ -314,21 +314,22 @@ def test_links_are_relative_quoted_and_lead_to_files(folder):
     assert {unquote(link[1:]) for link in links if link.startswith("#")} <= set(anchors)
 
 
-def test_the_committed_page_is_whole_and_needs_no_network():
+COMMITTED = sorted(path.parent for path in RECORDS.parent.glob("*/index.html")
+                   if path.parent.name != "synthetic")  # whose runs are not committed
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_a_committed_page_is_whole_and_needs_no_network(folder):
     "Also where the runs' notebooks are shown: nothing is loaded from elsewhere, no link is dead."
-    page = (RECORDS / "index.html").read_text(encoding="utf-8")
+    page = (folder / "index.html").read_text(encoding="utf-8")
     links, anchors = links_and_anchors(page)
-    files = [RECORDS / unquote(link) for link in links if not link.startswith("#")]
+    files = [folder / unquote(link) for link in links if not link.startswith("#")]
     assert [path for path in files if not path.is_file()] == []
     assert {unquote(link[1:]) for link in links if link.startswith("#")} <= set(anchors)
     assert len(anchors) == len(set(anchors))
-    contents = re.search(r"<nav.*?</nav>", page, re.S).group()
-    assert {"problem", "data", "custom_cnn", "efficientnet", "convnext", "ensemble", "ladder",
-            "worth", "failures", "robustness", "differences", "all-runs"} <= {
-        link[1:] for link in links_and_anchors(contents)[0]}
     assert "http" not in page
     notebooks = [path for path in files if path.name == "notebook.html"]
-    assert len(notebooks) == len(list(RECORDS.glob("*/notebook.ipynb")))
+    assert len(notebooks) == len(list(folder.glob("*/notebook.ipynb")))
     for path in notebooks:
         text = path.read_text(encoding="utf-8")
         loaded = re.findall(r'<(?:img|script|link|iframe)\b[^>]*?(?:src|href)="([^"]{0,40})', text)
@@ -338,17 +339,27 @@ def test_the_committed_page_is_whole_and_needs_no_network():
                    for link in re.findall(r'<a\b[^>]*href="([^"]*)"', text)), path
 
 
-def test_the_committed_page_and_csv_say_what_the_records_say(tmp_path):
-    shutil.copytree(RECORDS, tmp_path / "pbc96", ignore=shutil.ignore_patterns("*.keras"))
+def test_the_page_on_real_cells_has_every_part():
+    page = (RECORDS / "index.html").read_text(encoding="utf-8")
+    contents = re.search(r"<nav.*?</nav>", page, re.S).group()
+    assert {"problem", "data", "custom_cnn", "efficientnet", "convnext", "ensemble", "ladder",
+            "worth", "failures", "robustness", "differences", "all-runs"} <= {
+        link[1:] for link in links_and_anchors(contents)[0]}
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_a_committed_page_and_csv_say_what_the_records_say(folder, tmp_path):
+    again = tmp_path / folder.name
+    shutil.copytree(folder, again, ignore=shutil.ignore_patterns("*.keras"))
     for name in ("index.html", "results.csv"):
-        (tmp_path / "pbc96" / name).unlink()
-    build_page(tmp_path / "pbc96")
+        (again / name).unlink()
+    build_page(again)
     for name in ("index.html", "results.csv"):
-        assert ((tmp_path / "pbc96" / name).read_text() == (RECORDS / name).read_text()
-                ), f"run `bloodcell page reports/pbc96` and commit {name}"
-    rows = {row["run"]: row for row in csv.DictReader((RECORDS / "results.csv").open())}
+        assert ((again / name).read_text() == (folder / name).read_text()
+                ), f"run `bloodcell page reports/{folder.name}` and commit {name}"
+    rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
     records = {path.parent.name: json.loads(path.read_text())["results"]
-               for path in RECORDS.glob("*/metrics.json")}
+               for path in folder.glob("*/metrics.json")}
     assert rows.keys() == {name for name, results in records.items() if "test" in results}
     for name, row in rows.items():
         for column, split in (("clean", "test"), ("corrupted", "corrupted"),

@@ -50,8 +50,7 @@ RUN_BY = {
     "bloodcell run --study full --data SOURCE --out DIR --budget MINUTES": BUDGET,
     "KERAS_BACKEND=jax": f"test_command.py::test_jax, {BUDGET}",
     "bloodcell run analysis custom_cnn --data SOURCE": INSTALLED,
-    "bloodcell run custom_cnn --set epochs=3 --set seed=1":
-        "test_command.py::test_papermill_reads_a_recipes_file",
+    "bloodcell run custom_cnn --set epochs=3 --set seed=1": BUDGET,
     "bloodcell run efficientnet_lite0_fast --profile full --data SOURCE": STUDY,
     "bloodcell run custom_cnn --tensorboard DIR": KILLED,
     "bloodcell predict": "test_models.py::test_predict_needs_no_training",

@@ -7,6 +7,7 @@ __all__ = ['as_classes', 'Unseen', 'known_hashes', 'own_splits', 'labelled_cells
 
 # %% ../../nbs/09_evaluation.ipynb #447a4105
 import hashlib
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from bloodcell_nb.data.analysis import (
     nearest_distances,
     perceptual_hashes,
 )
-from ..data.cells import Cells, DataError, class_key, source_path
+from ..data.cells import Cells, DataError, DataWarning, class_key, source_path
 from ..data.files import shared
 from ..data.sources import fingerprint, load
 from .classifier import Classifier, read_known
@@ -105,12 +106,18 @@ def own_splits(
 ) -> tuple[Cells, int] | None:  # test split; number of training and validation cells
     "Draw the splits of a network's run again; None where it has no record, or of other data."
     folder = Path(place).parent if Path(place).name == "model.keras" else Path(place)
-    with suppress(DataError):  # a record that cannot be read, or is of another version
+    with suppress(DataError):  # a record that cannot be read
         for run in read_runs(folder) if (folder / "status.json").is_file() else []:
             if (run.folder != folder or not run.test or run.is_evaluation
                     or run.metrics["data"]["fingerprint"] != fingerprint(source)):
                 continue
-            splits = recorded_splits(run.metrics, source, run.name)
+            try:
+                splits = recorded_splits(run.metrics, source, run.name)
+            except DataError as error:
+                warnings.warn(f"{error}; its test split cannot be drawn again, so the cells that "
+                              "the network knows are told by their hashes", DataWarning,
+                              stacklevel=2)
+                continue
             if not other_split(splits, folder):
                 return splits.test, len(splits.train) + len(splits.val)
     return None

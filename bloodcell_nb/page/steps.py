@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..data.corruptions import STAND_IN
 from .comparable import named, unlike_words, usual_code
 from bloodcell_nb.page.comparisons import (
+    AUGMENTATION,
     GAINS_HEADER,
     LADDER_HEADER,
     changed_settings,
@@ -107,12 +108,9 @@ def ladder(
                    title="" if any(step.reported for step in steps) else "The ladder")
 
 # %% ../../nbs/reference/page/steps.ipynb #0f756be1
-_AUGMENTATION = {"augmentation", "augmentation_library", "mixing", "mixing_share"}  # settings
-
-
 def _augments(gain):
     "Whether a step changes the augmentation."
-    return bool(_AUGMENTATION & set(gain.changed))
+    return bool(AUGMENTATION & set(gain.changed))
 
 
 def _grouped(gains):
@@ -133,16 +131,17 @@ def _most_words(most):
     run, baseline = _called(most)
     begin = ("The largest step is" if most.stand_in["interval_95"][0] > 0 else
              "No step is worth more than chance on the stand-in; the largest is")
-    several = (f" {len(most.changed)} settings differ between the two, so none of them can be "
-               "named as the cause." if len(most.changed) > 1 else "")
+    cause = (" The two differ in their augmentation alone." if most.augments_alone else
+             f" {len(most.changed)} settings differ between the two, so none of them can be "
+             "named as the cause." if len(most.changed) > 1 else "")
     return (f"{begin} {run}: on the stand-in it is "
             f"{relation(most.stand_in, baseline)}, on the clean cells "
-            f"{relation(most.clean, 'it')}.{several}")
+            f"{relation(most.clean, 'it')}.{cause}")
 
 
 def _other_changes(gain):
     "What a step and its baseline differ in besides the augmentation; nothing where in no more."
-    others = [f"`{name}`" for name in sorted(set(gain.changed) - _AUGMENTATION)]
+    others = [f"`{name}`" for name in sorted(set(gain.changed) - AUGMENTATION)]
     also = "also " if _augments(gain) else ""
     return [f"The two differ {also}in {listed(others)}."] if others else []
 
@@ -161,7 +160,7 @@ def _zero_words(gains):
 def _alone_words(gains):
     "Which of the steps that change the augmentation change nothing else; nothing without any."
     steps = [gain for gain in gains if _augments(gain)]
-    alone = [_called(gain)[0] for gain in steps if set(gain.changed) <= _AUGMENTATION]
+    alone = [_called(gain)[0] for gain in steps if gain.augments_alone]
     return ["Steps that change the augmentation alone: "
             f"{counted(alone, len(steps))}."] if steps else []
 

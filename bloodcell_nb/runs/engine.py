@@ -232,12 +232,47 @@ def _shown_names(recipe, work, files):
 def _check_runs_read(recipe):
     "Raise RecipeError for a run that a recipe reads and that is not there."
     for name in runs_read(recipe):
-        if not (folder := runs_folder(recipe) / name).is_dir():
-            raise RecipeError(f"no run {folder}, which {recipe.recipe} reads; run "
-                              f"{name.partition('/')[0]} first, or name the folder that holds it: "
-                              "--set runs=FOLDER")
+        folder, (run, _, part) = runs_folder(recipe), name.partition("/")
+        if part and (folder / run).is_dir() and not (folder / name).is_dir():
+            raise RecipeError(f"{folder / run} holds no {part}, which {recipe.recipe} reads; run "
+                              f"{run} anew with `snapshots: true`")
+        if not (folder / name).is_dir():
+            raise RecipeError(f"no run {folder / name}, which {recipe.recipe} reads; run {run} "
+                              "first, or name the folder that holds it: --set runs=FOLDER")
+
+
+def _refused(work, status, error):
+    "The status of a run that cannot begin; it lies in the work folder, where nothing else does."
+    status |= {"state": "failed", "error": str(error), "seconds": 0.0}
+    if not work.exists():
+        begin(work, status)
+    return status
 
 # %% ../../nbs/reference/runs/engine.ipynb #4085db41
+_SAVE_SECONDS = 5
+
+
+def _seldom_saving():
+    "Papermill's engine, which else writes the whole notebook before and after each cell."
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Seldom(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, *arguments, **options):
+            def seldom():
+                if (nb_man.now() - nb_man.last_save_time).total_seconds() > _SAVE_SECONDS:
+                    save()
+
+            save, nb_man.save = nb_man.save, seldom
+            try:
+                return super().execute_managed_notebook(nb_man, *arguments, **options)
+            finally:  # however it ends, it is written once more
+                nb_man.save = save
+
+    papermill_engines.register("seldom", Seldom)
+    return "seldom"
+
+
 def _papermill(recipe, work, files, timeout):
     "Execute a recipe's notebook in its work folder."
     with warnings.catch_warnings():  # tqdm's, of a missing widget
@@ -248,7 +283,8 @@ def _papermill(recipe, work, files, timeout):
     with _channels() as config:
         papermill.execute_notebook(project_root() / "nbs" / f"{recipe.notebook}.ipynb",
                                    work / "notebook.ipynb", parameters, cwd=work,
-                                   kernel_name="python3", progress_bar=False,
+                                   engine_name=_seldom_saving(), kernel_name="python3",
+                                   progress_bar=False,
                                    start_timeout=600,  # seconds: a busy machine takes some
                                    execution_timeout=timeout, config=config,
                                    extra_arguments=["--log-level=ERROR",
@@ -319,8 +355,7 @@ def execute(
 ) -> dict:  # the run's status: state is done, skipped or failed
     """Run a recipe's notebook through papermill into root/<recipe>.
 
-    Wait where another process runs it. Raises RecipeError where something else lies there, and
-    for a run that is to be read and is missing.
+    Wait where another process runs it. Raises RecipeError where something else lies there.
     """
     root = Path(root).resolve()
     target, work = run_places(root, recipe.recipe)
@@ -332,13 +367,15 @@ def execute(
     with locked(root, recipe.recipe, f"{recipe.recipe}  waits for another process that runs it",
                 stream):
         check_run_folders(root, recipe.recipe, recipe.source)
-        key = run_key(recipe)
-        if find_run(target, key, say):
-            return status_of(target) | {"state": "skipped"}
-        status = {"recipe": recipe.recipe, "profile": profile, "key": key}
+        status = {"recipe": recipe.recipe, "profile": profile, "key": run_key(recipe)}
         if recipe.recipe in (asked or {}):
             status["asked"] = asked[recipe.recipe]
-        _check_runs_read(recipe)
+        try:
+            _check_runs_read(recipe)
+        except RecipeError as error:
+            return _refused(work, status, error)
+        if find_run(target, status["key"], say):
+            return status_of(target) | {"state": "skipped"}
         status = _run_notebook(recipe, work, status, timeout, stream, alone)
         if status["state"] == "done":
             take_place(work, target, say)

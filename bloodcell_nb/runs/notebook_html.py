@@ -81,6 +81,8 @@ def _reduced(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _with_formulas(cell.source)
+        if cell.cell_type == "raw":  # shown as it is written
+            cell.source = html.escape(cell.source)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
@@ -94,7 +96,13 @@ def _reduced(notebook):
 _TAGS = {"a", "blockquote", "br", "code", "div", "em", "h1", "h2", "h3", "h4", "hr", "img", "li",
          "ol", "p", "pre", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead",
          "tr", "ul"}
-_ATTRIBUTES = {"*": ["class", "id"], "a": ["href"], "img": ["src", "alt", "width"]}
+def _of_image(tag, name, value):
+    "Whether an attribute of an image stays: a source is in the page itself."
+    return name in ("class", "id", "alt", "width") or (
+        name == "src" and value.startswith("data:image/"))
+
+
+_ATTRIBUTES = {"*": ["class", "id"], "a": ["href"], "img": _of_image}
 
 
 def _as_it_is(part):
@@ -112,7 +120,7 @@ def _body(notebook):
                               filters={"clean_html": _as_it_is}).from_notebook_node(notebook)
     body = bleach.clean(body, _TAGS, _ATTRIBUTES, {"http", "https", "data"}, strip=True)
     body = re.sub(r'<a\b[^>]*href="(?!https?:|#)[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.S)
-    body = re.sub(r'<img\b(?![^>]*src="data:)[^>]*>', "", body)
+    body = re.sub(r'<img\b(?![^>]*src="data:image/)[^>]*>', "", body)
     style = "\n".join(line for text in more["inlining"]["css"] for line in text.splitlines()
                       if line.startswith(".highlight ."))
     return body, style  # and how code is coloured

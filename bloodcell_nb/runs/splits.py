@@ -122,6 +122,7 @@ def recorded_recipe(
 ) -> Recipe:
     "The recipe of a finished run; raises RecipeError where today's code cannot follow it."
     values = record["recipe"] | {"source": str(source)}
+    values.pop("steps_per_execution", None)  # in one call of TensorFlow: the same steps
     for key, value in ONCE.items():
         if values.pop(key, value) != value:
             raise RecipeError(f"{where}: was made with another {key} than {value}, which no recipe "
