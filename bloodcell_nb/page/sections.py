@@ -448,7 +448,8 @@ def ensemble(
     runs: list[Finished],  # of one data set
 ) -> Section | None:
     "Tell what ensembles gain over their best members."
-    found = [run for run in scored(runs) if SPLITS.keys() <= results_of(run).get("gain", {}).keys()]
+    found = [run for run in scored(runs) if SPLITS.keys() <= results_of(run).get("gain", {}).keys()
+             and len(results_of(run)["members"]) > 1]  # views of one network are no ensemble
     if not found:
         return None
     usual = usual_code(runs)
