@@ -307,14 +307,6 @@ def test_a_run_says_which_key_it_was(trained, tmp_path, monkeypatch):
     assert status_of(tmp_path / "out" / "custom_cnn")["key"] == "0123456789abcdef"
 
 
-def test_a_kernel_whose_temporary_folder_has_a_long_name(tmp_path, monkeypatch):
-    long = tmp_path / ("x" * 121)
-    long.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(long))
-    with engine._channels() as config:
-        assert config is None or len(f"{config.KernelManager.ip}-5") <= 103
-
-
 def test_newlines_do_not_change_the_code(tmp_path, monkeypatch):
     "A clone of core.autocrlf=true has the fingerprint of any other."
     before = code_fingerprint("03_custom_cnn")

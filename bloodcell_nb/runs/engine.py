@@ -13,10 +13,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import warnings
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +23,7 @@ from filelock import FileLock, ReadWriteLock, Timeout
 
 from ..data.cells import KEYWORDS, DataError, is_synthetic, source_path
 from ..data.files import write_json
+from .kernel import execute_notebook
 from .keys import run_key
 from bloodcell_nb.runs.recipes import (
     RecipeError,
@@ -191,29 +190,6 @@ def terminated_as_interrupted():
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
-# %% ../../nbs/reference/runs/engine.ipynb #202e3085
-_LONGEST = 103  # bytes of a socket's path: macOS takes 103, Linux 107
-
-
-def _socket_folder():
-    "Folder for temporary files in which a kernel's sockets have short enough names, or none."
-    for place in (tempfile.gettempdir(), "/tmp"):
-        path = os.path.join(place, "bloodcell_12345678", "kernel-5")
-        if len(os.fsencode(path)) <= _LONGEST and os.access(place, os.W_OK):
-            return place
-
-
-@contextmanager
-def _channels():
-    "Jupyter's settings for a kernel that listens on Unix sockets, where there are any."
-    if os.name != "posix" or not (place := _socket_folder()):
-        yield None  # TCP
-        return
-    from traitlets.config import Config
-
-    with tempfile.TemporaryDirectory(prefix="bloodcell_", dir=place) as folder:
-        yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
-
 # %% ../../nbs/reference/runs/engine.ipynb #16b7340e
 def _named_files(recipe):
     "Absolute paths of what a recipe names, by parameter: its notebook runs in another folder."
@@ -247,48 +223,6 @@ def _refused(work, status, error):
     if not work.exists():
         begin(work, status)
     return status
-
-# %% ../../nbs/reference/runs/engine.ipynb #4085db41
-_SAVE_SECONDS = 5
-
-
-def _seldom_saving():
-    "Papermill's engine, which else writes the whole notebook before and after each cell."
-    from papermill.engines import NBClientEngine, papermill_engines
-
-    class Seldom(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man, *arguments, **options):
-            def seldom():
-                if (nb_man.now() - nb_man.last_save_time).total_seconds() > _SAVE_SECONDS:
-                    save()
-
-            save, nb_man.save = nb_man.save, seldom
-            try:
-                return super().execute_managed_notebook(nb_man, *arguments, **options)
-            finally:  # however it ends, it is written once more
-                nb_man.save = save
-
-    papermill_engines.register("seldom", Seldom)
-    return "seldom"
-
-
-def _papermill(recipe, work, files, timeout):
-    "Execute a recipe's notebook in its work folder."
-    with warnings.catch_warnings():  # tqdm's, of a missing widget
-        warnings.simplefilter("ignore")
-        import papermill
-
-    parameters = recipe.model_dump() | {key: str(path) for key, path in files.items()}
-    with _channels() as config:
-        papermill.execute_notebook(project_root() / "nbs" / f"{recipe.notebook}.ipynb",
-                                   work / "notebook.ipynb", parameters, cwd=work,
-                                   engine_name=_seldom_saving(), kernel_name="python3",
-                                   progress_bar=False,
-                                   start_timeout=600,  # seconds: a busy machine takes some
-                                   execution_timeout=timeout, config=config,
-                                   extra_arguments=["--log-level=ERROR",
-                                                    "--IPKernelApp.capture_fd_output=False"])
 
 # %% ../../nbs/reference/runs/engine.ipynb #8525dc7b
 def _publish_notebook(work, names, synthetic):
@@ -328,7 +262,9 @@ def _run_notebook(recipe, work, status, timeout, stream, alone):
     try:
         with quiet_stderr(work / "kernel.log") as terminal, _ProgressLine(
             recipe.recipe, work, stream or terminal, alone):
-            _papermill(recipe, work, files, timeout)
+            parameters = recipe.model_dump() | {key: str(path) for key, path in files.items()}
+            notebook = project_root() / "nbs" / f"{recipe.notebook}.ipynb"
+            execute_notebook(notebook, parameters, work, timeout)
         record = _finished_record(recipe, work, names)
         # the key of what ran, if files have changed
         status |= {"key": record.get("key", status["key"]), "state": "done",
