@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+COMMITTED = [Path(__file__).resolve().parent.parent / "reports" / name
+             for name in ("bccd", "course", "pbc96", "worth")]  # as in setup.py
 LONGEST = ["test_ensemble", "test_command", "test_installed", "test_networks", "test_models",
            "test_report"]
 

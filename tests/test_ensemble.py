@@ -47,6 +47,7 @@ def study(tmp_path_factory):
         "runs": {str(folder / f"{name}.yaml"): [0] for name in (
             "bad", "shifted", "together", "one", "efficientnet", "convnext")}, "jobs": 2,
         "set": {"epochs": 3}}))
+    (folder / "out" / "nobody").mkdir(parents=True)  # a run that holds nothing
     command = ("run", "--study", folder / "study.yaml", "--data", SOURCE, "--profile", "smoke",
                "--out", folder / "out")
     done = bloodcell(*command, "--budget", "1000")
@@ -65,20 +66,23 @@ def results(runs, name):
 
 
 def test_a_study(study, capsys):
-    """Two runs at a time, others that go on after a failure, an ensemble that waits for its
-    members; done, it is skipped.
+    """Two runs at a time, others that go on after a notebook that fails, an ensemble that waits
+    for its members; done, it is skipped. A run that cannot begin leaves what failed before.
     """
     folder, said, command = study
     lines = [line.split(":")[0] for line in said.splitlines() if ": done" in line]
     assert lines.index("one") < lines.index("together") < lines.index("shifted")
-    assert "6 runs: 1 failed, 5 done" in said and "bad: failed: no run" in said  # bad comes first
+    assert re.search("6 runs: (1 failed, 5 done|5 done, 1 failed);", said)  # as they ended
+    assert re.search("bad: failed: .*nobody holds no predictions.* \\(see bad.partial\\)", said)
     assert "Did not finish" in (folder / "out" / "index.html").read_text()
     record = json.loads((folder / "out" / "one" / "metrics.json").read_text())
     assert (record["recipe"]["seed"], record["results"]["training"]["epochs"]) == (0, 3)
     assert not (folder / "out" / ".shared.partial").exists()
+    (folder / "out" / "nobody").rmdir()
     assert main(list(map(str, command))) == 1
     said = capsys.readouterr().out
-    assert "1 failed" in said and "5 skipped" in said
+    assert re.search("6 runs: (1 failed, 5 skipped|5 skipped, 1 failed);", said)
+    assert "bad: failed: no run" in said and (folder / "out/bad.partial/notebook.ipynb").exists()
 
 
 @pytest.mark.parametrize("name", ["one", "efficientnet", "convnext", "together", "shifted"])

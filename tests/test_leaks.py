@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from conftest import COMMITTED
 from PIL import Image
 
 from bloodcell_nb.cli import inspect
@@ -35,7 +36,7 @@ from bloodcell_nb.inference.published import (
     write_card,
 )
 from bloodcell_nb.networks.custom_cnn import custom_cnn
-from bloodcell_nb.runs.recipes import check_recipe, project_root
+from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run
 from bloodcell_nb.runs.splits import prepare, recorded_recipe
 from bloodcell_nb.training.fit import evaluate
@@ -249,10 +250,10 @@ def test_publish_takes_nothing_from_another_process(trained, network, tmp_path, 
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
 
 
-@pytest.mark.parametrize("data", ["bccd", "course", "pbc96", "worth"])
-def test_todays_code_follows_every_committed_record(data):
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_todays_code_follows_every_committed_record(folder):
     "Else `publish` would refuse the run, and `evaluate` score other cells than its test split."
-    paths = sorted((project_root() / "reports" / data).glob("*/metrics.json"))
+    paths = sorted(folder.glob("*/metrics.json"))
     assert paths
     for path in paths:
         record = json.loads(path.read_text(encoding="utf-8"))

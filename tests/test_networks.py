@@ -184,7 +184,7 @@ def saved(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("version", ["3.6.0", "3.14.0"])
+@pytest.mark.parametrize("version", ["3.6.0", "3.10.0", "3.13.2", "3.14.0"])
 def test_older_keras_reads_what_travels(saved, version):
     if not (OLDER / version / "keras").is_dir():
         pytest.skip(f"Keras {version}: make {OLDER.relative_to(project_root())}/.installed")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LADDER_HEADER', 'SPLITS', 'AUGMENTATION', 'GAINS_HEADER', 'ladders', 'reported_steps', 'shown_steps', 'not_run_yet',
            'with_interval', 'weights_of', 'ladder_table', 'step_labels', 'plot_ladder', 'compare', 'difference',
-           'compare_over_seeds', 'changed_settings', 'one_line', 'StepGain', 'step_gains', 'gain_rows', 'results_table',
-           'gains_table', 'on_real_cells']
+           'compare_over_seeds', 'changed_settings', 'one_line', 'StepGain', 'step_gains', 'one_change_each',
+           'gain_rows', 'results_table', 'gains_table', 'on_real_cells']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
 from pathlib import Path
@@ -348,6 +348,15 @@ def step_gains(
             left_out.append((f"{step.recipe} against {step.baseline}",
                              f"not compared: {one_line(error)}"))
     return gains, left_out
+
+# %% ../../nbs/reference/page/comparisons.ipynb #onechg02
+def one_change_each(
+    folder: Path = None,  # holds run folders; None: the committed runs of the study `worth`
+) -> tuple[list[StepGain], list[Finished]]:  # the largest on the stand-in first; and the runs
+    "Compare the runs of a study that changes one thing at a time with their baselines."
+    folder = folder or project_root() / "reports" / "worth"
+    runs = [run for run in (read_runs(folder) if folder.is_dir() else []) if run.test]
+    return sorted(step_gains(runs)[0], key=lambda gain: -gain.stand_in["difference"]), runs
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "clean test cells", "stand-in",

@@ -205,21 +205,23 @@ def _shown_names(recipe, work, files):
         str(path): path.name for path in files.values()}
 
 
-def _check_runs_read(recipe):
-    "Raise RecipeError for a run that a recipe reads and that is not there."
+def _missing_run(recipe):
+    "What is wrong with the runs that a recipe reads; empty where all are there."
     for name in runs_read(recipe):
         folder, (run, _, part) = runs_folder(recipe), name.partition("/")
-        if part and (folder / run).is_dir() and not (folder / name).is_dir():
-            raise RecipeError(f"{folder / run} holds no {part}, which {recipe.recipe} reads; run "
-                              f"{run} anew with `snapshots: true`")
-        if not (folder / name).is_dir():
-            raise RecipeError(f"no run {folder / name}, which {recipe.recipe} reads; run {run} "
-                              "first, or name the folder that holds it: --set runs=FOLDER")
+        if (folder / name).is_dir():
+            continue
+        if part and (folder / run).is_dir():
+            return (f"{folder / run} holds no {part}, which {recipe.recipe} reads; run {run} anew "
+                    "with `snapshots: true`")
+        return (f"no run {folder / name}, which {recipe.recipe} reads; run {run} first, or name "
+                "the folder that holds it: --set runs=FOLDER")
+    return ""
 
 
 def _refused(work, status, error):
     "The status of a run that cannot begin; it lies in the work folder, where nothing else does."
-    status |= {"state": "failed", "error": str(error), "seconds": 0.0}
+    status |= {"state": "failed", "error": error, "seconds": 0.0}
     if not work.exists():
         begin(work, status)
     return status
@@ -306,10 +308,8 @@ def execute(
         status = {"recipe": recipe.recipe, "profile": profile, "key": run_key(recipe)}
         if recipe.recipe in (asked or {}):
             status["asked"] = asked[recipe.recipe]
-        try:
-            _check_runs_read(recipe)
-        except RecipeError as error:
-            return _refused(work, status, error)
+        if missing := _missing_run(recipe):
+            return _refused(work, status, missing)
         if find_run(target, status["key"], say):
             return status_of(target) | {"state": "skipped"}
         status = _run_notebook(recipe, work, status, timeout, stream, alone)

@@ -96,6 +96,8 @@ def _reduced(notebook):
 _TAGS = {"a", "blockquote", "br", "code", "div", "em", "h1", "h2", "h3", "h4", "hr", "img", "li",
          "ol", "p", "pre", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead",
          "tr", "ul"}
+
+
 def _of_image(tag, name, value):
     "Whether an attribute of an image stays: a source is in the page itself."
     return name in ("class", "id", "alt", "width") or (
