@@ -21,13 +21,8 @@ from pathlib import Path
 from .data.cells import DataError, DataWarning, printable
 from .data.sources import fingerprint, load, source_words
 from .data.yaml_text import cut
-from bloodcell_nb.runs.engine import (
-    PAGE_SECONDS,
-    locked,
-    quiet_stderr,
-    run_all,
-    terminated_as_interrupted,
-)
+from .runs.cluster import PAGE_SECONDS, run_all
+from .runs.engine import locked, quiet_stderr, terminated_as_interrupted
 from .runs.keys import keras_backend
 from .runs.plan import check_inputs, plan_runs, runs_root
 from .runs.recipes import RecipeError, check_recipe
@@ -238,6 +233,8 @@ _WHAT_TO_RUN = (
     _option("--set", dest="settings", action="append", metavar="KEY=VALUE",
             help="a parameter's value instead of the recipe's; may be repeated"),
     _option("--jobs", type=int, metavar="N", help="runs at a time; 1, or what a study says"),
+    _option("--scheduler", metavar="ADDRESS|FILE",
+            help="run on the workers of this Dask scheduler instead"),
     _option("--budget", dest="budget_minutes", type=float, metavar="MINUTES",
             help="stop after so long, the page included; the same command goes on from there"),
     _option("--timeout", dest="timeout_minutes", type=float, metavar="MINUTES",
@@ -258,12 +255,13 @@ def run_recipes(
     jobs: int = None,  # runs at a time; None: 1, or what the study says
     budget_minutes: float = None,  # for all of it, the page included
     tensorboard: str = None,  # folder of TensorBoard's event files
+    scheduler: str = None,  # address or file of a Dask scheduler; None: what the study says
 ) -> int:  # exit code
     "Run recipes, or a study, and write the page; 1 if a run failed. Raises RecipeError, DataError."
     from bloodcell_nb.page.build import check_page_free
 
     start = time.monotonic()
-    plan = plan_runs(names, source, profile, settings, study_name, jobs)
+    plan = plan_runs(names, source, profile, settings, study_name, jobs, scheduler)
     _check_minutes(timeout_minutes, budget_minutes)
     check_inputs(plan.recipes)
     root = check_page_free(runs_root(out, plan.recipes))
@@ -273,7 +271,7 @@ def run_recipes(
     deadline = budget_minutes and start + 60 * budget_minutes
     timeout = timeout_minutes and math.ceil(60 * timeout_minutes)
     states, left = run_all(plan.recipes, root, plan.profile, plan.jobs, deadline, timeout, events,
-                           plan.asked)
+                           plan.asked, plan.scheduler)
     _print_left(root, states, left, start)
     if states:
         _write_page(root)

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.util.tensor_util import make_ndarray
 
 from bloodcell_nb.cli import main
-from bloodcell_nb.runs import engine
+from bloodcell_nb.runs import cluster, engine
 from bloodcell_nb.runs.recipes import CustomCNNRecipe, read_recipe, recipes
 from bloodcell_nb.runs.studies import studies
 
@@ -239,15 +239,15 @@ def test_killed_runs_go_on(alone, tmp_path):
     assert "good: skipped" in run(folder, tmp_path / "cut", "good.yaml").communicate()[0]
 
 
-def one_cell(place, code):
-    "A project whose only notebook has its parameters and one cell of code; gives its folder."
+def one_cell(place, code, name="03_custom_cnn"):
+    "A project with a notebook of its parameters and one cell of code; gives its folder."
     root = place / "project"
     (root / "nbs").mkdir(parents=True, exist_ok=True)
-    notebook = nbformat.read(ROOT / "nbs" / "03_custom_cnn.ipynb", 4)
+    notebook = nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)
     parameters = next(cell for cell in notebook.cells
                       if "parameters" in cell.metadata.get("tags", []))
     notebook.cells = [parameters, nbformat.v4.new_code_cell(code)]
-    nbformat.write(notebook, root / "nbs" / "03_custom_cnn.ipynb")
+    nbformat.write(notebook, root / "nbs" / f"{name}.ipynb")
     return root
 
 
@@ -327,7 +327,7 @@ def test_a_budget_that_ends_before_the_runs_do(tmp_path, monkeypatch, capsys):
     study, work = tmp_path / "pair.yaml", tmp_path / "cut" / "member.partial"
     study.write_text(yaml.safe_dump({"runs": {str(tmp_path / "together.yaml"): [0], str(
         tmp_path / "member.yaml"): [0, 1]}}))
-    monkeypatch.setattr(engine, "_is_over", lambda deadline: deadline and last_state(work))
+    monkeypatch.setattr(cluster, "_is_over", lambda deadline: deadline and last_state(work))
     assert main(["run", "--study", str(study), "--data", SOURCE, "--out",
                  str(tmp_path / "cut"), "--budget", "1000", "--set", "epochs=5000",
                  "--set", "patience=5000", "--jobs", "1"]) == 0

@@ -18,7 +18,7 @@ from bloodcell_nb import cli
 from bloodcell_nb.cli import main
 from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.data.sources import data_name
-from bloodcell_nb.runs import engine, keys, run_folders
+from bloodcell_nb.runs import cluster, engine, keys, run_folders
 from bloodcell_nb.runs.finished import model_file, read_runs
 from bloodcell_nb.runs.keys import code_fingerprint
 from bloodcell_nb.runs.recipes import check_recipe
@@ -361,7 +361,7 @@ def test_a_source_that_goes_away(tmp_path, capfd, names):
     "Each run says so in a line, and points to no folder that is not there."
     chosen = [check_recipe({"notebook": "01_analysis", "recipe": name,
                             "source": str(tmp_path / "gone.npz")}) for name in names]
-    assert engine.run_all(chosen, tmp_path / "out", "smoke") == (["failed"] * len(names), [])
+    assert cluster.run_all(chosen, tmp_path / "out", "smoke") == (["failed"] * len(names), [])
     said = capfd.readouterr()
     assert "Traceback" not in said.err, said.err
     assert [line.partition(": no such file")[0] for line in said.out.splitlines()] == [

@@ -64,9 +64,10 @@ def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
 # %% ../../nbs/reference/runs/machine.ipynb #f68d537f
 _LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "keras-cv", "h5py",
               "numpy", "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
-              "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "filelock", "psutil",
-              "pooch", "tqdm", "traitlets", "papermill", "nbclient", "nbconvert", "nbformat",
-              "bleach", "onnx", "onnxruntime", "ipython", "ipykernel", "fastcore")
+              "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "dask", "distributed",
+              "filelock", "psutil", "pooch", "tqdm", "traitlets", "papermill", "nbclient",
+              "nbconvert", "nbformat", "bleach", "onnx", "onnxruntime", "ipython", "ipykernel",
+              "fastcore")
 
 
 def device_name() -> str:

@@ -72,21 +72,22 @@ class Plan(NamedTuple):
     jobs: int  # runs at a time
     asked: dict  # sizes that a recipe's file asks for and its run does not have, by recipe
     lowered: list  # lines that say what the profile lowers
+    scheduler: str = None  # address or file of the scheduler whose workers run them
 
 
 def _named(names, study_name, settings):
-    "Recipes that the command line names, the settings for all, the study's profile and its jobs."
+    "Recipes that the command line names, the settings for all, and what else a study says."
     if study_name and names:
         raise RecipeError(f"--study {study_name} and {names[0]}; name a study or recipes")
     if not study_name and not names:
         list_recipes()
         raise RecipeError("run: name one or more of these recipes, or --study STUDY")
     if not study_name:
-        return [read_recipe(find_recipe(name)) for name in names], settings, "quick", 1
+        return [read_recipe(find_recipe(name)) for name in names], settings, None
     study, recipes = read_study(study_name)
     own = [f"{key}={json.dumps(value, default=str)}" for key, value in study.set.items()
            if key not in _keys(settings)]
-    return recipes, [*own, *settings], study.profile, study.jobs
+    return recipes, [*own, *settings], study
 
 # %% ../../nbs/reference/runs/plan.ipynb #53c6fc70
 def plan_runs(
@@ -96,12 +97,16 @@ def plan_runs(
     settings: list = (),  # as for `with_settings`
     study_name: str = None,  # a study instead of names
     jobs: int = None,  # runs at a time; None: 1, or what the study says
+    scheduler: str = None,  # whose workers run them; None: what the study says, or none
 ) -> Plan:
     "Plan the runs of recipes or of a study. Raises RecipeError."
-    files, settings, usual_profile, usual_jobs = _named(names, study_name, settings)
-    profile, jobs = profile or usual_profile, usual_jobs if jobs is None else jobs
-    if jobs < 1:
-        raise RecipeError(f"--jobs {jobs}: expected 1 or more")
+    files, settings, study = _named(names, study_name, settings)
+    profile = profile or (study.profile if study else "quick")
+    if jobs is not None and (jobs < 1 or scheduler):
+        raise RecipeError(f"--jobs {jobs}: " + ("with --scheduler, its workers say how many; leave "
+                          "one out" if scheduler else "expected 1 or more"))
+    scheduler = scheduler or (study.scheduler if study and jobs is None else None)
+    jobs = jobs or (study.jobs if study else 1)
     full = with_settings(files, settings)
     chosen = [with_profile(recipe, profile, {*_keys(settings)}) for recipe in full]
     if source is not None:
@@ -112,7 +117,8 @@ def plan_runs(
                           "--set recipe=NAME for one recipe alone")
     asked = {recipe.recipe: asked_sizes(file, recipe)
              for file, recipe in zip(files, chosen, strict=True)}
-    return Plan(chosen, profile, jobs, asked, lowered_words(full, chosen, profile))
+    return Plan(chosen, profile, jobs, asked, lowered_words(full, chosen, profile),
+                scheduler)
 
 # %% ../../nbs/reference/runs/plan.ipynb #ea67b900
 def check_inputs(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['status_of', 'run_places', 'check_run_folders', 'missing_file', 'is_finished', 'is_resumable', 'set_aside',
-           'hidden_folder', 'begin', 'take_place', 'find_run']
+           'hidden_folder', 'begin', 'take_place', 'find_run', 'put_in_place']
 
 # %% ../../nbs/reference/runs/run_folders.ipynb #rimport1
 import json
@@ -267,3 +267,17 @@ def find_run(
             say(f"goes on from {EARLIER}/{folder.name}")
             _rename(folder, work)
     return False
+
+# %% ../../nbs/reference/runs/run_folders.ipynb #rbring02
+def put_in_place(
+    folder: Path,  # of a run that has ended
+    target: Path,  # place of a finished run of its name
+    say,  # function of a line
+):
+    "Move a run that was executed elsewhere to where it lies here, finished or not."
+    if is_finished(folder, status_of(folder).get("key")):
+        take_place(folder, target, say)
+    else:
+        work = run_places(target.parent, target.name)[1]
+        _clear(work, "", say)
+        _rename(folder, work)

@@ -36,7 +36,8 @@ class Study(BaseModel):
     # seeds of each recipe (a name, or a .yaml file); what is worth most first
     runs: dict[str, _Seeds] = Field(min_length=1)
     profile: Literal["smoke", "quick", "full"] = "full"
-    jobs: int = Field(1, ge=1)  # runs at a time
+    jobs: int = Field(1, ge=1)  # runs at a time, where no scheduler is named
+    scheduler: str = None  # address or file of a Dask scheduler
     set: dict = {}  # parameters for each recipe that has them
 
 # %% ../../nbs/reference/runs/studies.ipynb #a463d0e9

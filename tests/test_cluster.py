@@ -1,0 +1,190 @@
+"Runs on a Dask scheduler's workers: some die, some see no file of the command's, and it goes too."
+import json
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+from test_command import FAST, SOURCE, one_cell, recipe
+
+from bloodcell_nb.data.sources import load, save
+
+SECONDS = 240  # that anything may take on a busy machine
+# what workers and the command execute: notebooks of one cell, in the place of the project's
+SMALL = """
+import sys
+from pathlib import Path
+from bloodcell_nb.runs import cluster, engine, keys, processes
+engine.project_root = keys.project_root = lambda: Path({project!r})
+if {blind} and "dask" in sys.argv[0]:
+    cluster._sees = lambda paths: False
+processes._COMMAND = "import runpy; runpy.run_path({path!r}); " + processes._COMMAND
+if __name__ == "__main__":
+    from bloodcell_nb.cli import main
+    sys.exit(main())
+"""
+# it goes on from the step that it finds; each execution leaves a line that says from which
+CELL = """
+import json, runpy, time
+from pathlib import Path
+runpy.run_path({small!r})
+from bloodcell_nb.runs.recipes import recipe_of
+from bloodcell_nb.runs.run import Run
+run = Run(recipe_of(globals(), {notebook!r}))
+state = run.folder / "state" / "step"
+step = int(state.read_text()) if state.exists() else 0
+with open({begun!r}, "a") as begun:
+    begun.write(f"{{run.recipe.recipe}} {{step}}\\n")
+for name in getattr(run.recipe, "members", []):
+    assert (run.folder.parent / name / "metrics.json").exists(), "a run that it reads is missing"
+state.parent.mkdir(exist_ok=True)
+for step in range(step + 1, 6):
+    time.sleep(0.2)
+    state.write_text(str(step))
+run.finish({{}})
+"""
+
+
+def wait_for(found):
+    end = time.monotonic() + SECONDS
+    while not (result := found()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+    return result
+
+
+class Cluster:
+    "A scheduler, workers and the command, each a process, in a folder."
+
+    def __init__(self, folder, blind):
+        self.folder, self.processes = folder, []
+        self.small, self._begun = folder / "small.py", folder / "begun"
+        for notebook in ("03_custom_cnn", "06_ensemble"):
+            project = one_cell(folder, CELL.format(
+                notebook=notebook, begun=str(self._begun), small=str(self.small)), notebook)
+        self.small.write_text(SMALL.format(project=str(project), blind=blind, path=str(self.small)))
+
+    def start(self, *command):
+        self.processes.append(subprocess.Popen([*map(str, command)], cwd=self.folder, text=True,
+                                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        return self.processes[-1]
+
+    def scheduler(self):
+        file = self.folder / "scheduler.json"
+        file.unlink(missing_ok=True)
+        process = self.start("dask", "scheduler", "--host", "127.0.0.1", "--port", 0,
+                             "--no-dashboard", "--scheduler-file", file)
+        wait_for(file.exists)
+        return process
+
+    def worker(self, preload=None):
+        (place := self.folder / f"worker_{len(self.processes)}").mkdir()
+        return self.start("dask", "worker", "--scheduler-file", "scheduler.json", "--no-nanny",
+                          "--no-dashboard", "--nthreads", 1, "--local-directory", place,
+                          "--preload", preload or self.small)
+
+    def run(self, *arguments):
+        return self.start(sys.executable, self.small, "run", *arguments, "--profile", "full",
+                          "--scheduler", "scheduler.json", "--out", "out")
+
+    def begun(self):
+        "Names of the runs that began, and from which step."
+        lines = self._begun.read_text().splitlines() if self._begun.exists() else []
+        return [(name, int(step)) for name, step in map(str.split, lines)]
+
+    def states(self):
+        return {path.parent.name: json.loads(path.read_text())["state"]
+                for path in (self.folder / "out").glob("*/status.json")}
+
+
+def kill(process):
+    "Kill -9 of a process alone: what it started lives, or ends by itself."
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(process.pid).kill()
+
+
+@pytest.fixture
+def cluster(tmp_path, request):
+    made = Cluster(tmp_path, getattr(request, "param", False))
+    yield made
+    below = [one for process in made.processes if process.poll() is None
+             for one in psutil.Process(process.pid).children(recursive=True)]
+    for one in [*made.processes, *below]:
+        kill(one)
+    for process in made.processes:
+        process.communicate()
+
+
+def test_a_worker_that_dies_costs_no_run(cluster):
+    """Killed in the middle of a run, which goes on elsewhere from its state; the scheduler too,
+    which the command says in a line. Each run is finished once.
+    """
+    names = [f"run_{k}" for k in range(3)]
+    paths = [recipe(cluster.folder, name) for name in names]
+    scheduler = cluster.scheduler()
+    workers = [cluster.worker(), cluster.worker()]
+    command = cluster.run(*paths, "--data", SOURCE)
+    wait_for(lambda: list((cluster.folder / "out").glob("*.partial/state/step")))
+    kill(workers[0])
+    wait_for(cluster.states)
+    kill(scheduler)
+    said = command.communicate(timeout=SECONDS)[0]
+    assert command.returncode == 2 and "the scheduler is gone; the same command" in said, said
+    assert "Traceback" not in said, said
+    cluster.scheduler()
+    cluster.worker()
+    said = cluster.run(*paths, "--data", SOURCE).communicate(timeout=SECONDS)[0]
+    assert cluster.states() == dict.fromkeys(names, "done"), said
+    begun = cluster.begun()
+    assert [name for name, step in begun if step] and len(begun) == len(set(begun)), begun
+
+
+@pytest.mark.parametrize("cluster", [True], indirect=True)
+def test_workers_that_see_no_file(cluster):
+    """The cells and the runs that others read travel to them, each finished folder comes back, and
+    of one that fails the notebook does.
+    """
+    cells = save(load("synthetic:n=64"), cluster.folder / "cells.npz")
+    recipe(cluster.folder, "one")
+    nothing = dict.fromkeys(FAST) | {"notebook": "06_ensemble"}
+    recipe(cluster.folder, "both", members=["one"], **nothing)
+    recipe(cluster.folder, "lost", members=["nobody"], **nothing)
+    cluster.scheduler()
+    cluster.worker()
+    names = ["both.yaml", "lost.yaml", "one.yaml"]
+    command = cluster.run(*names, "--data", cells)
+    said = command.communicate(timeout=SECONDS)[0]
+    assert command.returncode == 1 and cluster.states() == {
+        "both": "done", "one": "done", "lost.partial": "failed"}, said
+    assert "lost: failed: no run " in said and "3 runs: " in said
+    place = cluster.folder / "out"
+    assert not [path for path in place.glob(".locks.partial/*") if path.is_dir()]
+    assert str(cluster.folder / "worker") not in (place / "one" / "notebook.ipynb").read_text()
+    begun = len(cluster.begun())
+    said = cluster.run(*names, "--data", cells).communicate(timeout=SECONDS)[0]
+    assert said.count("skipped") == 2 + 1 and len(cluster.begun()) == begun, said
+
+
+def test_a_command_that_is_stopped_stops_its_runs(cluster):
+    "Its run keeps its state, and no process of it goes on; a worker of other code is refused."
+    path = recipe(cluster.folder, "one")
+    cluster.scheduler()
+    worker = cluster.worker()
+    command = cluster.run(path, "--data", SOURCE)
+    work = cluster.folder / "out" / "one.partial"
+    wait_for((work / "state" / "step").exists)
+    processes = psutil.Process(worker.pid).children(recursive=True)
+    command.terminate()
+    said = command.communicate(timeout=SECONDS)[0]
+    assert command.returncode == 130 and "interrupted; the same command goes on" in said, said
+    assert json.loads((work / "status.json").read_text())["state"] == "interrupted"
+    assert not psutil.wait_procs(processes, timeout=SECONDS)[1]
+    kill(worker)
+    other = cluster.folder / "other.py"
+    other.write_text(cluster.small.read_text() + "keys._statements = lambda code: ['other']\n")
+    cluster.worker(other)
+    said = cluster.run(path, "--data", SOURCE).communicate(timeout=SECONDS)[0]
+    assert "has other code than this command; give it the same" in said, said
+    assert (work / "state" / "step").exists()
