@@ -11,8 +11,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 # what the commands read beside the package; of the records, what the chapters quote
-PROJECT = ("recipes/*.yaml", "studies/*.yaml", "nbs/*.ipynb", "nbs/exercises/*.ipynb",
-           "nbs/reference/**/*.ipynb", "models/*/*",
+PROJECT = ("recipes/*.yaml", "spaces/*.yaml", "studies/*.yaml", "nbs/*.ipynb",
+           "nbs/exercises/*.ipynb", "nbs/reference/**/*.ipynb", "models/*/*",
            *(f"reports/{data}/*/{name}.json" for data in ("bccd", "course", "pbc96", "worth")
              for name in ("metrics", "status")))
 

@@ -327,7 +327,7 @@ def test_a_budget_that_ends_before_the_runs_do(tmp_path, monkeypatch, capsys):
     study, work = tmp_path / "pair.yaml", tmp_path / "cut" / "member.partial"
     study.write_text(yaml.safe_dump({"runs": {str(tmp_path / "together.yaml"): [0], str(
         tmp_path / "member.yaml"): [0, 1]}}))
-    monkeypatch.setattr(cluster, "_is_over", lambda deadline: deadline and last_state(work))
+    monkeypatch.setattr(cluster, "is_over", lambda deadline: deadline and last_state(work))
     assert main(["run", "--study", str(study), "--data", SOURCE, "--out",
                  str(tmp_path / "cut"), "--budget", "1000", "--set", "epochs=5000",
                  "--set", "patience=5000", "--jobs", "1"]) == 0

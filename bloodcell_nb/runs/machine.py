@@ -65,7 +65,7 @@ def git_commit() -> dict | None:  # commit, 40 hexadecimal digits; clean, bool
 _LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "keras-cv", "h5py",
               "numpy", "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
               "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "dask", "distributed",
-              "filelock", "psutil", "pooch", "tqdm", "traitlets", "papermill", "nbclient",
+              "filelock", "optuna", "psutil", "pooch", "tqdm", "traitlets", "papermill", "nbclient",
               "nbconvert", "nbformat", "bleach", "onnx", "onnxruntime", "ipython", "ipykernel",
               "fastcore")
 

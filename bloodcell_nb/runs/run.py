@@ -76,6 +76,7 @@ class Run:
         self._temporary = None if recipe.out else tempfile.TemporaryDirectory(prefix="bloodcell_")
         self.recipe, self.folder = recipe, Path(recipe.out or self._temporary.name)
         self.started, self.seconds = datetime.now(UTC), {}
+        self.watched = []  # after each epoch of a training, what decides which one is best
         self.folder.mkdir(parents=True, exist_ok=True)
         self.synthetic, self.weights = is_synthetic(recipe.source), recipe_weights(recipe)
         # now: files may change while it runs
@@ -110,7 +111,7 @@ class Run:
         "Leave a line for whoever watches the run."
         peak_memory()
         with replacing(self.folder / "progress.json", lasting=False) as work:
-            work.write_text(json.dumps({"text": text}), encoding="utf-8")
+            work.write_text(json.dumps({"text": text, "watched": self.watched}), encoding="utf-8")
 
 # %% ../../nbs/reference/runs/run.ipynb #bbc8a270
 def save_figure(
