@@ -258,7 +258,7 @@ def search_recipe(
     budget_minutes: float = None,  # for all of it, the page included
 ):
     "Search a recipe's parameters, and write the leaderboard and the page of its runs."
-    from bloodcell_nb.evaluation.search import read_space, search
+    from bloodcell_nb.evaluation.search import read_space, search_parameters
     from bloodcell_nb.page.build import check_page_free
 
     start = time.monotonic()
@@ -274,7 +274,7 @@ def search_recipe(
     root = check_page_free(runs_root(out, plan.recipes))
     check_writable(root, root)
     deadline = budget_minutes and start + 60 * budget_minutes
-    ended = search(recipe, values, root, trials, plan.jobs, deadline, scheduler, profile)
+    ended = search_parameters(recipe, values, root, trials, plan.jobs, deadline, scheduler, profile)
     print(f"{ended} of {trials} trials: {root / 'leaderboard.csv'}")
     _write_page(root)
 
