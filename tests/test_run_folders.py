@@ -356,6 +356,16 @@ def test_a_backend_that_is_not_installed(trained, monkeypatch, capsys, arguments
                                        "pip install torch, or set another\n")
 
 
+def test_what_a_backend_cannot_run_is_refused_before_anything_starts(trained, monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setattr("bloodcell_nb.runs.keys.find_spec", lambda name: True)
+    assert main(["run", "worth_simple", "--set", "augmentation_library=keras_cv", "--data",
+                 SOURCE]) == 2
+    assert capsys.readouterr().err.startswith(
+        "bloodcell: worth_simple: augmentation_library is keras_cv, which needs TensorFlow, and")
+    assert not trained
+
+
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["alone", "as copies"])
 def test_a_source_that_goes_away(tmp_path, capfd, names):
     "Each run says so in a line, and points to no folder that is not there."

@@ -142,6 +142,7 @@ def _execute_order(order):
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0033
 _SECONDS = 20  # that a scheduler may take to answer
+_GONE = "the scheduler is gone; the same command goes on from here"
 
 
 @contextmanager
@@ -149,6 +150,7 @@ def _connected(scheduler, jobs):
     "A client of a running scheduler, or of a cluster of its own in this process."
     from dask import config
     from distributed import Client, LocalCluster
+    from distributed.comm import CommClosedError
 
     for name in [*logging.root.manager.loggerDict]:
         if name.partition(".")[0] == "distributed":  # what happens, we say
@@ -169,8 +171,11 @@ def _connected(scheduler, jobs):
         except (OSError, ValueError, KeyError, AssertionError) as error:  # the last: no address
             raise RecipeError(f"--scheduler {scheduler}: no scheduler answers ({one_line(error)}); "
                               "name the address or the file of one that runs") from None
-        with client:
-            yield client
+        try:
+            with client:
+                yield client
+        except CommClosedError:
+            raise RecipeError(_GONE) from None
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0036
 PAGE_SECONDS = 20  # seconds before the end of the budget in which runs end and the page is written
@@ -316,7 +321,7 @@ def _result(future):
     if future.status == "error":
         return {"status": {"state": "failed", "error": one_line(future.exception())}}
     if future.status != "finished":
-        raise RecipeError("the scheduler is gone; the same command goes on from here")
+        raise RecipeError(_GONE)
     return future.result()
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0068
@@ -398,7 +403,8 @@ def cluster(
         topic = f"bloodcell-{uuid.uuid4().hex}" if scheduler else None
         tasks = Tasks(client, {
             "command": uuid.uuid4().hex, "given": given | {"root": str(root)}, "topic": topic,
-            "shared": all(client.run(_sees, [token, *paths]).values()), "token": token,
+            "shared": all(client.run(_sees, [token, *paths], on_error="ignore").values()),
+            "token": token,
             "sharing": _at_once(workers), "events": events, "backend": keras_backend()})
         with _shown(client, topic):
             try:

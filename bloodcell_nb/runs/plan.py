@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..data.cells import source_path
 from ..data.sources import check_source, data_name
 from ..data.yaml_text import cut, parse_yaml
+from .keys import keras_backend
 from .recipes import RecipeError, check_recipe, find_recipe, read_recipe
 from .run_folders import check_run_folders
 from bloodcell_nb.runs.studies import (
@@ -124,13 +125,18 @@ def plan_runs(
 def check_inputs(
     chosen: list,  # recipes
 ):
-    "Raise DataError for cells, weights or networks that the recipes' runs would not find."
+    "Raise DataError for what the recipes' runs would not find, or their backend cannot do."
     from bloodcell_nb.runs.weight_files import recipe_weights
 
     for place in dict.fromkeys(recipe.source for recipe in chosen):
         check_source(place)
     for recipe in chosen:
         recipe_weights(recipe)
+        library, backend = getattr(recipe, "augmentation_library", ""), keras_backend()
+        if library == "keras_cv" and backend != "tensorflow":
+            raise RecipeError(f"{recipe.recipe}: augmentation_library is keras_cv, which needs "
+                              f"TensorFlow, and Keras runs on {backend}; use native, or set "
+                              "KERAS_BACKEND=tensorflow")
         if not getattr(recipe, "networks", True):  # nobody could tell them apart
             raise RecipeError(f"{recipe.recipe}: for this there is bloodcell evaluate MODEL")
 
