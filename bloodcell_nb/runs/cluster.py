@@ -142,6 +142,7 @@ def _execute_order(order):
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0033
 _SECONDS = 20  # that a scheduler may take to answer
+_LOOPBACK = "127.0.0.1:0"  # where alone a cluster's own page listens, on any port
 _GONE = "the scheduler is gone; the same command goes on from here"
 
 
@@ -160,7 +161,8 @@ def _connected(scheduler, jobs):
                      "distributed.comm.retry.count": 2}):
         if not scheduler:
             with LocalCluster(n_workers=1, threads_per_worker=jobs, processes=False,
-                              memory_limit=0, dashboard_address=None,
+                              memory_limit=0, dashboard_address=_LOOPBACK,
+                              worker_dashboard_address=_LOOPBACK,
                               silence_logs=logging.CRITICAL) as cluster, Client(
                     cluster, set_as_default=False) as client:
                 yield client
