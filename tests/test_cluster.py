@@ -7,29 +7,15 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from test_command import FAST, SOURCE, one_cell, recipe
+from test_command import FAST, SOURCE, recipe, small_project
 
 from bloodcell_nb.data.sources import load, save
 
 SECONDS = 240  # that anything may take on a busy machine
-# what workers and the command execute: notebooks of one cell, in the place of the project's
-SMALL = """
-import sys
-from pathlib import Path
-from bloodcell_nb.runs import cluster, engine, keys, processes
-engine.project_root = keys.project_root = lambda: Path({project!r})
-if {blind} and "dask" in sys.argv[0]:
-    cluster._sees = lambda paths: False
-processes._COMMAND = "import runpy; runpy.run_path({path!r}); " + processes._COMMAND
-if __name__ == "__main__":
-    from bloodcell_nb.cli import main
-    sys.exit(main())
-"""
 # it goes on from the step that it finds; each execution leaves a line that says from which
 CELL = """
-import json, runpy, time
+import json, time
 from pathlib import Path
-runpy.run_path({small!r})
 from bloodcell_nb.runs.recipes import recipe_of
 from bloodcell_nb.runs.run import Run
 run = Run(recipe_of(globals(), {notebook!r}))
@@ -60,11 +46,10 @@ class Cluster:
 
     def __init__(self, folder, blind):
         self.folder, self.processes = folder, []
-        self.small, self._begun = folder / "small.py", folder / "begun"
-        for notebook in ("03_custom_cnn", "06_ensemble"):
-            project = one_cell(folder, CELL.format(
-                notebook=notebook, begun=str(self._begun), small=str(self.small)), notebook)
-        self.small.write_text(SMALL.format(project=str(project), blind=blind, path=str(self.small)))
+        self._begun = folder / "begun"
+        _, self.small = small_project(folder, {
+            name: CELL.format(notebook=name, begun=str(self._begun))
+            for name in ("03_custom_cnn", "06_ensemble")}, blind)
 
     def start(self, *command):
         self.processes.append(subprocess.Popen([*map(str, command)], cwd=self.folder, text=True,

@@ -143,6 +143,13 @@ def score_of(recipe: Recipe) -> Score:
     return Score(name, HEADLINE[name].higher_is_better)
 
 # %% ../../nbs/reference/evaluation/search.ipynb #srch0016
+def _pruner():
+    "Stops a trial whose best so far is worse than the median of five or more others at an epoch."
+    from optuna.pruners import MedianPruner
+
+    return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+
+
 def _study(root, recipe, space, profile):
     "Optuna's study in a folder, which goes on where it was left; raises RecipeError for another."
     import optuna
@@ -158,7 +165,7 @@ def _study(root, recipe, space, profile):
     storage = JournalStorage(JournalFileBackend(str(root / "search.journal")))
     study = optuna.create_study(
         storage=storage, study_name="search", load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_warmup_steps=1),
+        pruner=_pruner(),
         direction="maximize" if score_of(recipe).higher_is_better else "minimize")
     study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + len(study.trials))
     if study.user_attrs.get("about", about) != about:
