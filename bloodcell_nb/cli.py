@@ -22,12 +22,14 @@ from .data.cells import DataError, DataWarning
 from .data.inspection import convert, inspect
 from .data.sources import source_words
 from .data.yaml_text import cut
-from .runs.cluster import PAGE_SECONDS, run_all
+from .runs.cluster import run_all
 from .runs.engine import locked, quiet_stderr, terminated_as_interrupted
 from .runs.keys import keras_backend
 from .runs.plan import check_inputs, plan_runs, runs_root
+from .runs.processes import PAGE_SECONDS
 from .runs.recipes import RecipeError, check_recipe
-from .runs.studies import PROFILES, list_recipes, spaces, studies
+from .runs.spaces import read_space, spaces
+from .runs.studies import PROFILES, list_recipes, studies
 from .runs.tensorboard import check_events_folder, check_writable
 
 # %% ../nbs/reference/cli.ipynb #48280a7b
@@ -256,17 +258,15 @@ def search_recipe(
     jobs: int = 1,  # trials at a time
     scheduler: str = None,  # address or file of a Dask scheduler
     budget_minutes: float = None,  # for all of it, the page included
-):
-    "Search a recipe's parameters, and write the leaderboard and the page of its runs."
-    from bloodcell_nb.evaluation.search import read_space, search_parameters
+) -> int:  # exit code
+    "Search a recipe's parameters, and write leaderboard and page; 1 if a trial failed."
+    from bloodcell_nb.evaluation.search import search_parameters
     from bloodcell_nb.page.build import check_page_free
 
     start = time.monotonic()
     plan = plan_runs([name], source, profile, settings, jobs=None if scheduler else jobs,
                      scheduler=scheduler)
     (recipe,) = plan.recipes
-    if trials < 1:
-        raise RecipeError(f"--trials {trials}: expected 1 or more")
     _check_minutes(None, budget_minutes)
     check_inputs(plan.recipes)
     values = read_space(space, recipe)
@@ -274,9 +274,11 @@ def search_recipe(
     root = check_page_free(runs_root(out, plan.recipes))
     check_writable(root, root)
     deadline = budget_minutes and start + 60 * budget_minutes
-    ended = search_parameters(recipe, values, root, trials, plan.jobs, deadline, scheduler, profile)
-    print(f"{ended} of {trials} trials: {root / 'leaderboard.csv'}")
+    ended, failed = search_parameters(recipe, values, root, trials, plan.jobs, deadline, scheduler,
+                                      profile)
+    print(f"{ended} of {trials} trials" + f": {root / 'leaderboard.csv'}" * (ended > 0))
     _write_page(root)
+    return int(failed > 0)
 
 # %% ../nbs/reference/cli.ipynb #cc03f71d
 @contextmanager

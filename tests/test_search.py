@@ -9,9 +9,9 @@ from test_command import SOURCE, in_place, one_line_error, recipe, small_project
 
 from bloodcell_nb import cli
 from bloodcell_nb.cli import main
-from bloodcell_nb.evaluation.search import Range, _pruner, _Trials, read_space, score_of
+from bloodcell_nb.evaluation.search import _pruner, _Trials, score_of
 from bloodcell_nb.runs.recipes import find_recipe, read_recipe
-from bloodcell_nb.runs.studies import spaces
+from bloodcell_nb.runs.spaces import Range, read_space, spaces
 
 # an L2 of 0.001 is best
 TRAINING = """
@@ -104,7 +104,8 @@ def test_what_is_worse_than_the_median_is_stopped(tmp_path, monitor, values, sto
     trials.begin()
     (name,) = tasks.added
     (tmp_path / f"{name}.partial").mkdir()
-    (tmp_path / f"{name}.partial" / "progress.json").write_text(json.dumps({"watched": values}))
+    (tmp_path / f"{name}.partial" / "progress.json").write_text(
+        json.dumps({"watched": dict(enumerate(values))}))
     trials.look()
     assert (tasks.stopped == [name]) == stopped
     assert study.trials[-1].state.name == ("PRUNED" if stopped else "RUNNING")

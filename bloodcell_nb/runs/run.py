@@ -76,7 +76,7 @@ class Run:
         self._temporary = None if recipe.out else tempfile.TemporaryDirectory(prefix="bloodcell_")
         self.recipe, self.folder = recipe, Path(recipe.out or self._temporary.name)
         self.started, self.seconds = datetime.now(UTC), {}
-        self.watched = []  # after each epoch of a training, what decides which one is best
+        self.watched = {}  # by epoch of a training, from 0: what decides which one is best
         self.folder.mkdir(parents=True, exist_ok=True)
         self.synthetic, self.weights = is_synthetic(recipe.source), recipe_weights(recipe)
         # now: files may change while it runs

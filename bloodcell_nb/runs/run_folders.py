@@ -274,8 +274,14 @@ def put_in_place(
     target: Path,  # place of a finished run of its name
     say,  # function of a line
 ):
-    "Move a run that was executed elsewhere to where it lies here, finished or not."
-    if is_finished(folder, status_of(folder).get("key")):
+    """Move a run that was executed elsewhere to where it lies here, finished or not.
+
+    Where the same lies there, finished, it stays, and so does what came.
+    """
+    key = status_of(folder).get("key")
+    if is_finished(target, key):
+        return
+    if is_finished(folder, key):
         take_place(folder, target, say)
     else:
         work = run_places(target.parent, target.name)[1]

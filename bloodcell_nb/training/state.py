@@ -129,7 +129,8 @@ def on_epoch_end(self: Progress, epoch, logs=None):
         self.epoch = epoch + 1
         for key, value in logs.items():
             self.history.setdefault(key, []).append(float(value))
-        self.run.watched[self.first_epoch:] = self.history[self.monitor]
+        self.run.watched |= {self.first_epoch + k: value
+                             for k, value in enumerate(self.history[self.monitor])}
         if self.best_epoch() == self.epoch:
             self.best = self.model.network.get_weights()
     elif self.best is None:
