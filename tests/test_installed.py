@@ -68,8 +68,9 @@ def test_a_wheel_holds_what_the_commands_read(wheel):
                 if "/_project/" in name}
         records = [name for name in tracked("reports") if name.endswith(("metrics.json",
                                                                         "status.json"))]
-        assert sorted(held) == sorted([*tracked("recipes", "studies", "models"), *records, *(
-            name for name in tracked("nbs") if name.endswith(".ipynb"))])
+        assert sorted(held) == sorted([
+            *tracked("recipes", "spaces", "studies", "models"), *records, *(
+                name for name in tracked("nbs") if name.endswith(".ipynb"))])
         notebooks = [json.loads(archive.read(held[name])) for name in held
                      if name.endswith(".ipynb")]
     assert not [cell for book in notebooks for cell in book["cells"] if cell.get("outputs")]

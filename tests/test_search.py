@@ -11,7 +11,7 @@ from bloodcell_nb import cli
 from bloodcell_nb.cli import main
 from bloodcell_nb.evaluation.search import _pruner, _Trials, score_of
 from bloodcell_nb.runs.recipes import find_recipe, read_recipe
-from bloodcell_nb.runs.spaces import Range, read_space, spaces
+from bloodcell_nb.runs.spaces import Span, read_space, spaces
 
 # an L2 of 0.001 is best
 TRAINING = """
@@ -92,7 +92,7 @@ class Tasks:
 def test_what_is_worse_than_the_median_is_stopped(tmp_path, monitor, values, stopped):
     "After the second epoch; of a loss, what is higher."
     small = read_recipe(recipe(tmp_path, "small", monitor=monitor))
-    space = {"l2": Range(low=1e-5, high=1e-2, log=True)}
+    space = {"l2": Span(low=1e-5, high=1e-2, log=True)}
     study = optuna.create_study(
         direction="maximize" if score_of(small).higher_is_better else "minimize", pruner=_pruner())
     for k in range(5):

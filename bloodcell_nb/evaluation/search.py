@@ -30,12 +30,12 @@ from ..runs.processes import is_over, sharing
 from ..runs.recipes import Recipe, RecipeError, check_recipe
 from ..runs.run import save_figure
 from ..runs.run_folders import run_places
-from ..runs.spaces import Range, with_values
+from ..runs.spaces import Span, with_values
 
 # %% ../../nbs/reference/evaluation/search.ipynb #srch0012
 def _draw(trial, key, values):
     "A value for a parameter; a list's are told apart by their text."
-    if not isinstance(values, Range):
+    if not isinstance(values, Span):
         texts = {json.dumps(value): value for value in values}
         return texts[trial.suggest_categorical(key, [*texts])]
     if values.is_whole:
@@ -48,7 +48,7 @@ def _draw(trial, key, values):
 def draw_recipe(
     trial,  # of Optuna
     recipe: Recipe,
-    space: dict[str, Range | list],
+    space: dict[str, Span | list],
 ) -> Recipe:  # named after its values
     "Draw the parameters of a trial; raises RecipeError where they do not go together."
     values = {key: _draw(trial, key, of) for key, of in space.items()}
@@ -123,7 +123,7 @@ def _study(root, recipe, space, profile):
     _check_folder(root, recipe)
     _mend_journal(root / _JOURNAL)
     about = {"recipe": with_values(recipe, {"out": None}), "data": fingerprint(recipe.source),
-             "space": {key: values.model_dump() if isinstance(values, Range) else values
+             "space": {key: values.model_dump() if isinstance(values, Span) else values
                        for key, values in space.items()}, "profile": profile}
     about = json.loads(json.dumps(about | {"recipe": about["recipe"] | {"source": None}}))
     storage = JournalStorage(JournalFileBackend(str(root / _JOURNAL)))
@@ -244,7 +244,7 @@ _REPEATS = 100  # draws of known values after which a space holds no others
 
 def search_parameters(
     recipe: Recipe,
-    space: dict[str, Range | list],  # as `read_space` gives it
+    space: dict[str, Span | list],  # as `read_space` gives it
     root: Path,  # folder of the search and its runs
     trials: int,  # how many, with those that lie there
     jobs: int = 1,  # runs at a time, where no scheduler is named

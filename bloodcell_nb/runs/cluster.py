@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from ..data.cells import DataError
 from ..data.files import pack, unpack
 from ..data.sources import fingerprint
-from .engine import locked, named_files, one_line
+from .engine import locked, named_files, error_line
 from .keys import code_fingerprint, keras_backend, run_key
 from bloodcell_nb.runs.processes import (
     in_time,
@@ -138,7 +138,8 @@ def _answers(client, function, *given, seconds=10):
     found, threads = {}, []
 
     def ask(address):
-        found[address] = client.run(function, *given, workers=[address], on_error="return")[address]
+        with suppress(Exception):  # it has gone
+            found.update(client.run(function, *given, workers=[address], on_error="return"))
 
     for address in client.scheduler_info(n_workers=-1)["workers"]:
         threads.append(threading.Thread(target=ask, args=[address], daemon=True))
@@ -192,7 +193,7 @@ def _connected(scheduler, jobs):
         client = in_time(lambda: Client(address, timeout=_SECONDS, set_as_default=False),
                          2 * _SECONDS)
         if not isinstance(client, Client):
-            why = one_line(client) if client else f"silent for {2 * _SECONDS} seconds"
+            why = error_line(client) if client else f"silent for {2 * _SECONDS} seconds"
             raise RecipeError(f"--scheduler {scheduler}: no scheduler answers ({why}); name the "
                               "address or the file of one that runs")
         try:
@@ -211,7 +212,7 @@ def _first_answers(client, deadline, paths):
         time.sleep(0.5)
     for address, answer in seen.items():
         if isinstance(answer, Exception):
-            raise RecipeError(f"worker {address} cannot execute runs ({one_line(answer)}); install "
+            raise RecipeError(f"worker {address} cannot execute runs ({error_line(answer)}); install "
                               "this version of the project there")
     return seen
 
@@ -335,7 +336,7 @@ def _result(future):
         error = future.exception()
         died = type(error).__name__ == "KilledWorker"
         return {"status": {"state": "failed", "error": "each of four workers that executed it died"
-                           if died else one_line(error)}}
+                           if died else error_line(error)}}
     if future.status != "finished":
         raise RecipeError(_GONE)
     return future.result()
@@ -353,7 +354,7 @@ def _bring(root, name, result):
             shutil.rmtree(came, ignore_errors=True)
         except (OSError, DataError) as error:
             kept = f"; what came of it lies in {came}" if came.exists() else ""
-            return {"state": "failed", "error": f"{one_line(error)}{kept}"}
+            return {"state": "failed", "error": f"{error_line(error)}{kept}"}
     return result["status"]
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0067
