@@ -212,8 +212,8 @@ def _first_answers(client, deadline, paths):
         time.sleep(0.5)
     for address, answer in seen.items():
         if isinstance(answer, Exception):
-            raise RecipeError(f"worker {address} cannot execute runs ({error_line(answer)}); install "
-                              "this version of the project there")
+            raise RecipeError(f"worker {address} cannot execute runs ({error_line(answer)}); "
+                              "install this version of the project there")
     return seen
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0045
