@@ -12,7 +12,8 @@ from test_command import FAST, SOURCE, recipe, small_project
 from bloodcell_nb.data.sources import load, save
 
 SECONDS = 240  # that anything may take on a busy machine
-# it goes on from the step that it finds; each execution leaves a line that says from which
+# it goes on from the step that it finds, beyond the first where it may; each execution leaves a
+# line that says from which
 CELL = """
 import json, time
 from pathlib import Path
@@ -27,7 +28,8 @@ for name in getattr(run.recipe, "members", []):
     assert (run.folder.parent / name / "metrics.json").exists(), "a run that it reads is missing"
 state.parent.mkdir(exist_ok=True)
 for step in range(step + 1, 6):
-    time.sleep(0.2)
+    while step > 1 and not Path({go!r}).exists():
+        time.sleep(0.1)
     state.write_text(str(step))
 run.finish({{}})
 """
@@ -46,9 +48,10 @@ class Cluster:
 
     def __init__(self, folder, blind):
         self.folder, self.processes = folder, []
-        self._begun = folder / "begun"
+        self._begun, self.go = folder / "begun", folder / "go"
+        self.go.touch()
         _, self.small = small_project(folder, {
-            name: CELL.format(notebook=name, begun=str(self._begun))
+            name: CELL.format(notebook=name, begun=str(self._begun), go=str(self.go))
             for name in ("03_custom_cnn", "06_ensemble")}, blind)
 
     def start(self, *command):
@@ -110,20 +113,23 @@ def test_a_worker_that_dies_costs_no_run(cluster):
     paths = [recipe(cluster.folder, name) for name in names]
     scheduler = cluster.scheduler()
     workers = [cluster.worker(), cluster.worker()]
+    cluster.go.unlink()
     command = cluster.run(*paths, "--data", SOURCE)
-    wait_for(lambda: list((cluster.folder / "out").glob("*.partial/state/step")))
+    wait_for(lambda: len([*(cluster.folder / "out").glob("*.partial/state/step")]) == 2)
     kill(workers[0])
-    wait_for(cluster.states)
+    cluster.go.touch()
+    wait_for(lambda: "done" in cluster.states().values())
     kill(scheduler)
     said = command.communicate(timeout=SECONDS)[0]
     assert command.returncode == 2 and "the scheduler is gone; the same command" in said, said
     assert "Traceback" not in said, said
     cluster.scheduler()
     cluster.worker()
-    said = cluster.run(*paths, "--data", SOURCE).communicate(timeout=SECONDS)[0]
+    said += cluster.run(*paths, "--data", SOURCE).communicate(timeout=SECONDS)[0]
     assert cluster.states() == dict.fromkeys(names, "done"), said
-    begun = cluster.begun()
-    assert [name for name, step in begun if step] and len(begun) == len(set(begun)), begun
+    assert [name for name, step in cluster.begun() if step], "none went on from its state"
+    ended = [line.partition(":")[0] for line in said.splitlines() if ": done" in line]
+    assert len(ended) == len(set(ended)), said
 
 
 @pytest.mark.parametrize("cluster", [True], indirect=True)
@@ -157,6 +163,7 @@ def test_a_command_that_is_stopped_stops_its_runs(cluster):
     path = recipe(cluster.folder, "one")
     cluster.scheduler()
     worker = cluster.worker()
+    cluster.go.unlink()
     command = cluster.run(path, "--data", SOURCE)
     work = cluster.folder / "out" / "one.partial"
     wait_for((work / "state" / "step").exists)
