@@ -4,12 +4,15 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 from test_command import FAST, SOURCE, recipe, small_project
 
+from bloodcell_nb.data.files import pack
 from bloodcell_nb.data.sources import load, save
+from bloodcell_nb.runs.cluster import _bring, _with_its_files
 
 SECONDS = 240  # that anything may take on a busy machine
 # it goes on from the step that it finds, beyond the first where it may; each execution leaves a
@@ -156,6 +159,31 @@ def test_workers_that_see_no_file(cluster):
     begun = len(cluster.begun())
     said = cluster.run(*names, "--data", cells).communicate(timeout=SECONDS)[0]
     assert said.count("skipped") == 2 + 1 and len(cluster.begun()) == begun, said
+
+
+def test_what_comes_back_and_has_no_place_is_kept(tmp_path):
+    "Somebody put a folder where the run belongs: its files stay, and so does what came."
+    run, root = tmp_path / "elsewhere" / "one", tmp_path / "out"
+    for folder in (run, root / "one"):
+        folder.mkdir(parents=True)
+    (run / "status.json").write_text(json.dumps({"recipe": "one", "key": "1", "state": "done"}))
+    (root / "one" / "notes.txt").write_text("of somebody")
+    status = _bring(root, "one", {"status": {"state": "done"}, "parcel": pack(run)})
+    place = Path(status["error"].partition("lies in ")[2])
+    assert status["state"] == "failed" and (place / "one" / "status.json").exists(), status
+    assert [path.name for path in (root / "one").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("status, there", [({"state": "done"}, True), ({"state": "failed"}, False),
+                                           ({}, True)])
+def test_a_member_that_failed_is_none(tmp_path, status, there):
+    "Of what travels to a reader, what lies at the command's place has no status."
+    (tmp_path / "two").mkdir()
+    member = {"parcel": pack(tmp_path / "two")} | ({"status": status} if status else {})
+    (place := tmp_path / "worker").mkdir()
+    _with_its_files({"command": "here", "given": {"recipe": {}}, "files": {},
+                     "members": {"two": member, "gone": {}}}, place)
+    assert (place / "here" / "two").exists() == there and not (place / "here" / "gone").exists()
 
 
 def test_a_command_that_is_stopped_stops_its_runs(cluster):

@@ -347,9 +347,10 @@ def _bring(root, name, result):
     if parcel := result.get("parcel"):
         came = hidden_folder(root) / f"{name}.{uuid.uuid4().hex}"
         try:
+            folder = unpack(parcel, came)
             with locked(root, name):
                 check_run_folders(root, name, "synthetic")
-                put_in_place(unpack(parcel, came), run_places(root, name)[0],
+                put_in_place(folder, run_places(root, name)[0],
                              lambda line: print(f"{name}  {line}", file=sys.stderr, flush=True))
             shutil.rmtree(came, ignore_errors=True)
         except (OSError, DataError) as error:

@@ -276,7 +276,7 @@ def put_in_place(
 ):
     """Move a run that was executed elsewhere to where it lies here, finished or not.
 
-    Where the same lies there, finished, it stays, and so does what came.
+    Where the same lies there, finished, it stays, and nothing is moved.
     """
     key = status_of(folder).get("key")
     if is_finished(target, key):
