@@ -50,7 +50,7 @@ RUN_BY = {
     "bloodcell run --study full --data SOURCE --out DIR --budget MINUTES": BUDGET,
     "KERAS_BACKEND=jax": f"test_command.py::test_jax, {BUDGET}",
     "bloodcell run analysis custom_cnn --data SOURCE": INSTALLED,
-    "bloodcell run custom_cnn --set epochs=3 --set seed=1": KILLED,
+    "bloodcell run custom_cnn --set epochs=3 --set seed=1": BUDGET,
     "bloodcell search": "test_search.py::test_a_search_finds_the_best_and_goes_on",
     "bloodcell run efficientnet_lite0_fast --profile full --data SOURCE": STUDY,
     "bloodcell run custom_cnn --tensorboard DIR": KILLED,
