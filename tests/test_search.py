@@ -99,7 +99,7 @@ def test_what_is_worse_than_the_median_is_stopped(tmp_path, monitor, values, sto
         study.add_trial(optuna.trial.create_trial(
             value=0.5, params={"l2": 1e-3}, intermediate_values=dict.fromkeys(range(4), 0.5),
             distributions={"l2": optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True)},
-            user_attrs={"run": f"trial_{k}"}))
+            user_attrs={"run": f"trial_{k}", "values": {"l2": 1e-3}}))
     trials = _Trials(study, small, space, tasks := Tasks(), tmp_path)
     trials.begin()
     (name,) = tasks.added

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 from contextlib import contextmanager
@@ -168,13 +167,10 @@ def unpack(
 ) -> Path:  # what the archive held, in that folder
     "Unpack an archive: all of it or nothing, and nothing outside the folder."
     if not place.exists():
-        fresh = Path(tempfile.mkdtemp(dir=place.parent))
         try:
-            with tarfile.open(fileobj=io.BytesIO(parcel)) as archive:
-                archive.extractall(fresh, filter="data")
-            os.rename(fresh, place)
-        except OSError:
-            shutil.rmtree(fresh, ignore_errors=True)
+            with creating(place) as work, tarfile.open(fileobj=io.BytesIO(parcel)) as archive:
+                archive.extractall(work, filter="data")
+        except DataError:
             if not place.exists():  # else somebody else has put it there
                 raise
     return next(place.iterdir())

@@ -13,15 +13,15 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 import uuid
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 
 from ..data.cells import DataError
 from ..data.files import pack, unpack
@@ -75,6 +75,11 @@ def _is_wanted(worker, key):
     return (task is not None and task.state == "executing"
             and worker.status.name in ("running", "paused"))
 
+
+def _at_a_time(resources, threads):
+    "How many runs a worker takes at a time: as it has GPUs, where it says so, or threads."
+    return int(resources.get("GPU", 0)) or threads
+
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0029
 def _with_its_files(order, place):
     """What to execute where the command's files are not seen: they come out of their archives, and
@@ -116,7 +121,7 @@ def _execute_order(order):
     worker = get_worker()
     key, place = worker.get_current_task(), Path(worker.local_directory)
     topic, name = order["topic"], order["given"]["recipe"]["recipe"]
-    slots = int(worker.state.total_resources.get("GPU", 0)) or worker.state.nthreads
+    slots = _at_a_time(worker.state.total_resources, worker.state.nthreads)
     with _slot(key) as slot:
         given = order["given"] if order["shared"] else _with_its_files(order, place)
         if topic and (wrong := _differs(order, given)):
@@ -135,19 +140,13 @@ def _execute_order(order):
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0080
 def _answers(client, function, *given, seconds=10):
     "What workers answer, by address: an error where it raises one; those that are silent lack."
-    found, threads = {}, []
-
     def ask(address):
-        with suppress(Exception):  # it has gone
-            found.update(client.run(function, *given, workers=[address], on_error="return"))
+        return client.run(function, *given, workers=[address], on_error="return")
 
-    for address in client.scheduler_info(n_workers=-1)["workers"]:
-        threads.append(threading.Thread(target=ask, args=[address], daemon=True))
-        threads[-1].start()
-    end = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0, end - time.monotonic()))
-    return dict(found)
+    addresses = client.scheduler_info(n_workers=-1)["workers"]
+    answers = in_time([partial(ask, address) for address in addresses], seconds)
+    return {address: one for found in answers if isinstance(found, dict)  # else it has gone
+            for address, one in found.items()}
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0033
 _SECONDS = 20  # that a scheduler may take to answer
@@ -190,8 +189,8 @@ def _connected(scheduler, jobs):
                 yield client
             return
         address = _address(scheduler)
-        client = in_time(lambda: Client(address, timeout=_SECONDS, set_as_default=False),
-                         2 * _SECONDS)
+        (client,) = in_time([partial(Client, address, timeout=_SECONDS, set_as_default=False)],
+                            2 * _SECONDS)
         if not isinstance(client, Client):
             why = error_line(client) if client else f"silent for {2 * _SECONDS} seconds"
             raise RecipeError(f"--scheduler {scheduler}: no scheduler answers ({why}); name the "
@@ -223,10 +222,6 @@ def _is_here(recipe):
     return is_finished(run_places(work.parent, recipe.recipe)[0], run_key(recipe))
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0039
-def _same(value):
-    return value
-
-
 class Tasks:
     "The runs of a cluster."
 
@@ -297,7 +292,7 @@ def _parcel(self: Tasks, path):
     if path not in self._parcels:
         parcel = pack(path)
         mark = hashlib.sha256(parcel).hexdigest()[:16]
-        self._parcels[path] = mark, self._client.submit(_same, parcel, key=f"file-{mark}")
+        self._parcels[path] = mark, self._client.submit(noop, parcel, key=f"file-{mark}")
     return self._parcels[path]
 
 
@@ -380,7 +375,7 @@ def stop(
     tasks = [self._waiting.pop(name) for name in names]
     self._tasks = {name: task for name, task in self._tasks.items() if task not in tasks}
     keys, end = [task.key for task in tasks], time.monotonic() + 30
-    in_time(lambda: self._client.cancel(tasks, force=True), 10)
+    in_time([partial(self._client.cancel, tasks, force=True)], 10)
     while keys and self._client.status == "running" and time.monotonic() < end:
         answers = _answers(self._client, _busy, keys).values()
         keys = sum((answer for answer in answers if isinstance(answer, list)), [])
@@ -402,7 +397,7 @@ def _at_once(workers):
     "Runs that a machine's workers take at a time, by its address."
     runs = Counter()
     for worker in workers.values():
-        runs[worker["host"]] += int(worker["resources"].get("GPU", 0)) or worker["nthreads"]
+        runs[worker["host"]] += _at_a_time(worker["resources"], worker["nthreads"])
     return dict(runs)
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0046
@@ -424,9 +419,8 @@ def cluster(
         topic = f"bloodcell-{uuid.uuid4().hex}" if scheduler else None
         tasks = Tasks(client, {
             "command": uuid.uuid4().hex, "given": given | {"root": str(root)}, "topic": topic,
-            "shared": all(seen.values()),
-            "token": token,
-            "sharing": _at_once(workers), "events": events, "backend": keras_backend()})
+            "token": token, "shared": all(seen.values()), "sharing": _at_once(workers),
+            "events": events, "backend": keras_backend()})
         with _shown(client, topic):
             try:
                 yield tasks

@@ -158,22 +158,25 @@ def is_over(
 
 # %% ../../nbs/reference/runs/processes.ipynb #proctim4
 def in_time(
-    function,  # of no argument
-    seconds: float,
-):  # what it gives, or the error that it raises; None where it takes longer
-    "Call a function that may never come back; a thread goes on with it then."
-    found = []
+    calls: list,  # functions of no argument
+    seconds: float,  # for all of them, which run at once
+) -> list:  # for each what it gives, or the error that it raises; None where it takes longer
+    "Call functions that may never come back; threads go on with them then."
+    found = [None] * len(calls)
 
-    def call():
+    def call(k):
         try:
-            found.append(function())
+            found[k] = calls[k]()
         except Exception as error:
-            found.append(error)
+            found[k] = error
 
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return found[0] if found else None
+    threads = [threading.Thread(target=call, args=[k], daemon=True) for k in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0, end - time.monotonic()))
+    return [*found]
 
 # %% ../../nbs/reference/runs/processes.ipynb #bab4153b
 @contextmanager

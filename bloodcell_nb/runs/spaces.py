@@ -19,6 +19,7 @@ from bloodcell_nb.runs.recipes import (
     project_root,
     read_yaml,
 )
+from .studies import find_named
 
 # %% ../../nbs/reference/runs/spaces.ipynb #srch0006
 class Span(BaseModel):
@@ -109,9 +110,7 @@ def read_space(
     recipe: Recipe,  # whose parameters it is of
 ) -> dict[str, Span | list]:  # by parameter
     "Read a space and check it against a recipe; raises RecipeError."
-    path = spaces().get(name, Path(name))
-    if path.suffix not in (".yaml", ".yml"):
-        raise RecipeError(f"no space {name}; there are {', '.join(spaces())}, or name a .yaml file")
+    path = find_named(name, "space", spaces())
     try:
         return {key: _values(recipe, key, given) for key, given in read_yaml(path).items()}
     except RecipeError as error:
