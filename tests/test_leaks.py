@@ -17,10 +17,11 @@ from PIL import Image
 
 from bloodcell_nb.cli import inspect
 from bloodcell_nb.data.analysis import nearest_distances, perceptual_hashes
+from bloodcell_nb.data.arrays import write_npz
 from bloodcell_nb.data.cells import DataError, DataWarning
 from bloodcell_nb.data.files import write_json
 from bloodcell_nb.data.negatives import no_cells
-from bloodcell_nb.data.sources import fingerprint, write_npz
+from bloodcell_nb.data.sources import fingerprint
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.evaluation.ensemble import dihedral, read_predictions
 from bloodcell_nb.evaluation.metrics import score

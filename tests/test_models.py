@@ -13,8 +13,8 @@ from test_command import bloodcell, one_line_error
 
 from bloodcell_nb import cli
 from bloodcell_nb.cli import main
+from bloodcell_nb.data.arrays import write_npz
 from bloodcell_nb.data.cells import CLASS_NAMES, DataWarning
-from bloodcell_nb.data.sources import write_npz
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.external import evaluation_cells

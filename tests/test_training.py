@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from bloodcell_nb.augment.policies import augmented
-from bloodcell_nb.data import files
-from bloodcell_nb.data.cells import Cells, DataError
+from bloodcell_nb.data import arrays, files
+from bloodcell_nb.data.cells import Cells, DataError, StoredImages
+from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run
+from bloodcell_nb.runs.splits import prepare, seen_hashes
 from bloodcell_nb.training import phases as module
 from bloodcell_nb.training.fit import Batches, Fit, NotFinite, fit
 from bloodcell_nb.training.image_sizes import policies_of
@@ -260,3 +262,30 @@ def test_a_full_disk_leaves_the_older_state(tmp_path, monkeypatch):
         fit(little(), CELLS, CELLS, longer, run)
     assert "write_state" in [entry.name for entry in raised.traceback]
     assert [path.name for path in folder.iterdir()] == ["state_1.npz"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cells_that_stay_on_disk_train_as_others_do(tmp_path, monkeypatch, shared):
+    "The same splits, the same weights; the training split is never held."
+    drawn = draw_cells(200, duplicates=4)
+    source = arrays.write_stored(tmp_path / "cells.npz", np.array_split(drawn.images, 3),
+                                 drawn.images.shape, labels=drawn.labels)
+    found = {}
+    for name, share in (("held", 8), ("stored", 2**40)):
+        monkeypatch.setattr(arrays, "_SHARE", share)
+        if shared:
+            monkeypatch.setenv("BLOODCELL_SHARED", str(tmp_path / f"{name}_shared"))
+        recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": name, "source": str(source),
+                               "out": str(tmp_path / name), "epochs": 2, "augmentation":
+                               ["RandomFlip", "CutMix"], "balance": "oversample"})
+        splits = prepare(recipe)
+        assert isinstance(splits.balanced.images, StoredImages) == (name == "stored")
+        model = keras.Sequential([keras.Input((96, 96, 3), dtype="uint8"),
+                                  keras.layers.Rescaling(1 / 255),
+                                  keras.layers.GlobalAveragePooling2D(),
+                                  keras.layers.Dense(8, "softmax", kernel_initializer="zeros")])
+        fit(model, splits.balanced, splits.val, recipe, Run(recipe))
+        found[name] = [np.asarray(splits.train.images), splits.test.images, splits.val.ids,
+                       seen_hashes(splits), *model.get_weights()]
+    for held, stored in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(held, stored)

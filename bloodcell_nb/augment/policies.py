@@ -391,7 +391,7 @@ def _kept(model, cells):
     return [model.add_weight(shape=array.shape, dtype=str(array.dtype), trainable=False,
                              initializer=lambda *_, array=array, **__:
                              keras.ops.convert_to_tensor(array))
-            for array in (cells.images, targets.astype("float32"))]
+            for array in (np.asarray(cells.images), targets.astype("float32"))]
 
 # %% ../../nbs/reference/augment/policies.ipynb #3cc5ed99
 def _batch(inputs, kept):

@@ -95,23 +95,30 @@ def perceptual_hashes(
 MAX_DISTANCE = 16  # bits that two copies of one image may differ in
 
 
-def _near_pairs(hashes, max_distance):
+def _part_of_bits(packed, part, parts):
+    "Every so-manieth bit of each hash, from one on, as whole numbers, uint64, (n, words)."
+    blocks = np.array_split(packed, 1 + len(packed) // 2**18)
+    bits = np.concatenate([np.packbits(np.unpackbits(block, axis=1)[:, part::parts], axis=1)
+                           for block in blocks])
+    return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+
+
+def _near_pairs(packed, max_distance):
     """Indices of the pairs of images whose hashes, one upright and one however turned, differ in
     few bits, (2, pairs).
 
     Of one part more than the bits that may differ, at least one is equal in both: only hashes that
     share a part are compared, so that ten times the images take ten times the time.
     """
-    views, bits = hashes.shape[1:]
-    flat, found = hashes.reshape(-1, bits), [np.zeros((2, 0), int)]
-    packed, turned = np.packbits(flat, axis=1), np.arange(len(flat)) % views > 0
+    views, found = packed.shape[1], [np.zeros((2, 0), int)]
+    packed = packed.reshape(-1, packed.shape[2])
+    turned = np.arange(len(packed)) % views > 0
     for part in range(max_distance + 1):
-        key = np.packbits(flat[:, part :: max_distance + 1], axis=1)
-        key = np.unique(key, axis=0, return_inverse=True)[1].ravel()
-        order = np.lexsort((turned, key))  # of equal parts the upright ones first
+        key = _part_of_bits(packed, part, max_distance + 1)
+        order = np.lexsort((turned, *key.T))  # of equal parts the upright ones first
         key, first, lag = key[order], np.flatnonzero(~turned[order]), 1
         while len(first := first[first + lag < len(key)]) and len(
-                first := first[key[first] == key[first + lag]]):
+                first := first[(key[first] == key[first + lag]).all(axis=1)]):
             pair = order[np.stack([first, first + lag])]
             distance = np.bitwise_count(packed[pair[0]] ^ packed[pair[1]]).sum(axis=1)
             found.append(pair[:, distance <= max_distance] // views)
@@ -120,17 +127,18 @@ def _near_pairs(hashes, max_distance):
 
 
 def duplicate_groups(
-    hashes: np.ndarray,  # bool, (n, views, bits); the first view is the image as it is
+    # bool, (n, views, bits), or eight bits a byte, uint8; the first view is the image as it is
+    hashes: np.ndarray,
     max_distance: int = MAX_DISTANCE,  # bits that two of a group may differ in
 ) -> np.ndarray:  # number of each image's group, (n,)
     "Group images whose hashes are near in any of the views, directly or through others."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    flat = hashes.reshape(len(hashes), hashes.shape[1] * hashes.shape[2])
-    _, first, which = np.unique(np.packbits(flat, axis=1), axis=0, return_index=True,
-                                return_inverse=True)
-    rows, columns = _near_pairs(hashes[first], max_distance)
+    packed = hashes if hashes.dtype == np.uint8 else np.packbits(hashes, axis=2)
+    flat = packed.reshape(len(packed), packed.shape[1] * packed.shape[2])
+    _, first, which = np.unique(flat, axis=0, return_index=True, return_inverse=True)
+    rows, columns = _near_pairs(packed[first], max_distance)
     graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(first), len(first)))
     return connected_components(graph, directed=False)[1][which.ravel()]
 
@@ -477,10 +485,11 @@ def balance_classes(
         raise DataError(f"balance: class {cells.class_names[int(np.argmin(cells.counts))]} has "
                         f"{cells.counts.min()} image; SMOTE needs 2")
     sampler = SMOTE(random_state=seed, k_neighbors=min(5, cells.counts.min() - 1))
-    flat, labels = sampler.fit_resample(cells.images.reshape(len(cells), -1).astype(np.float32),
+    images = np.asarray(cells.images)
+    flat, labels = sampler.fit_resample(images.reshape(len(cells), -1).astype(np.float32),
                                         cells.labels)
     made = np.round(flat[len(cells) :]).clip(0, 255).astype(np.uint8)
     ids = [f"smote:{i:06d}" for i in range(len(made))]
     return replace(cells, labels=labels, ids=np.concatenate([cells.ids, ids]),
-                   images=np.concatenate([cells.images, made.reshape(-1, *cells.images.shape[1:])]),
+                   images=np.concatenate([images, made.reshape(-1, *images.shape[1:])]),
                    parts=np.concatenate([cells.parts, np.full(len(made), cells.parts[0])]))

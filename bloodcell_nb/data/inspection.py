@@ -51,7 +51,8 @@ def convert(
 ):
     "Write a source as an .npz file or a PNG tree; raises DataError."
     from bloodcell_nb.data.files import check_free
-    from bloodcell_nb.data.sources import course_arrays, save, write_npz
+    from bloodcell_nb.data.arrays import write_npz
+    from bloodcell_nb.data.sources import course_arrays, save_source
 
     if seed is not None and (seed < 0 or not course):
         raise DataError(f"--seed {seed}: expected 0 or more, with --course")
@@ -61,5 +62,5 @@ def convert(
     if course:
         path = write_npz(destination, **course_arrays(load(source, size), seed or 0))
     else:
-        path = save(load(source, size), destination)
+        path = save_source(source, destination, size)
     print(f"wrote {path}")

@@ -29,7 +29,7 @@ from ..data.cells import CLASS_NAMES, DataError
 from ..data.files import check_free, creating, file_sum
 from ..data.image_files import check_names
 from ..data.negatives import DRAWN_GRAIN, KINDS, grain, kind_probabilities
-from ..data.sources import npz_headers
+from ..data.arrays import npz_headers
 from bloodcell_nb.evaluation.ensemble import (
     dihedral,
     predict_views,

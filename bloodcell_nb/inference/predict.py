@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..data.cells import DataError, printable
 from ..data.image_files import IMAGE_SUFFIXES, is_hidden, list_images, read_image
-from ..data.sources import check_memory
+from ..data.cells import check_memory
 from .classifier import Classifier
 
 # %% ../../nbs/reference/inference/predict.ipynb #c3ec8a2f

@@ -19,7 +19,7 @@ from bloodcell_nb.data.analysis import (
     duplicate_groups,
     perceptual_hashes,
 )
-from ..data.cells import Cells, DataError, split_indices
+from ..data.cells import Cells, DataError, StoredImages, check_memory, split_indices
 from ..data.corruptions import one_corruption_each, stand_in
 from ..data.files import shared
 from ..data.sources import fingerprint, load
@@ -64,10 +64,13 @@ def prepare(
     arrays = shared("parts", [fingerprint(recipe.source), code_fingerprint("reference/runs/splits"),
                               recipe_split, str(max_distance),
                               *(str(getattr(recipe, key)) for key in keys)],
-                    lambda: vars(_parted(recipe, max_distance)))
+                    lambda: _unread(_parted(recipe, max_distance)))
+    if "rows" in arrays:
+        arrays["images"] = load(recipe.source, on_disk=True).images[arrays.pop("rows")]
     cells = Cells(**arrays | {"class_names": tuple(map(str, arrays["class_names"])),
                               "source": str(arrays["source"])})
     train, val, test = (cells.part(part) for part in ("train", "val", "test"))
+    val, test = _read_in(val, "validation", 1), _read_in(test, "test", 3)
     for part, some in (("training", train), ("validation", val), ("test", test)):
         if (some.counts == 0).any():
             raise DataError(f"{cells.source}: the {part} split has no "
@@ -95,19 +98,47 @@ def assign_splits(
             parts[index[picked]] = part
     return parts
 
+# %% ../../nbs/reference/runs/splits.ipynb #packed01
+_BLOCK = 4096  # images that are hashed at a time
+
+
+def _packed_hashes(images, turned=True):
+    "`perceptual_hashes` with eight bits a byte, of images that may stay on disk."
+    blocks = [images[first : first + _BLOCK] for first in range(0, max(len(images), 1), _BLOCK)]
+    return np.concatenate([np.packbits(perceptual_hashes(np.asarray(block), turned=turned), axis=2)
+                           for block in blocks])
+
 # %% ../../nbs/reference/runs/splits.ipynb #e6ba5601
 def _parted(recipe, max_distance):
     "Cells without copies, each in its split."
-    cells = load(recipe.source)
+    cells = load(recipe.source, on_disk=True)
     if (cells.parts != "").all():  # before the hashing, which it shortens
         cells = limit_cells(cells, recipe.limit, recipe.split_seed)
-    hashes = perceptual_hashes(cells.images)
+    hashes = _packed_hashes(cells.images)
     groups, upright = (duplicate_groups(seen, max_distance)
                        for seen in (hashes, hashes[:, :1]))
     kept = clean(cells, groups, upright=upright) == ""
     cells = cells[kept]
     cells = replace(cells, parts=assign_splits(cells, groups[kept], recipe))
     return limit_cells(cells, recipe.limit, recipe.split_seed)
+
+
+def _unread(cells):
+    "What `shared` keeps of cells: of images that stay in their file, which ones."
+    kept = dict(vars(cells))
+    if isinstance(cells.images, StoredImages):
+        kept["rows"] = kept.pop("images").rows
+    return kept
+
+
+def _read_in(cells, part, times):
+    "Cells of a split that is held in memory, and so often as copies."
+    if not isinstance(cells.images, StoredImages):
+        return cells
+    check_memory(times * cells.images.nbytes,
+                 f"{cells.source}: the {part} split, which is held {times} times over,")
+    return replace(cells, images=np.asarray(cells.images))
+
 
 # %% ../../nbs/reference/runs/splits.ipynb #75f10e0a
 # parameters of older records that are constants now
@@ -176,6 +207,5 @@ def seen_hashes(
     splits: Splits,
 ) -> np.ndarray:  # packed bits of `perceptual_hashes`, uint8, (n, 32)
     "Hash the training and validation cells, as they are."
-    hashes = [perceptual_hashes(part.images, turned=False)[:, 0]
-              for part in (splits.train, splits.val)]
-    return np.packbits(np.concatenate(hashes), axis=1)
+    return np.concatenate([_packed_hashes(part.images, turned=False)[:, 0]
+                           for part in (splits.train, splits.val)])

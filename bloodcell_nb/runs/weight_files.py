@@ -18,7 +18,7 @@ from filelock import FileLock
 import bloodcell_nb
 from ..data.cells import DataError, is_synthetic, source_path
 from ..data.image_files import image_size, list_images
-from ..data.sources import npz_headers
+from ..data.arrays import npz_headers
 
 # %% ../../nbs/reference/runs/weight_files.ipynb #wf000006
 PACKAGED = {"EfficientNetLite0": "efficientnet_lite0.npz"}  # in the package's folder weights

@@ -98,7 +98,7 @@ def __getitem__(self: Batches, index):
         # Keras compares the output with something; the labels are with the images
         return {"index": numbers}, numbers
     targets = self.targets[picked % n]
-    return {"images": self.cells.images[picked % n], "labels": targets,
+    return {"images": np.asarray(self.cells.images[picked % n]), "labels": targets,
             "mixed": picked >= n}, targets
 
 # %% ../../nbs/reference/training/fit.ipynb #82557dbd
@@ -216,7 +216,7 @@ def fit(
     policies = policies_of(recipe, first_epoch)
     if policies[-1]:
         few = train[:32]
-        policies[-1].try_out(few.images,
+        policies[-1].try_out(np.asarray(few.images),
                              keras.utils.to_categorical(few.labels, len(few.class_names)))
     trained, batches = _compiled(model, train, recipe, policies)
     folder = run.folder / "state" / name
@@ -306,8 +306,8 @@ def predict(
     batch_size: int = 256,
 ) -> np.ndarray:  # probabilities, float32, (n, classes)
     "Probabilities of the classes."
-    answers = speed_up_answers(model).predict(cells.images, batch_size=batch_size, verbose=0)
-    return np.asarray(answers, np.float32)
+    found = speed_up_answers(model).predict(np.asarray(cells.images), batch_size, verbose=0)
+    return np.asarray(found, np.float32)
 
 # %% ../../nbs/reference/training/fit.ipynb #a84b2624
 def evaluate(

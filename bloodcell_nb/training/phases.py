@@ -81,7 +81,9 @@ def fit_phases(
         now = recipe.model_copy(update={"epochs": min(phase.epochs, recipe.epochs),
                                         "learning_rate": phase.learning_rate} | (
                                             {} if phase.augment else {"augmentation": []}))
-        one = fit_head if phase.trainable == "head" and _constant(model, now) else fit
+        once = (phase.trainable == "head" and _constant(model, now)
+                and isinstance(train.images, np.ndarray))  # else they stay on disk
+        one = fit_head if once else fit
         try:
             fitted = one(model, train, val, now, run,
                          f"{name} {k} ({phase.trainable.split()[0]})", callbacks, first_epoch)
