@@ -271,8 +271,10 @@ def method(
     if not (found := scored(runs)):
         return None
     trained = sum("training" in results_of(run) for run in found)
-    kinds = [f"{count} {word}{'s' * (count != 1)}" for count, word in (
-        (trained, "training"), (len(found) - trained, "ensemble")) if count]
+    views = sum(len(results_of(run).get("members", [])) == 1 for run in found)
+    kinds = [f"{count} {one if count == 1 else several}" for count, one, several in (
+        (trained, "training", "trainings"), (len(found) - trained - views, "ensemble", "ensembles"),
+        (views, "network's mean over views", "networks' means over views")) if count]
     return Section(f"{' and '.join(kinds)} are compared on the test split, {found[0].test['n']:,} "
                    "cells that no training saw.", points=[
         _cells_words(found[0]),
@@ -283,7 +285,8 @@ def method(
         "Brackets hold 95 % bootstrap intervals over the test cells.",
         "Comparisons: both networks on the same cells (paired bootstrap, McNemar's test). Where "
         "an interval holds zero, these cells do not tell which is better.",
-        "Authors: the bloodcell_nb authors. Each run's recipe and executed notebook are below."])
+        "Authors: the bloodcell_nb authors. Each run's recipe is below, with the notebook as it "
+        "ran where that is kept."])
 
 # %% ../../nbs/reference/page/steps.ipynb #1de44373
 @page_section("conclusion", "Conclusion", place=95)
