@@ -18,10 +18,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .data.cells import DataError, DataWarning
+from .data.cells import DataError, DataWarning, as_message
 from .data.inspection import convert, inspect
 from .data.sources import source_words
-from .data.yaml_text import cut
 from .runs.cluster import run_all
 from .runs.engine import locked, quiet_stderr, terminated_as_interrupted
 from .runs.keys import keras_backend
@@ -104,7 +103,7 @@ def main(
     try:
         return _obey(**vars(options))
     except DataError as error:
-        print(f"bloodcell: {cut(str(error), 1000)}", file=sys.stderr)
+        print(f"bloodcell: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # as of `bloodcell recipes | head`
         # else Python would fail as it flushes at the end
@@ -112,7 +111,7 @@ def main(
         return 141
     except OSError as error:  # a full disk, a folder that may not be written
         place = error.filename or "a file cannot be written"
-        print(f"bloodcell: {place}: {error.strerror or error}", file=sys.stderr)
+        print(f"bloodcell: {as_message(f'{place}: {error.strerror or error}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bloodcell: interrupted; the same command goes on from here", file=sys.stderr)

@@ -104,10 +104,15 @@ def test_a_network_that_unpacks_to_too_much_is_not_loaded(tmp_path, monkeypatch)
     assert path.stat().st_size < 100_000
     with pytest.raises(DataError, match=r"unpacks to 64.00 GiB; expected at most 2 GiB"):
         load_model(path)
-    network().save(path)
-    rewritten(path, config=lambda text: text.replace('"units": 8', '"units": 2000000000'))
-    with pytest.raises(DataError, match="a layer is 2000000000 wide"):
-        load_model(path)
+    for old, new, words in (
+            ('"units": 8', '"units": 2000000000', "is 2000000000 wide"),
+            ('"kernel_size": [3, 3]', '"kernel_size": [3, 9000000]', "is 9000000 wide"),
+            ('"input_shape": [null, 4]', '"input_shape": [null, 90000000]',
+             "is built for 90000000 numbers")):
+        custom_cnn((32, 32), filters=(4,), dense_units=8).save(path)
+        rewritten(path, config=lambda text, old=old, new=new: text.replace(old, new, 1))
+        with pytest.raises(DataError, match=f"a layer {words}; the weights are of other layers"):
+            load_model(path)
     network().save(path)
     rewritten(path, weights=bytes(100 * 2**20))
     monkeypatch.setattr("bloodcell_nb.networks.explain.MAX_NETWORK_BYTES", 90 * 2**20)

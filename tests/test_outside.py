@@ -1,4 +1,5 @@
 "What lies in the working folder never replaces a keyword."
+import io
 import json
 import zipfile
 
@@ -72,3 +73,34 @@ def test_a_foreign_file_writes_nothing_outside(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "bomb.zip"), str(tmp_path / "a" / "tree")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bomb.zip", "foreign.npz"]
+
+
+def test_a_long_name_makes_no_long_line(tmp_path, capsys, monkeypatch):
+    "Of what is left out, of a class, of a file that cannot be."
+    monkeypatch.chdir(tmp_path)
+    long, stream = 5000 * "x", io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        for name in ("b/1.png", f"{long}/1.png", f"b/{long}.txt"):
+            archive.writestr(name, stream.getvalue() if name.endswith("png") else b"")
+    assert main(["inspect", "a.zip"]) == 0
+    assert main(["run", "efficientnet_lite0_heavy", "--data", "synthetic:n=32", "--out", "out",
+                 "--set", f"weights=a\x1b[31m{long}"]) == 2
+    said = capsys.readouterr()
+    assert "left out" in said.err and "File name too long" in said.err
+    lines = [line.removeprefix("bloodcell: ") for line in (said.err + said.out).split("\n")]
+    assert max(map(len, lines)) <= 1000 and "\x1b" not in said.err
+
+
+def test_odd_arrays_are_refused_in_a_line(tmp_path, capsys):
+    "Labels in half precision are read; ids of several fields are none."
+    images, labels = np.zeros((16, 8, 8, 3), np.uint8), np.arange(16) % 8
+    np.savez(tmp_path / "half.npz", images=images, labels=labels.astype(np.float16))
+    assert main(["inspect", str(tmp_path / "half.npz")]) == 0
+    assert "overflow" not in capsys.readouterr().err
+    for key in ("ids", "parts"):
+        np.savez(tmp_path / "fields.npz", images=images, labels=labels,
+                 **{key: np.zeros(16, [("a", "u1"), ("b", "f8")])})
+        assert main(["inspect", str(tmp_path / "fields.npz")]) == 2
+        err = capsys.readouterr().err
+        assert f"{key} has type" in err and err.count("\n") == 1

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASS_NAMES', 'COURSE_COUNTS', 'PARTS', 'SYNTHETIC', 'MEDMNIST', 'KEYWORDS', 'MAX_ARRAY_BYTES', 'class_key',
-           'printable', 'DataError', 'DataWarning', 'source_path', 'lies_in_source', 'is_synthetic', 'check_memory',
-           'StoredImages', 'check_images', 'check_labels', 'Cells', 'split_indices', 'fold_indices']
+           'printable', 'as_message', 'DataError', 'DataWarning', 'source_path', 'lies_in_source', 'is_synthetic',
+           'check_memory', 'StoredImages', 'check_images', 'check_labels', 'Cells', 'split_indices', 'fold_indices']
 
 # %% ../../nbs/reference/data/cells.ipynb #4864dedb
 import math
@@ -53,6 +53,14 @@ def printable(
 _LONGEST = 1000  # characters of a message
 
 
+def as_message(
+    text: str,  # such as one with a name that came from outside
+) -> str:
+    "Write a text as one line of a message: printable, and without its middle where it is long."
+    text, half = printable(text), (_LONGEST - 5) // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
 class DataError(ValueError):
     """Input that cannot be used.
 
@@ -60,12 +68,14 @@ class DataError(ValueError):
     """
 
     def __init__(self, message):
-        text, half = printable(message), _LONGEST // 2
-        super().__init__(text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}")
+        super().__init__(as_message(message))
 
 
 class DataWarning(UserWarning):
     "Input that is read otherwise than as it stands, or left out; one line."
+
+    def __init__(self, message):
+        super().__init__(as_message(message))
 
 # %% ../../nbs/reference/data/cells.ipynb #saidofit4
 SYNTHETIC, MEDMNIST = "synthetic", "medmnist"
@@ -225,13 +235,25 @@ def check_labels(
     if len(labels) != n_images:
         raise DataError(f"{where}: {n_images} images but {len(labels)} labels; they must be as "
                         "many")
-    wrong = ~np.isfinite(labels) | (labels != np.round(labels)) | (labels < 0) | (labels > 2**31)
+    numbers = labels.astype(np.float64)  # 2**31 is no number of half precision
+    wrong = ~np.isfinite(numbers) | (numbers != np.round(numbers)) | (numbers < 0) | (
+        numbers > 2**31)
     if wrong.any():
         raise DataError(f"{where}: labels must be whole numbers from 0, found "
-                        f"{labels[wrong][0]:g}")
+                        f"{numbers[wrong][0]:g}")
     return labels.astype(np.int64)
 
 # %% ../../nbs/reference/data/cells.ipynb #306893ff
+def _texts(values, n, where):
+    "Values as n texts; raises DataError for what are none."
+    values = np.asarray(values)
+    if values.dtype.kind == "V":  # records of several fields
+        raise DataError(f"{where} has type {values.dtype}, expected text")
+    if values.shape != (n,):
+        raise DataError(f"{where} has shape {values.shape}, expected ({n},)")
+    return values.astype(str)
+
+
 def _checked(cells):
     "Arrays and names of cells as they are kept; raises DataError for what does not fit together."
     images, where = check_images(cells.images, cells.source), cells.source or "cells"
@@ -240,12 +262,9 @@ def _checked(cells):
     if n and labels.max() >= classes:
         raise DataError(f"{where}: label {labels.max()} is out of range; {classes} classes have "
                         f"labels 0 to {classes - 1}")
-    ids = (np.array([f"{i:06d}" for i in range(n)]) if cells.ids is None
-           else np.asarray(cells.ids, dtype=str))
-    parts = np.full(n, "") if cells.parts is None else np.asarray(cells.parts, dtype=str)
-    for name, values in (("ids", ids), ("parts", parts)):
-        if values.shape != (n,):
-            raise DataError(f"{where}: {name} has shape {values.shape}, expected ({n},)")
+    ids = np.array([f"{i:06d}" for i in range(n)]) if cells.ids is None else _texts(
+        cells.ids, n, f"{where}: ids")
+    parts = np.full(n, "") if cells.parts is None else _texts(cells.parts, n, f"{where}: parts")
     if unknown := set(parts.tolist()) - {"", *PARTS}:
         raise DataError(f"{where}: parts holds {sorted(unknown)[0]!r}; allowed are "
                         f"{', '.join(PARTS)}")

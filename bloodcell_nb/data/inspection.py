@@ -8,8 +8,9 @@ __all__ = ['inspect', 'convert']
 # %% ../../nbs/reference/data/inspection.ipynb #insp0003
 from pathlib import Path
 
-from .cells import DataError, printable
+from .cells import DataError, as_message, printable
 from .sources import fingerprint, load
+from .yaml_text import cut
 
 # %% ../../nbs/reference/data/inspection.ipynb #insp0005
 def _print_classes(cells):
@@ -21,7 +22,7 @@ def _print_classes(cells):
     counts = [cells.counts, *(cells.part(part).counts for part in parts)]
     print(f"{'class':<22}{'all':>8}" + "".join(f"{part or 'none':>8}" for part in parts))
     for k, name in enumerate(cells.class_names):
-        print(f"{name:<22}" + "".join(f"{count[k]:>8}" for count in counts))
+        print(f"{cut(name, 60):<22}" + "".join(f"{count[k]:>8}" for count in counts))
     print(f"{'sum':<22}" + "".join(f"{count.sum():>8}" for count in counts))
 
 # %% ../../nbs/reference/data/inspection.ipynb #insp0006
@@ -38,8 +39,9 @@ def inspect(
           f"{len(cells.class_names)} classes, fingerprint {fingerprint(source)}")
     _print_classes(cells)
     hashes = perceptual_hashes(cells.images)
-    print("\n".join(describe_duplicates(cells, duplicate_groups(hashes),
-                                        upright=duplicate_groups(hashes[:, :1]))))
+    lines = describe_duplicates(cells, duplicate_groups(hashes),
+                                upright=duplicate_groups(hashes[:, :1]))
+    print("\n".join(map(as_message, lines)))
 
 # %% ../../nbs/reference/data/inspection.ipynb #insp0008
 def convert(

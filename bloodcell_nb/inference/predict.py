@@ -24,7 +24,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from ..data.cells import DataError, printable
+from ..data.cells import DataError, as_message, printable
 from ..data.image_files import IMAGE_SUFFIXES, is_hidden, list_images, read_image
 from ..data.cells import check_memory
 from .classifier import Classifier
@@ -195,7 +195,7 @@ def evidence_files(
 # %% ../../nbs/reference/inference/predict.ipynb #readnamed
 def _say(line, stream):
     "Print a line of the command's own, not of its answers."
-    print(f"bloodcell: {printable(line)}", file=stream or sys.stderr, flush=True)
+    print(f"bloodcell: {as_message(line)}", file=stream or sys.stderr, flush=True)
 
 
 def _read_named(names, size, messages):

@@ -76,7 +76,7 @@ def save_network(
 # %% ../../nbs/reference/networks/explain.ipynb #a7c40b54
 MAX_NETWORK_BYTES = 2 * 2**30  # of the weights, unpacked; those of ConvNeXtXLarge are 1.4 GB
 _MAX_TEXT_BYTES = 2**24  # of its configuration; that of ConvNeXtXLarge is 100 kB
-_WIDTHS = ("units", "filters")  # of a layer, in its configuration
+_WIDTHS = ("units", "filters", "kernel_size")  # of a layer, in its configuration
 
 
 def _read_entry(archive, name, most):
@@ -86,12 +86,37 @@ def _read_entry(archive, name, most):
     return archive.read(name)
 
 # %% ../../nbs/reference/networks/explain.ipynb #9a35fc85
-def _widths(config):
-    "How wide a network's layers are, as its configuration says."
-    if isinstance(config, dict):
-        return {value for key, value in config.items() if key in _WIDTHS}.union(
-            *map(_widths, config.values()))
-    return set().union(*map(_widths, config)) if isinstance(config, list) else set()
+def _each_dict(config):
+    "A configuration and those within it."
+    inner = config.values() if isinstance(config, dict) else config
+    if isinstance(config, dict | list):
+        yield from [config] * isinstance(config, dict)
+        for one in inner:
+            yield from _each_dict(one)
+
+
+def _last_sides(shapes):
+    "The last side of each shape in a list, or in a dictionary of such."
+    several = [one for one in (shapes.values() if isinstance(shapes, dict) else shapes)
+               if isinstance(one, dict | list)]
+    if several or isinstance(shapes, dict):
+        return {side for one in several for side in _last_sides(one)}
+    return set(shapes[-1:])
+
+
+def _check_widths(config, sides):
+    """Refuse, with ValueError, layers that would be made wider than weights of these sides need:
+    Keras makes them before it reads the weights.
+    """
+    for layer in _each_dict(config):
+        widths = [width for key in _WIDTHS if key in layer for width in (
+            layer[key] if isinstance(layer[key], list) else [layer[key]])]
+        if odd := set(widths) - sides:
+            raise ValueError(f"a layer is {min(odd)} wide; the weights are of other layers")
+        built = _last_sides(layer.get("build_config") or [])
+        if odd := [side for side in built if side and side > max(*sides, _MAX_SIDE)]:
+            raise ValueError(f"a layer is built for {odd[0]} numbers; the weights are of other "
+                             "layers")
 
 # %% ../../nbs/reference/networks/explain.ipynb #88a8b2bd
 def _check_size(path):
@@ -108,8 +133,7 @@ def _check_size(path):
     if size > MAX_NETWORK_BYTES:
         raise ValueError(f"it unpacks to {size / 2**30:,.2f} GiB; expected at most "
                          f"{MAX_NETWORK_BYTES / 2**30:g} GiB")
-    if odd := _widths(config) - {side for shape, _ in shapes for side in shape}:
-        raise ValueError(f"a layer is {min(odd)} wide; the weights are of other layers")
+    _check_widths(config, {0}.union(*(shape for shape, _ in shapes)))
 
 # %% ../../nbs/reference/networks/explain.ipynb #d35882f2
 def load_model(
