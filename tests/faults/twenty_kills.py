@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import h5py
@@ -128,7 +129,7 @@ class Kept:
     "Uninterrupted runs, what they took, and how each is made anew in another folder."
 
     def __init__(self, place):
-        self.place, self.seconds = place, {}
+        self.place, self.seconds, self.equal = place, {}, {}  # by number of the kill
         shared = {"epochs": 6, "patience": 6, "schedule": "cosine"}
         recipe(place, "plain", **shared | {"filters": [8, 8]})
         recipe(place, "heavy", **shared, augmentation="heavy")
@@ -181,7 +182,7 @@ def killed(process, whom):
         for one in chosen:
             one.kill()
         return whom if named[whom] else f"all, before there was a {whom}"
-    return "nothing: it had ended"
+    return "nothing: it had just ended"
 
 
 def where(root, what):
@@ -191,42 +192,59 @@ def where(root, what):
     return "done" if (root / what / "status.json").exists() else "-"
 
 
-@pytest.fixture
-def kept(tmp_path):
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
     print()
+    place = tmp_path_factory.mktemp("kept")
     try:
-        yield Kept(tmp_path)
+        yield Kept(place)
     finally:
-        end_all(tmp_path)
+        end_all(place)
 
 
-def test_twenty_of_twenty_are_equal(kept):
-    draw = random.Random(20)
-    plan = ["plain"] * 5 + ["heavy"] * 4 + ["mixed"] * 3 + ["together"] * 4 + ["page"] * 4
-    equal, left = [], []
-    for k, what in enumerate(plan, 1):
-        root = kept.folder(what, f"kill_{k}")
-        whom = "command" if what == "page" else draw.choice(["kernel", "run", "command", "all"])
-        moment = draw.uniform(0, kept.seconds[what])
+PLAN = ["plain"] * 5 + ["heavy"] * 4 + ["mixed"] * 3 + ["together"] * 4 + ["page"] * 4
+
+
+def one_kill(kept, k, what):
+    "Kill the command at a moment drawn by a number; gives the folder, and words of what it did."
+    draw = random.Random(k)
+    whom = "command" if what == "page" else draw.choice(["kernel", "run", "command", "all"])
+    for attempt in count():  # earlier, where it had ended
+        root = kept.folder(what, f"kill_{k}_{attempt}")
+        moment = draw.uniform(0, kept.seconds[what] / 2**attempt)
         process = command(kept.place, *kept.words(what, root))
         with suppress(subprocess.TimeoutExpired):
             process.wait(moment)
         shown = where(root, what) if what != "page" else "page"
-        whom = killed(process, whom)
-        state = last_state(root / f"{what}.partial")
-        if whom == "kernel":  # the command itself goes on, and says that
-            said = process.communicate(timeout=SECONDS)[0]
-            assert "Traceback" not in said, said
-        again = command(kept.place, *kept.words(what, root))  # at once
-        said = again.communicate(timeout=SECONDS)[0]
-        process.communicate(timeout=SECONDS)
-        found = (kept.differences(what, root) if again.returncode == 0 and "Traceback" not in said
-                 else f"code {again.returncode}, {said}")
-        equal.append(not found)
-        left += [f"kill {k}: {name}" for name in left_over(root)]
-        print(f"kill {k:2}: {what:8} {whom} at {moment:4.1f} s of {kept.seconds[what]:.1f}, "
-              f"{shown[:60]!r}; " + (f"resumed from epoch {state}" if state else "no state")
-              + f"; {'equal' if not found else f'NOT EQUAL: {found}'}", flush=True)
+        if process.poll() is None:
+            break
+    whom, state = killed(process, whom), last_state(root / f"{what}.partial")
+    if whom == "kernel":  # the command itself goes on, and says that
+        said = process.communicate(timeout=SECONDS)[0]
+        assert "Traceback" not in said, said
+    return root, process, (f"kill {k:2}: {what:8} {whom} at {moment:4.1f} s of "
+                           f"{kept.seconds[what]:.1f}, {shown[:60]!r}; "
+                           + (f"resumed from epoch {state}" if state else "no state"))
+
+
+@pytest.mark.parametrize("k, what", [*enumerate(PLAN, 1)])
+def test_a_kill_changes_nothing(kept, k, what):
+    "The same command, given at once, gives the same and leaves nothing else."
+    root, process, words = one_kill(kept, k, what)
+    again = command(kept.place, *kept.words(what, root))
+    said = again.communicate(timeout=SECONDS)[0]
+    process.communicate(timeout=SECONDS)
+    found = (kept.differences(what, root) if again.returncode == 0 and "Traceback" not in said
+             else [f"code {again.returncode}", said])
+    left = left_over(root)
+    kept.equal[k] = not found
+    print(f"{words}; {'equal' if not found else f'NOT EQUAL: {found}'}"
+          f"{f'; LEFT: {left}' if left else ''}", flush=True)
+    assert not found and not left
+
+
+def test_none_is_alive(kept):
+    "Of all kills before: how many ended alike, and no process goes on."
     wait_for(lambda: not alive(kept.place))
-    print(f"{sum(equal)} of {len(plan)} equal; left over: {left or 'nothing'}; no process alive")
-    assert all(equal) and not left
+    print(f"{sum(kept.equal.values())} of {len(kept.equal)} equal; no process alive")
+    assert all(kept.equal.values())

@@ -1,13 +1,14 @@
 """What goes wrong around a run: eight commands at once, a full disk, one that is read-only, a clock
 set back, files that are cut, cells that change: pytest -s tests/faults/unlucky.py
 """
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import keras
@@ -328,7 +329,7 @@ def test_states_that_are_cut_at_any_length(tmp_path):
         keras.utils.set_random_seed(0)
         return custom_cnn(cells.images.shape[1:3], 8, (8, 8), dense_units=16)
 
-    run = Run(settings)
+    run, said = Run(settings), io.StringIO()
     for epochs in (1, 2):  # each time the first epoch leaves a state
         with pytest.raises(Stopped):
             fit(network(), cells, cells, settings, run, callbacks=[StopAfter(epochs)])
@@ -342,7 +343,8 @@ def test_states_that_are_cut_at_any_length(tmp_path):
     def restored():
         progress = Progress(run, folder, [], "training", Times(batches), "val_loss")
         progress.set_model(trained)
-        restore_state(progress)
+        with redirect_stdout(said):
+            restore_state(progress)
         return progress.epoch, progress.history, [one.copy() for one in progress.best or []]
 
     def same(one, other):
@@ -358,11 +360,13 @@ def test_states_that_are_cut_at_any_length(tmp_path):
     for length in cut:
         newer.write_bytes(held[newer][:length])
         assert same(restored(), before), length
-        older.write_bytes(held[older][:length])
+        older.write_bytes(held[older][:min(length, len(held[older]) - 1)])
         assert restored() == (0, {}, []), length
         older.write_bytes(held[older])
     newer.write_bytes(held[newer])
     assert same(restored(), last)
+    lines = said.getvalue().splitlines()
+    assert len(lines) == 2 * len(cut) and all("cannot be read" in line for line in lines)
     print(f"\na state of {len(held[newer]):,} bytes, cut at {len(cut)} lengths: the older one; both"
           " cut: none")
 
