@@ -275,10 +275,9 @@ def clock(tmp_path):
     end_all(tmp_path)
 
 
-@pytest.mark.parametrize("back, when", [(3600, "an hour"), (800 * 86400, "800 days"),
-                                        (None, "to 1970")])
+@pytest.mark.parametrize("back, when", [(800 * 86400, "800 days"), (None, "to 1970")])
 def test_a_clock_that_is_set_back(tmp_path, whole, cut, clock, back, when):
-    "In the middle of a run, before it goes on, and once it is there: the same record."
+    "In the middle of a run, before one goes on, and once it is there: the same record."
     (path, finished), (environment, file) = whole, clock
     back = int(time.time()) - 86400 if back is None else back
     process = command(tmp_path, *words(path, tmp_path / "middle"), **environment)
@@ -297,8 +296,7 @@ def test_a_clock_that_is_set_back(tmp_path, whole, cut, clock, back, when):
     assert "one: skipped" in to_its_end(tmp_path, *words(path, tmp_path / "cut"), **environment)
     file.write_text("0")
     assert "one: skipped" in to_its_end(tmp_path, *words(path, tmp_path / "middle"))
-    (root,) = {tmp_path / "middle"}
-    record = json.loads((root / "one" / "metrics.json").read_text())
+    record = json.loads((tmp_path / "middle" / "one" / "metrics.json").read_text())
     print(f"{when}, in the middle: {record['seconds']['total']:.1f} s in the record", flush=True)
 
 
