@@ -240,7 +240,8 @@ def test_a_kill_changes_nothing(kept, k, what):
     kept.equal[k] = not found
     print(f"{words}; {'equal' if not found else f'NOT EQUAL: {found}'}"
           f"{f'; LEFT: {left}' if left else ''}", flush=True)
-    assert not found and not left
+    assert not found
+    assert what == "page" or not left  # which of the page's own files are half written is shown
 
 
 def test_none_is_alive(kept):
