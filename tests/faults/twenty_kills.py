@@ -125,22 +125,30 @@ def page_of(root):
                 path.suffix in (".html", ".csv") or path.parent == root / "figures")}
 
 
+READS = {"together": ["plain", "heavy"], "page": ["plain", "heavy", "mixed", "together"]}
+
+
 class Kept:
     "Uninterrupted runs, what they took, and how each is made anew in another folder."
 
     def __init__(self, place):
         self.place, self.seconds, self.equal = place, {}, {}  # by number of the kill
-        shared = {"epochs": 6, "patience": 6, "schedule": "cosine"}
+        shared = {"epochs": 16, "patience": 16, "schedule": "cosine"}
         recipe(place, "plain", **shared | {"filters": [8, 8]})
         recipe(place, "heavy", **shared, augmentation="heavy")
         recipe(place, "mixed", **shared, **MIXED)
         recipe(place, "together", **dict.fromkeys(FAST) | {
             "notebook": "06_ensemble", "members": ["plain", "heavy"], "views": 2,
             "weighting": "weighted"})
-        for name in ("plain", "heavy", "mixed", "together"):
-            self.timed(name, place / "whole")
-        shutil.copytree(place / "whole", place / "page")
-        self.timed("page", place / "page")
+
+    def make(self, what):
+        "Run it without interruption, and what it reads, each once."
+        for name in [*READS.get(what, []), what]:
+            if name in self.seconds:
+                continue
+            if name == "page":
+                shutil.copytree(self.place / "whole", self.place / "page")
+            self.timed(name, self.place / ("page" if name == "page" else "whole"))
 
     def words(self, what, root):
         if what == "page":
@@ -157,8 +165,7 @@ class Kept:
     def folder(self, what, name):
         "A folder that holds what the command reads."
         (root := self.place / name).mkdir()
-        for run in {"together": ["plain", "heavy"],
-                    "page": ["plain", "heavy", "mixed", "together"]}.get(what, []):
+        for run in READS.get(what, []):
             shutil.copytree(self.place / "whole" / run, root / run,
                             ignore=shutil.ignore_patterns("notebook.html"))
         return root
@@ -207,6 +214,7 @@ PLAN = ["plain"] * 5 + ["heavy"] * 4 + ["mixed"] * 3 + ["together"] * 4 + ["page
 
 def one_kill(kept, k, what):
     "Kill the command at a moment drawn by a number; gives the folder, and words of what it did."
+    kept.make(what)
     draw = random.Random(k)
     whom = "command" if what == "page" else draw.choice(["kernel", "run", "command", "all"])
     for attempt in count():  # earlier, where it had ended
