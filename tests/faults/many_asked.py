@@ -69,7 +69,9 @@ def test_a_submission_takes_twenty_thousand_images(network, tmp_path):
 def served(network):
     "The command in a process of its own; its port, once it answers."
     process = subprocess.Popen(["bloodcell", "demo", "--model", str(network), "--port", "0"],
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               # a shell's job in the background does not hear it
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     watch = threading.Timer(SECONDS, process.kill)
     watch.start()
     port = int(re.search(r":(\d+) answers", process.stdout.readline())[1])

@@ -214,7 +214,7 @@ def spoiled_entries(draw, entries):
     for _ in range(draw(st.integers(1, 2))):
         k = draw(st.integers(0, len(pairs) - 1))
         name, content = pairs[k]
-        how = draw(st.sampled_from(["image"] * 3 + ["name"] * 3 + ["more", "gone", "twice"]))
+        how = draw(st.sampled_from(["image"] * 3 + ["name"] * 3 + ["more"] * 2 + ["gone", "twice"]))
         if how == "image":
             pairs[k] = name, spoiled_image(draw, content)
         elif how == "name":
@@ -225,7 +225,7 @@ def spoiled_entries(draw, entries):
         elif how == "more":
             pairs.append((draw(st.sampled_from(
                 ["x.png", "test/x.png", "basophil/x.txt", "a/b/c/d/e/f/x.png", "Basophils/x.png",
-                 "x" * 200 + "/" + "y" * 200 + ".txt", "ig/x.jpg", "platelet/x.PNG", "new/"])),
+                 f"platelet/{5000 * 'x'}.txt", "ig/x.jpg", "platelet/x.PNG", "new/"])),
                 content))
         elif how == "gone":
             pairs = [pair for pair in pairs if pair[0].split("/")[0] != name.split("/")[0]]
@@ -299,16 +299,20 @@ def rezipped(data, change):
     return stream.getvalue()
 
 
+_WIDE = [b'"kernel_size": [3, 3]', b'"input_shape": [null, 4]', b'"units": 8,', b'"filters": 4,']
+_NUMBERS = [b"90000000", b"2147483648", b"-1", b"0.5", b"null"]
+
+
 def spoiled_network(draw, data):
     "The bytes of a .keras file."
-    how = draw(st.sampled_from(["config"] * 5 + ["bytes"] * 2 + ["weights"] * 2 + [
+    how = draw(st.sampled_from(["config"] * 5 + ["bytes"] * 2 + ["weights"] * 2 + ["wide"] * 2 + [
         "metadata", "gone", "bomb", "layer"]))
     if how == "bytes":
         return spoiled_bytes(draw, data)
     if how == "bomb":
         return rezipped(data, lambda name, content: bytes(100 * 2**20) if name
                                    == "model.weights.h5" else content)
-    names = {"config": "config.json", "layer": "config.json", "weights": "model.weights.h5",
+    names = {"config": "config.json", "layer": "config.json", "wide": "config.json", "weights": "model.weights.h5",
              "metadata": "metadata.json"}
     chosen = names.get(how) or draw(st.sampled_from([*names.values()]))
 
@@ -323,6 +327,9 @@ def spoiled_network(draw, data):
             return content.replace(b'"class_name": "Conv2D"', draw(st.sampled_from(
                 [b'"class_name": "Lambda"', b'"class_name": "Nothing"', b'"class_name": "Dense"',
                  b'"class_name": "LSTM"'])))
+        if how == "wide":  # what Keras makes before it reads a weight
+            key, number = draw(st.sampled_from(_WIDE)), draw(st.sampled_from(_NUMBERS))
+            return content.replace(key, key[:-2] + number + key[-1:], 1)
         return spoiled_text(draw, json.loads(content), as_json)
 
     return rezipped(data, change)
