@@ -5,6 +5,7 @@ What is spoiled, and how, is drawn by Hypothesis.
 import io
 import json
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -30,6 +31,11 @@ values = st.one_of(
     st.text(min_size=1, max_size=30).filter(lambda text: text.strip("/.~ ") and text[0] not in
                                             "/~."),
     st.lists(st.integers(-5, 300), max_size=9))
+
+
+def first(strategy):
+    "Of a choice the first, in the place of Hypothesis' draw."
+    return strategy.elements[0]
 
 
 def spoiled_bytes(draw, data):
@@ -299,21 +305,27 @@ def rezipped(data, change):
     return stream.getvalue()
 
 
-_WIDE = [b'"kernel_size": [3, 3]', b'"input_shape": [null, 4]', b'"units": 8,', b'"filters": 4,']
-_NUMBERS = [b"90000000", b"2147483648", b"-1", b"0.5", b"null"]
+# what Keras would make before it reads a weight
+WIDE = [b'"kernel_size": [3, 3]', b'"input_shape": [null, 4]', b'"units": 8', b'"filters": 4']
+
+
+def widened(data, key):
+    "A .keras file of which a layer has another width than its weights."
+    return rezipped(data, lambda name, content: content.replace(key, re.sub(
+        rb"\d(\]?)$", rb"90000000\1", key), 1) if name == "config.json" else content)
 
 
 def spoiled_network(draw, data):
     "The bytes of a .keras file."
-    how = draw(st.sampled_from(["config"] * 5 + ["bytes"] * 2 + ["weights"] * 2 + ["wide"] * 2 + [
+    how = draw(st.sampled_from(["config"] * 5 + ["bytes"] * 2 + ["weights"] * 2 + [
         "metadata", "gone", "bomb", "layer"]))
     if how == "bytes":
         return spoiled_bytes(draw, data)
     if how == "bomb":
         return rezipped(data, lambda name, content: bytes(100 * 2**20) if name
                                    == "model.weights.h5" else content)
-    names = {"config": "config.json", "layer": "config.json", "wide": "config.json", "weights": "model.weights.h5",
-             "metadata": "metadata.json"}
+    names = {"config": "config.json", "layer": "config.json",
+             "weights": "model.weights.h5", "metadata": "metadata.json"}
     chosen = names.get(how) or draw(st.sampled_from([*names.values()]))
 
     def change(name, content):
@@ -327,9 +339,6 @@ def spoiled_network(draw, data):
             return content.replace(b'"class_name": "Conv2D"', draw(st.sampled_from(
                 [b'"class_name": "Lambda"', b'"class_name": "Nothing"', b'"class_name": "Dense"',
                  b'"class_name": "LSTM"'])))
-        if how == "wide":  # what Keras makes before it reads a weight
-            key, number = draw(st.sampled_from(_WIDE)), draw(st.sampled_from(_NUMBERS))
-            return content.replace(key, key[:-2] + number + key[-1:], 1)
         return spoiled_text(draw, json.loads(content), as_json)
 
     return rezipped(data, change)
