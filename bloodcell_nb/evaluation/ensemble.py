@@ -8,7 +8,6 @@ __all__ = ['Predictions', 'read_predictions', 'dihedral', 'predict_views', 'erro
            'risk_coverage']
 
 # %% ../../nbs/06_ensemble.ipynb #9ba78c27
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,14 +67,24 @@ def _read_run(folder, split):
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {key: file[key] for key in _KEYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip and array readers raise many kinds
         raise DataError(f"{folder.name}/{path.name} cannot be read ({type(error).__name__}); run "
                         "the recipe again") from None
-    if found["probabilities"].shape != (len(found["labels"]), len(found["class_names"])):
-        raise DataError(f"{folder.name}/{path.name}: probabilities have shape "
-                        f"{found['probabilities'].shape}; "
-                        f"expected ({len(found['labels'])}, {len(found['class_names'])})")
+    _check_arrays(found, f"{folder.name}/{path.name}")
     return found
+
+
+def _check_arrays(found, where):
+    "Refuse probabilities and labels that do not fit together."
+    given, labels = found["probabilities"], found["labels"]
+    shape = labels.size, found["class_names"].size
+    if given.shape != shape or given.dtype.kind != "f":
+        raise DataError(f"{where}: probabilities have shape {given.shape} and type {given.dtype}; "
+                        f"expected {shape}, floats")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.isin(
+            labels, np.arange(shape[1])).all():
+        raise DataError(f"{where}: labels are no whole numbers from 0 to {shape[1] - 1}; run the "
+                        "recipe again")
 
 
 def _short(values):

@@ -112,7 +112,7 @@ def _mend_journal(path):
             try:
                 if not (line.endswith(b"\n") and isinstance(json.loads(line), dict)):
                     break
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
             whole += len(line)
     if whole < path.stat().st_size:

@@ -168,7 +168,7 @@ def _is_drawing(path):
     try:
         with Image.open(path) as image:
             return image.info.get("Software") == _MARK
-    except OSError:
+    except Exception:  # image readers raise many kinds
         return False
 
 

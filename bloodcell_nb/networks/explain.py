@@ -52,13 +52,20 @@ def copy_network(
     file: Path,  # .keras
     copy: Path,  # .keras, that Keras 3.6 and later read
 ):
-    "Copy a saved network, its weights byte by byte."
-    with zipfile.ZipFile(file) as old, zipfile.ZipFile(copy, "w") as new:
-        for entry in old.infolist():
-            content = old.read(entry)
-            if entry.filename == "config.json":
-                content = json.dumps(_without_newer(json.loads(content))).encode()
-            new.writestr(entry, content)
+    "Copy a saved network, its weights byte by byte; raises DataError for one that is damaged."
+    try:
+        with zipfile.ZipFile(file) as old, zipfile.ZipFile(copy, "w") as new:
+            for entry in old.infolist():
+                content = old.read(entry)
+                if entry.filename == "config.json":
+                    content = json.dumps(_without_newer(json.loads(content))).encode()
+                new.writestr(entry, content)
+    except OSError:  # a full disk
+        raise
+    except Exception as error:  # zip and JSON readers raise many kinds
+        raise DataError(f"{file}: an entry cannot be copied ({type(error).__name__}: "
+                        f"{' '.join(str(error).split())[:150]}); expected a whole .keras file"
+                        ) from None
 
 # %% ../../nbs/reference/networks/explain.ipynb #0ece2449
 def save_network(
@@ -162,7 +169,7 @@ def _versions(path):
         with zipfile.ZipFile(path) as archive:
             saved = json.loads(_read_entry(archive, "metadata.json", 10_000))["keras_version"]
         return f", saved by Keras {saved[:20]}, read by {keras.__version__}"
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except Exception:  # zip and JSON readers raise many kinds
         return ""
 
 # %% ../../nbs/reference/networks/explain.ipynb #a7c40b56

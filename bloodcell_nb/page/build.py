@@ -249,7 +249,7 @@ def _our_figure(path):
     try:
         with Image.open(path) as image:
             software = image.info.get("Software", "")
-    except (OSError, ValueError):
+    except Exception:  # image readers raise many kinds
         return False
     return software == _SOFTWARE or (software.startswith("Matplotlib")
                                      and _our_page(path.parent.parent / "index.html"))

@@ -101,7 +101,7 @@ def _is_whole(path):
         return zipfile.is_zipfile(path)
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return True
 

@@ -200,7 +200,7 @@ def restore_state(progress: Progress):
     for path in sorted(numbers, key=numbers.get, reverse=True):
         try:
             state, arrays = _read_state(path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zip and array readers raise many kinds
             damaged.append(f"{path.name} cannot be read ({type(error).__name__})")
             continue
         if state["key"] != progress.run.key:

@@ -30,19 +30,25 @@ from bloodcell_nb.inference.classifier import (  # noqa: E402
 )
 from bloodcell_nb.networks.custom_cnn import custom_cnn  # noqa: E402
 
-NETWORK = "convnext_atto_heavy"
 FEW, MANY, DRAWN = 2_000, 20_000, 200
 CLIENTS, SILENT = 50, 10
 SECONDS = 600
 MORE = 64  # MiB that the memory may differ by, the images themselves apart
 
 
-def test_a_submission_takes_twenty_thousand_images(tmp_path):
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    "A small network's file."
+    path = tmp_path_factory.mktemp("network") / "small.keras"
+    custom_cnn((96, 96), filters=(8, 16), dense_units=8).save(path)
+    return path
+
+
+def test_a_submission_takes_twenty_thousand_images(network, tmp_path):
     "In a process of its own: its peak grows by the images alone, not by what is made of them."
     cells = draw_cells(DRAWN).images
-    custom_cnn((96, 96), filters=(8, 16), dense_units=8).save(tmp_path / "small.keras")
-    path = write_submission([tmp_path / "small.keras"], tmp_path / "submission.zip")
-    expected = load_classifier([tmp_path / "small.keras"]).predict(cells).argmax(axis=1)
+    path = write_submission([network], tmp_path / "submission.zip")
+    expected = load_classifier([network]).predict(cells).argmax(axis=1)
     above = {}
     for count in (FEW, MANY):
         images = np.tile(cells, (count // DRAWN, 1, 1, 1))
@@ -60,10 +66,12 @@ def test_a_submission_takes_twenty_thousand_images(tmp_path):
 
 
 @pytest.fixture
-def served():
+def served(network):
     "The command in a process of its own; its port, once it answers."
-    process = subprocess.Popen(["bloodcell", "demo", "--model", NETWORK, "--port", "0"], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(["bloodcell", "demo", "--model", str(network), "--port", "0"],
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               # a shell's job in the background does not hear it
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     watch = threading.Timer(SECONDS, process.kill)
     watch.start()
     port = int(re.search(r":(\d+) answers", process.stdout.readline())[1])

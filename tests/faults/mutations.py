@@ -5,6 +5,7 @@ What is spoiled, and how, is drawn by Hypothesis.
 import io
 import json
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -30,6 +31,11 @@ values = st.one_of(
     st.text(min_size=1, max_size=30).filter(lambda text: text.strip("/.~ ") and text[0] not in
                                             "/~."),
     st.lists(st.integers(-5, 300), max_size=9))
+
+
+def first(strategy):
+    "Of a choice the first, in the place of Hypothesis' draw."
+    return strategy.elements[0]
 
 
 def spoiled_bytes(draw, data):
@@ -214,7 +220,7 @@ def spoiled_entries(draw, entries):
     for _ in range(draw(st.integers(1, 2))):
         k = draw(st.integers(0, len(pairs) - 1))
         name, content = pairs[k]
-        how = draw(st.sampled_from(["image"] * 3 + ["name"] * 3 + ["more", "gone", "twice"]))
+        how = draw(st.sampled_from(["image"] * 3 + ["name"] * 3 + ["more"] * 2 + ["gone", "twice"]))
         if how == "image":
             pairs[k] = name, spoiled_image(draw, content)
         elif how == "name":
@@ -225,7 +231,7 @@ def spoiled_entries(draw, entries):
         elif how == "more":
             pairs.append((draw(st.sampled_from(
                 ["x.png", "test/x.png", "basophil/x.txt", "a/b/c/d/e/f/x.png", "Basophils/x.png",
-                 "x" * 200 + "/" + "y" * 200 + ".txt", "ig/x.jpg", "platelet/x.PNG", "new/"])),
+                 f"platelet/{5000 * 'x'}.txt", "ig/x.jpg", "platelet/x.PNG", "new/"])),
                 content))
         elif how == "gone":
             pairs = [pair for pair in pairs if pair[0].split("/")[0] != name.split("/")[0]]
@@ -299,6 +305,16 @@ def rezipped(data, change):
     return stream.getvalue()
 
 
+# what Keras would make before it reads a weight
+WIDE = [b'"kernel_size": [3, 3]', b'"input_shape": [null, 4]', b'"units": 8', b'"filters": 4']
+
+
+def widened(data, key):
+    "A .keras file of which a layer has another width than its weights."
+    return rezipped(data, lambda name, content: content.replace(key, re.sub(
+        rb"\d(\]?)$", rb"90000000\1", key), 1) if name == "config.json" else content)
+
+
 def spoiled_network(draw, data):
     "The bytes of a .keras file."
     how = draw(st.sampled_from(["config"] * 5 + ["bytes"] * 2 + ["weights"] * 2 + [
@@ -308,8 +324,8 @@ def spoiled_network(draw, data):
     if how == "bomb":
         return rezipped(data, lambda name, content: bytes(100 * 2**20) if name
                                    == "model.weights.h5" else content)
-    names = {"config": "config.json", "layer": "config.json", "weights": "model.weights.h5",
-             "metadata": "metadata.json"}
+    names = {"config": "config.json", "layer": "config.json",
+             "weights": "model.weights.h5", "metadata": "metadata.json"}
     chosen = names.get(how) or draw(st.sampled_from([*names.values()]))
 
     def change(name, content):
