@@ -35,12 +35,14 @@ def _flush(path):
 
 
 @contextmanager
-def _naming(path):
-    "Have an error of the system name the file that could not be written, as where a disk is full."
+def _naming(path, work):
+    """Have an error of the system name the file that could not be written, as where a disk is full,
+    not the one by whose name it is written.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.errno is None or error.filename not in (None, str(work)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -55,7 +57,7 @@ def replacing(
     """
     work = path.with_name(f"{path.stem}.{uuid4().hex}.part{path.suffix}")
     try:
-        with _naming(path):
+        with _naming(path, work):
             yield work
             if lasting:  # else its name may be on the disk before its bytes are
                 _flush(work)
@@ -136,7 +138,7 @@ def creating(
     path = check_free(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:40]}.") as place:
         work = Path(place) / f"new{path.suffix}"
-        with _naming(path):
+        with _naming(path, work):
             yield work
         _put(work, path)
 
