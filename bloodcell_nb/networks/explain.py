@@ -10,7 +10,6 @@ __all__ = ['MAX_NETWORK_BYTES', 'copy_network', 'save_network', 'load_model', 's
 import io
 import json
 import logging
-import os
 import tempfile
 import warnings
 import zipfile
@@ -24,6 +23,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from ..data.cells import DataError
+from ..data.files import SAVING, replacing
 from .speed import speed_up_answers
 from ..runs.finished import model_file
 
@@ -73,12 +73,11 @@ def save_network(
     path: Path,  # .keras, that Keras 3.6 and later read
 ):
     "Save a network, whole or not at all, in a folder that is made if need be."
-    Path(path).parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=".") as work:
-        saved, copy = Path(work) / "saved.keras", Path(work) / "copy.keras"
-        model.save(saved)
+    (folder := Path(path).parent).mkdir(exist_ok=True)
+    with replacing(Path(path)) as copy, tempfile.TemporaryDirectory(
+            dir=folder, prefix=SAVING) as place:
+        model.save(saved := Path(place) / "saved.keras")
         copy_network(saved, copy)
-        os.replace(copy, path)
 
 # %% ../../nbs/reference/networks/explain.ipynb #a7c40b54
 MAX_NETWORK_BYTES = 2 * 2**30  # of the weights, unpacked; those of ConvNeXtXLarge are 1.4 GB

@@ -75,7 +75,8 @@ class Run:
     ):
         self._temporary = None if recipe.out else tempfile.TemporaryDirectory(prefix="bloodcell_")
         self.recipe, self.folder = recipe, Path(recipe.out or self._temporary.name)
-        self.started, self.seconds = datetime.now(UTC), {}
+        # a clock may be set back while it runs
+        self.started, self._began, self.seconds = datetime.now(UTC), time.monotonic(), {}
         self.watched = {}  # by epoch of a training, from 0: what decides which one is best
         self.folder.mkdir(parents=True, exist_ok=True)
         self.synthetic, self.weights = is_synthetic(recipe.source), recipe_weights(recipe)
@@ -213,7 +214,7 @@ def finish(
         "git": self.git,
         "environment": environment(),
         "started": self.started.isoformat(timespec="seconds"),
-        "seconds": {"total": (datetime.now(UTC) - self.started).total_seconds(), **self.seconds},
+        "seconds": {"total": time.monotonic() - self._began, **self.seconds},
         "peak_memory_mib": peak_memory(),
         "results": results,
     }

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from ..data.cells import DataError, lies_in_source, source_path
-from ..data.files import write_json
+from ..data.files import remove_unfinished, write_json
 from .finished import EARLIER, Record, Status, read_checked
 from .recipes import RecipeError
 
@@ -218,6 +218,7 @@ def take_place(
     goes on from it.
     """
     shutil.rmtree(folder / "state", ignore_errors=True)
+    remove_unfinished(folder)
     if status_of(target):
         lacks, same = missing_file(target), status_of(target).get("key") == status_of(folder)["key"]
         reason = f"without {lacks}" if same and lacks else "of other data, settings or code"

@@ -61,10 +61,17 @@ def prepare(
     "Load, clean, split and balance."
     recipe_split = getattr(recipe, "validation_split", "source")
     keys = ("limit", "split_seed", "val_share", "test_share")
-    arrays = shared("parts", [fingerprint(recipe.source), code_fingerprint("reference/runs/splits"),
-                              recipe_split, str(max_distance),
-                              *(str(getattr(recipe, key)) for key in keys)],
-                    lambda: _unread(_parted(recipe, max_distance)))
+    data = fingerprint(recipe.source)
+
+    def parted():
+        found = _unread(_parted(recipe, max_distance))
+        if fingerprint(recipe.source) != data:  # other runs would take them for what it was
+            raise DataError(f"{recipe.source} changed while it was read; run again")
+        return found
+
+    arrays = shared("parts", [data, code_fingerprint("reference/runs/splits"), recipe_split,
+                              str(max_distance), *(str(getattr(recipe, key)) for key in keys)],
+                    parted)
     if "rows" in arrays:
         arrays["images"] = load(recipe.source, on_disk=True).images[arrays.pop("rows")]
     cells = Cells(**arrays | {"class_names": tuple(map(str, arrays["class_names"])),

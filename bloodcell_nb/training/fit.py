@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from ..augment.policies import augmented, with_noise
 from ..data.analysis import balance_classes, duplicate_groups, perceptual_hashes
 from ..data.cells import Cells, DataError, fold_indices, split_indices
+from ..data.files import replacing
 from ..evaluation.metrics import plot_learning_curves, score
 from ..networks.explain import save_network
 from ..networks.speed import keep_freed_memory, speed_up_answers, speed_up_training
@@ -111,10 +112,14 @@ class Snapshots(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.ends = folder, cycle_ends(epochs)
 
+    def files(self):
+        "Where they lie, by epoch, from 1."
+        return {end: self.folder / f"snapshot_{k}.npz" for k, end in enumerate(self.ends, 1)}
+
     def on_epoch_end(self, epoch, logs=None):
         if epoch + 1 in self.ends and np.isfinite(list((logs or {}).values())).all():
-            self.model.network.save_weights(
-                self.folder / f"snapshot_{self.ends.index(epoch + 1) + 1}.weights.h5")
+            with replacing(self.files()[epoch + 1]) as work:
+                np.savez(work, *self.model.network.get_weights())
 
 # %% ../../nbs/reference/training/fit.ipynb #a9146cde
 def _finalize(network):
@@ -224,9 +229,9 @@ def fit(
     remembered, times = _remembered(recipe), Times(batches)
     progress = Progress(run, folder, remembered, name, times, recipe.monitor, first_epoch)
     progress.set_model(trained)
-    restore_state(progress)
+    further = [Snapshots(folder, recipe.epochs)] if recipe.snapshots else []
+    restore_state(progress, further[0].files() if further else {})
     if not progress.stopped and progress.epoch < recipe.epochs:
-        further = [Snapshots(folder, recipe.epochs)] if recipe.snapshots else []
         if recipe.image_sizes:
             further.append(GrowingImages(model, policies, recipe))
         trained.fit(batches, epochs=recipe.epochs, initial_epoch=progress.epoch, shuffle=False,
@@ -253,9 +258,9 @@ def _fitted(model, progress):
             raise NotFinite(f"{sentence}; no epoch before it to keep, so lower the learning rate")
         print(f"{sentence}; training stops, epoch {progress.best_epoch()} is kept")
     kept = []
-    for path in sorted(progress.folder.glob("snapshot_*.weights.h5")):
-        model.load_weights(path)
-        kept.append(model.get_weights())
+    for path in sorted(progress.folder.glob("snapshot_[0-9].npz")):
+        with np.load(path) as file:
+            kept.append([file[f"arr_{i}"] for i in range(len(file.files))])
     model.set_weights(progress.best)
     times, history = progress.times, progress.history
     rate = times.images / max(times.seconds["training"], 1e-9)

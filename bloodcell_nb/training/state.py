@@ -181,6 +181,16 @@ def _check_whole(path):
             raise zipfile.BadZipFile(f"{path.name}: {damaged} is damaged")
 
 # %% ../../nbs/reference/training/state.ipynb #st000007
+def _lost(snapshots, epoch):
+    "The first file up to an epoch that is damaged or not there; empty where all are whole."
+    for path in (path for end, path in snapshots.items() if end <= epoch):
+        try:
+            _check_whole(path)
+        except (OSError, zipfile.BadZipFile):
+            return path.name
+    return ""
+
+
 def _read_state(path):
     "What a state says of itself, and its arrays in order; raises an error where it is damaged."
     _check_whole(path)
@@ -189,7 +199,10 @@ def _read_state(path):
                 [file[f"arr_{i}"] for i in range(len(file.files) - 1)])
 
 # %% ../../nbs/reference/training/state.ipynb #a48fae2a
-def restore_state(progress: Progress):
+def restore_state(
+    progress: Progress,
+    snapshots: dict = None,  # files that belong to all states from an epoch on, by that epoch
+):
     """Read the newest whole state of an interrupted training, if there is one.
 
     Raises DataError where it is of other data, settings or code: the next state would replace it.
@@ -206,6 +219,9 @@ def restore_state(progress: Progress):
         if state["key"] != progress.run.key:
             raise DataError(f"{path.parent} holds what an unfinished run of other data, settings "
                             "or code goes on from; name another folder (out), or remove it")
+        if lost := _lost(snapshots or {}, state["epoch"]):
+            damaged.append(f"{lost}, which {path.name} needs, cannot be read")
+            continue
         _set_state(progress, path, state, arrays)
         break
     if damaged:
