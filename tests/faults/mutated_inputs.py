@@ -106,6 +106,8 @@ class Surrounding:
             signal.alarm(0)
         seconds = time.monotonic() - start
         out, err = self.capfd.readouterr()
+        # bars of progress, which a slow machine shows
+        err = re.sub("(\r[^\r\n]*%\\|[^\r\n]*)+\n?", "", err)
         if peak() > max(before, self.begun + MEMORY):
             broken.append(f"{(peak() - self.begun) / 2**20:,.0f} MiB more than at first")
         return Told(code, out, err, seconds, broken)
