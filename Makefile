@@ -71,7 +71,7 @@ notebooks: setup  ## run every notebook in place, as committed
 	nbdev_clean
 
 readme: setup  ## README.md from nbs/index.ipynb
-	jupyter nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's#\]\((images/|reference/|extending|machines|teaching|glossary|[0-9]{2}_\w+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' > README.md
+	jupyter nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's#\]\((images/|reference/|extending|machines|limits|teaching|glossary|[0-9]{2}_\w+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' > README.md
 
 lock: setup  ## requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable > requirements.lock

@@ -44,8 +44,8 @@ CONTENTS = "".join([contents("Chapters", "[0-9]*", options=":numbered: 1"),
                     contents("Teach it, words", "teaching", "glossary"),
                     *(contents(package, f"reference/{package}/*") for package in PACKAGES),
                     contents("Extend it, many machines, the command, an index, speed",
-                             "extending", "machines", "reference/cli", "Functions <genindex>",
-                             "benchmarks/RESULTS")])
+                             "extending", "machines", "limits", "reference/cli",
+                             "Functions <genindex>", "benchmarks/RESULTS")])
 INDEX = "```{{index}} {0}\n:name: {0}\n```"
 DIRECTIVE = re.compile(r"^#\| ?(\w+).*\n?", re.M)
 PUBLIC = re.compile(r"(?<!@patch\n)^(?:def|class) ([A-Za-z]\w*)", re.M)  # no methods
