@@ -128,6 +128,7 @@ class _Handler(_Pages):
 # %% ../../nbs/reference/inference/demo.ipynb #8f037a52
 class _Server(ThreadingHTTPServer):
     "A thread per connection, which ends with the program; one image at a time is asked for."
+    request_queue_size = 128  # a class that opens the page at once; 5 by default
 
     def __init__(self, classifier, name, port):
         self.classifier, self.name, self.drawn = classifier, name, count()
