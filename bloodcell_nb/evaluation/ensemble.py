@@ -24,6 +24,7 @@ class Predictions:
     labels: np.ndarray  # (n,)
     ids: np.ndarray  # (n,)
     class_names: tuple
+    image_size: tuple  # height and width of the cells, pixels
 
     @property
     def mean(self):
@@ -55,7 +56,8 @@ def read_predictions(
                                 f"({_short(first[key])} and {_short(found[key])}); "
                                 "expected runs on the same data with the same split")
     return Predictions(names, np.stack([found["probabilities"] for found in read]), first["labels"],
-                       first["ids"], tuple(map(str, first["class_names"])))
+                       first["ids"], tuple(map(str, first["class_names"])),
+                       tuple(map(int, first["image_size"])))
 
 # %% ../../nbs/06_ensemble.ipynb #15355563
 def _read_run(folder, split):
@@ -85,6 +87,9 @@ def _check_arrays(found, where):
             labels, np.arange(shape[1])).all():
         raise DataError(f"{where}: labels are no whole numbers from 0 to {shape[1] - 1}; run the "
                         "recipe again")
+    if (size := found["image_size"]).shape != (2,) or size.dtype.kind not in "iu":
+        raise DataError(f"{where}: image_size has shape {size.shape} and type {size.dtype}; "
+                        "expected height and width, whole numbers")
 
 
 def _short(values):

@@ -444,8 +444,7 @@ def model_card(
     what, licence = _words([trained[member] for member in settings.members])
     hashed, results = len(known.get("hashes", [])), trained[name].metrics["results"]
     counts = {split: results.get(split, {}).get("n", 0) for split in ("val", "test")}
-    with np.load(trained[name].folder / "predictions.npz") as file:
-        height, width = file["image_size"]
+    height, width = read_predictions([trained[name].folder]).image_size
     return _rendered(
         name=name, what=what, licence=licence, class_names=classifier.class_names, parts=parts,
         headline=HEADLINE,
