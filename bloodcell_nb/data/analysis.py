@@ -96,7 +96,7 @@ MAX_DISTANCE = 16  # bits that two copies of one image may differ in
 
 
 def _part_of_bits(packed, part, parts):
-    "Every so-manieth bit of each hash, from one on, as whole numbers, uint64, (n, words)."
+    "One of so many parts of each hash's bits, every n-th of them, uint64, (n, words)."
     blocks = np.array_split(packed, 1 + len(packed) // 2**18)
     bits = np.concatenate([np.packbits(np.unpackbits(block, axis=1)[:, part::parts], axis=1)
                            for block in blocks])

@@ -19,6 +19,13 @@ from .cells import DataError, StoredImages, check_memory
 from .files import check_free, creating
 
 # %% ../../nbs/reference/data/arrays.ipynb #2a756a3d
+def _header(stream):
+    "Shape, whether it lies by columns, and type of an array, as the beginning of its file says."
+    first_version = np.lib.format.read_magic(stream) == (1, 0)
+    read = getattr(np.lib.format, f"read_array_header_{1 if first_version else 2}_0")
+    return read(stream)
+
+
 def npz_headers(
     path: Path,
 ) -> tuple[dict[str, tuple], int]:  # shape and type of each array, by key; bytes of all
@@ -27,9 +34,7 @@ def npz_headers(
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as stream:
-                first_version = np.lib.format.read_magic(stream) == (1, 0)
-                read = getattr(np.lib.format, f"read_array_header_{1 if first_version else 2}_0")
-                shape, _, dtype = read(stream)
+                shape, _, dtype = _header(stream)
             found[entry.filename.removesuffix(".npy")] = shape, dtype
             total += max(entry.file_size, math.prod(shape) * dtype.itemsize)
     return found, total
@@ -74,8 +79,7 @@ def _stored(path):
         if entry is None or entry.compress_type != zipfile.ZIP_STORED:
             return None
         with archive.open(entry) as stream:
-            np.lib.format.read_magic(stream)
-            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
+            shape, by_columns, dtype = _header(stream)
             header = stream.tell()
         archive.fp.seek(entry.header_offset + 26)
         before = entry.header_offset + 30 + sum(struct.unpack("<HH", archive.fp.read(4)))
@@ -117,16 +121,21 @@ def read_npz(
 
 
 # %% ../../nbs/reference/data/arrays.ipynb #0915378d
+def _new_npz(path):
+    "A path where a new npz file can be; its folder is made."
+    path = check_free(path)
+    if path.suffix.lower() != ".npz":
+        raise DataError(f"{path}: expected a name that ends in .npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_npz(
     path: Path,  # new file, .npz
     **arrays: np.ndarray,  # what it holds, by key
 ) -> Path:  # the file
     "Write a compressed npz file."
-    path = check_free(path)
-    if path.suffix.lower() != ".npz":
-        raise DataError(f"{path}: expected a name that ends in .npz")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with creating(path) as work:
+    with creating(path := _new_npz(path)) as work:
         np.savez_compressed(work, **arrays)
     return path
 
@@ -138,8 +147,7 @@ def write_stored(
     **arrays: np.ndarray,  # what else it holds, by key
 ) -> Path:  # the file
     "Write images, a block at a time, into an npz file that a training can leave them in."
-    path, form = check_free(path), np.lib.format
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, form = _new_npz(path), np.lib.format
     with creating(path) as work, zipfile.ZipFile(work, "w") as archive:
         with archive.open("images.npy", "w", force_zip64=True) as stream:
             form.write_array_header_1_0(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cells import CLASS_NAMES, PARTS, DataError, DataWarning, class_key, printable
+from .cells import CLASS_NAMES, PARTS, DataError, DataWarning, class_key
 from .image_files import IMAGE_SUFFIXES, ImageFiles, list_images
 
 # %% ../../nbs/reference/data/class_folders.ipynb #folders5
@@ -44,7 +44,7 @@ def same_classes(
     class_of = {name: _CLASSES.get(class_key(name), own[class_key(name)]) for name in names}
     found = tuple(dict.fromkeys(class_of.values()))
     if renamed := [f"{name} as {known}" for name, known in class_of.items() if name != known]:
-        warnings.warn(f"{printable(where)}: classes read: {printable(', '.join(renamed))}",
+        warnings.warn(f"{where}: classes read: {', '.join(renamed)}",
                       DataWarning, stacklevel=2)
     known = tuple(name for name in CLASS_NAMES if name in found)
     return (known if len(known) == len(found) else found), class_of
@@ -130,7 +130,7 @@ class ClassFolders:
         self._opened = found.opened
         places = check_folders(path, found)
         if found.left_out:
-            warnings.warn(printable(f"{path}: {found.left_out}"), DataWarning, stacklevel=2)
+            warnings.warn(f"{path}: {found.left_out}", DataWarning, stacklevel=2)
         self.names, places = _in_order(found.names, places)
         self.parts = [place.part for place in places]
         folders = [place.folder.replace("_", " ") for place in places]  # as `write_tree` has it

@@ -79,7 +79,7 @@ def _blocks(tree, size, shape, most):
         counts += _decode_all(tree, images, size, first)
         yield images
     for note, count in counts.items():
-        warnings.warn(printable(f"{tree.path}: {note} in {count:,} of {n:,} images"), DataWarning,
+        warnings.warn(f"{tree.path}: {note} in {count:,} of {n:,} images", DataWarning,
                       stacklevel=3)
 
 
@@ -129,8 +129,8 @@ def _named_cells(arrays, path):
     cells = Cells(arrays["images"], arrays["labels"], tuple(given), source=str(path), **extra)
     used = [name for name, count in zip(given, cells.counts, strict=True) if count]
     if len(used) < len(given):
-        absent = printable(", ".join(sorted(set(given) - set(used))))
-        warnings.warn(f"{printable(path)}: without the classes that have no image: {absent}",
+        absent = ", ".join(sorted(set(given) - set(used)))
+        warnings.warn(f"{path}: without the classes that have no image: {absent}",
                       DataWarning, stacklevel=2)
     class_names, class_of = same_classes(used, path)
     numbers = np.array([class_names.index(class_of[name]) if name in used else -1
@@ -157,7 +157,7 @@ def _check_ids(cells):
     return cells
 
 
-def _npz_cells(path, pixels):
+def _read_npz(source, path, pixels="read"):
     "Cells of a course file, of one of our own or of a MedMNIST file; pixels as for `read_npz`."
     arrays = read_npz(path, pixels)
     _check_one_form(arrays, path)
@@ -171,11 +171,6 @@ def _npz_cells(path, pixels):
         return medmnist_cells(arrays, path)
     raise DataError(f"{path}: keys are {', '.join(arrays) or 'none'}; expected images and labels, "
                     "or train_images and train_labels")
-
-
-def _read_npz(source, path, on_disk=False):
-    return _npz_cells(path, "stored" if on_disk else "read")
-
 
 # %% ../../nbs/reference/data/sources.ipynb #8a9dbc83
 def _with_images(cells, source, every_class=True):
@@ -191,7 +186,7 @@ def _with_images(cells, source, every_class=True):
 
 def _check_npz(source, path):
     "Refuse an npz file that `load` refuses or that holds no training cells."
-    _check_trained(source, _with_images(_npz_cells(path, "blank"), source).parts)
+    _check_trained(source, _with_images(_read_npz(source, path, "blank"), source).parts)
 
 # %% ../../nbs/reference/data/sources.ipynb #68f6473d
 def _file_identity(source, path):
@@ -214,7 +209,7 @@ class SourceForm:
     check: Callable | None = None
     identity: Callable[..., Iterable[bytes]] = _file_identity  # bytes that a fingerprint sums
     resizes: bool = False  # its images can be resized as they are read
-    stays: bool = False  # too many images can stay in it: `read` takes on_disk
+    stays: bool = False  # too many images can stay in it: `read` takes pixels, as `read_npz`
     options: str = ""  # what may follow a keyword, as the command's help shows it
 
 # %% ../../nbs/reference/data/sources.ipynb #5e4e0c7c
@@ -305,7 +300,7 @@ def load(
                         f"resized: {resized}")
     options = {} if size is None else {"size": size}
     if on_disk and form.stays:
-        options["on_disk"] = True
+        options["pixels"] = "stored"
     return _with_images(form.read(source, path, **options), source, every_class)
 
 # %% ../../nbs/reference/data/sources.ipynb #checksrc

@@ -24,9 +24,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from ..data.cells import DataError, as_message, printable
+from ..data.cells import DataError, as_message, check_memory, printable
 from ..data.image_files import IMAGE_SUFFIXES, is_hidden, list_images, read_image
-from ..data.cells import check_memory
 from .classifier import Classifier
 
 # %% ../../nbs/reference/inference/predict.ipynb #c3ec8a2f
