@@ -38,11 +38,13 @@ run.finish({{}})
 """
 
 
-def wait_for(found):
-    end = time.monotonic() + SECONDS
+def wait_for(found, process=None, seconds=SECONDS):
+    "Wait until something is there, before a process, if one is named, ends."
+    end = time.monotonic() + seconds
     while not (result := found()):
+        assert process is None or process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.05)
+        time.sleep(0.02)
     return result
 
 

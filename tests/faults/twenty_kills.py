@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from test_cluster import wait_for  # noqa: E402
 from test_command import FAST, MIXED, SOURCE, last_state, recipe  # noqa: E402
 
 SECONDS = 400  # that a command may take on a busy machine
@@ -59,16 +60,6 @@ def end_all(mark):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left)
-
-
-def wait_for(found, process=None):
-    "Wait until something is there, before the command ends."
-    end = time.monotonic() + SECONDS
-    while not (result := found()):
-        assert process is None or process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
-    return result
 
 
 def without(value):
@@ -254,6 +245,6 @@ def test_a_kill_changes_nothing(kept, k, what):
 
 def test_none_is_alive(kept):
     "Of all kills before: how many ended alike, and no process goes on."
-    wait_for(lambda: not alive(kept.place))
+    wait_for(lambda: not alive(kept.place), seconds=SECONDS)
     print(f"{sum(kept.equal.values())} of {len(kept.equal)} equal; no process alive")
     assert all(kept.equal.values())

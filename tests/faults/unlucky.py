@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from test_cluster import CELL  # noqa: E402
+from test_cluster import CELL, wait_for  # noqa: E402
 from test_command import (  # noqa: E402
     MIXED,
     SOURCE,
@@ -34,7 +34,6 @@ from twenty_kills import (  # noqa: E402
     end_all,
     left_over,
     to_its_end,
-    wait_for,
 )
 
 from bloodcell_nb.augment.policies import augmented  # noqa: E402
@@ -90,7 +89,7 @@ def cut(place, whole):
 def interrupted(mark, path, root, data=SOURCE, **environment):
     "Kill a run, its command and its kernel after two epochs; gives the folder of runs."
     process = command(mark, *words(path, root, data), **environment)
-    wait_for(lambda: 2 <= last_state(root / f"{path.stem}.partial"), process)
+    wait_for(lambda: 2 <= last_state(root / f"{path.stem}.partial"), process, SECONDS)
     for one in (killed := alive(mark)):
         with suppress(psutil.NoSuchProcess):
             one.kill()
@@ -279,7 +278,7 @@ def test_a_clock_that_is_set_back(tmp_path, whole, cut, clock):
     "In the middle of a run, before one goes on, and once it is there: the same record."
     (path, finished), (environment, file) = whole, clock
     process = command(tmp_path, *words(path, tmp_path / "middle"), **environment)
-    wait_for(lambda: last_state(tmp_path / "middle" / "one.partial"), process)
+    wait_for(lambda: last_state(tmp_path / "middle" / "one.partial"), process, SECONDS)
     file.write_text(str(800 * 86400))
     said = process.communicate(timeout=SECONDS)[0]
     assert process.returncode == 0 and "Traceback" not in said, said
