@@ -503,7 +503,7 @@ def test_cells_that_change_while_a_run_trains(tmp_path, changing):
     source, put, path, whole = changing
     put(False)
     process = command(tmp_path, *words(path, tmp_path / "out", source))
-    wait_for(lambda: last_state(tmp_path / "out" / "one.partial"), process)
+    wait_for(lambda: last_state(tmp_path / "out" / "one.partial"), process, SECONDS)
     put(True)
     said = process.communicate(timeout=SECONDS)[0]
     lines = [line for line in said.splitlines() if "changed while the run went on" in line]
