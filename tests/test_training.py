@@ -8,8 +8,10 @@ import pytest
 
 from bloodcell_nb.augment.policies import augmented
 from bloodcell_nb.data import arrays, files
+from bloodcell_nb.data import cells as cells_module
 from bloodcell_nb.data.cells import Cells, DataError, StoredImages
 from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.runs import splits as splits_module
 from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run
 from bloodcell_nb.runs.splits import prepare, seen_hashes
@@ -266,18 +268,21 @@ def test_a_full_disk_leaves_the_older_state(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_cells_that_stay_on_disk_train_as_others_do(tmp_path, monkeypatch, shared):
-    "The same splits, the same weights; the training split is never held."
+    "The same splits, the same weights; memory has no room for the training split."
     drawn = draw_cells(200, duplicates=4)
     source = arrays.write_stored(tmp_path / "cells.npz", np.array_split(drawn.images, 3),
                                  drawn.images.shape, labels=drawn.labels)
+    monkeypatch.setattr(splits_module, "_BLOCK", 16)
     found = {}
-    for name, share in (("held", 8), ("stored", 2**40)):
+    for name, share, room in (("held", 8, 2**30), ("stored", 2**40, 100 * 96 * 96 * 3)):
         monkeypatch.setattr(arrays, "_SHARE", share)
+        monkeypatch.setattr(cells_module, "MAX_ARRAY_BYTES", room)
         if shared:
             monkeypatch.setenv("BLOODCELL_SHARED", str(tmp_path / f"{name}_shared"))
         recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": name, "source": str(source),
-                               "out": str(tmp_path / name), "epochs": 2, "augmentation":
-                               ["RandomFlip", "CutMix"], "balance": "oversample"})
+                               "out": str(tmp_path / name), "epochs": 2, "test_share": 0.1,
+                               "augmentation": ["RandomFlip", "CutMix"], "balance": "oversample",
+                               "on_device": name == "stored"})  # asked for, and not possible
         splits = prepare(recipe)
         assert isinstance(splits.balanced.images, StoredImages) == (name == "stored")
         model = keras.Sequential([keras.Input((96, 96, 3), dtype="uint8"),
@@ -285,7 +290,12 @@ def test_cells_that_stay_on_disk_train_as_others_do(tmp_path, monkeypatch, share
                                   keras.layers.GlobalAveragePooling2D(),
                                   keras.layers.Dense(8, "softmax", kernel_initializer="zeros")])
         fit(model, splits.balanced, splits.val, recipe, Run(recipe))
-        found[name] = [np.asarray(splits.train.images), splits.test.images, splits.val.ids,
-                       seen_hashes(splits), *model.get_weights()]
+        found[name] = [splits.test.images, splits.val.ids, seen_hashes(splits),
+                       *model.get_weights()]
+        if name == "stored":
+            with pytest.raises(DataError, match="images: unpacks to"):
+                np.asarray(splits.train.images)
+        monkeypatch.setattr(cells_module, "MAX_ARRAY_BYTES", 2**30)
+        found[name].append(np.asarray(splits.train.images))
     for held, stored in zip(*found.values(), strict=True):
         np.testing.assert_array_equal(held, stored)

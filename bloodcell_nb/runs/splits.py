@@ -77,7 +77,7 @@ def prepare(
     cells = Cells(**arrays | {"class_names": tuple(map(str, arrays["class_names"])),
                               "source": str(arrays["source"])})
     train, val, test = (cells.part(part) for part in ("train", "val", "test"))
-    val, test = _read_in(val, "validation", 1), _read_in(test, "test", 3)
+    val, test = _read_in(val, "val", 1), _read_in(test, "test", 3)
     for part, some in (("training", train), ("validation", val), ("test", test)):
         if (some.counts == 0).any():
             raise DataError(f"{cells.source}: the {part} split has no "
@@ -142,8 +142,8 @@ def _read_in(cells, part, times):
     "Cells of a split that is held in memory, and so often as copies."
     if not isinstance(cells.images, StoredImages):
         return cells
-    check_memory(times * cells.images.nbytes,
-                 f"{cells.source}: the {part} split, which is held {times} times over,")
+    check_memory(times * cells.images.nbytes, f"{cells.source}: the {part} split, {times} x in "
+                                              f"memory (a lower {part}_share helps)")
     return replace(cells, images=np.asarray(cells.images))
 
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from ..augment.policies import augmented, with_noise
 from ..data.analysis import balance_classes, duplicate_groups, perceptual_hashes
-from ..data.cells import Cells, DataError, fold_indices, split_indices
+from ..data.cells import Cells, DataError, StoredImages, fold_indices, split_indices
 from ..data.files import replacing
 from ..evaluation.metrics import plot_learning_curves, score
 from ..networks.explain import save_network
@@ -171,12 +171,13 @@ class Fit:
 def _compiled(model, train, recipe, policies):
     "The model with augmentation, compiled as the recipe says, and its batches."
     policy = policies[-1]
-    batches = Batches(train, recipe.batch_size, recipe.seed, recipe.on_device,
+    on_device = recipe.on_device and not isinstance(train.images, StoredImages)
+    batches = Batches(train, recipe.batch_size, recipe.seed, on_device,
                       recipe.mixing if policy and policy.mixers else None, recipe.mixing_share)
     weights = class_weight_dict(train.labels, recipe.class_weights, len(train.class_names))
     speed_up_training(model)
     keep_freed_memory()
-    trained = augmented(model, policies, weights, train if recipe.on_device else None,
+    trained = augmented(model, policies, weights, train if on_device else None,
                         batches.batch_size)
     trained.compile(
         make_optimizer(recipe, len(batches), model.trainable_variables),

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from ..data.cells import Cells
+from ..data.cells import Cells, StoredImages
 from ..networks.pretrained import set_trainable
 from ..runs.recipes import TransferRecipe
 from ..runs.run import Run
@@ -82,7 +82,7 @@ def fit_phases(
                                         "learning_rate": phase.learning_rate} | (
                                             {} if phase.augment else {"augmentation": []}))
         once = (phase.trainable == "head" and _constant(model, now)
-                and isinstance(train.images, np.ndarray))  # else they stay on disk
+                and not isinstance(train.images, StoredImages))
         one = fit_head if once else fit
         try:
             fitted = one(model, train, val, now, run,
