@@ -62,21 +62,23 @@ def sample_sheet(
 HASH_SIZE = 16  # of a hash's side: it has 256 bits
 
 
-def _phashes(image, hash_size, turned):
-    "Hash of an image as it is, or of its eight symmetries, that first, (1 or 8, hash_size**2)."
+def _phashes(images, hash_size, turned):
+    "Hashes of images as they are, or of their eight symmetries, those first, (n, 1 or 8, bits)."
     import imagehash
     from scipy.fft import dctn
 
-    grey = Image.fromarray(image).convert("L").resize((4 * hash_size,) * 2,
-                                                      Image.Resampling.LANCZOS)
-    hashes = imagehash.phash(grey, hash_size).hash[None]
+    grey = [Image.fromarray(image).convert("L").resize((4 * hash_size,) * 2,
+                                                       Image.Resampling.LANCZOS)
+            for image in images]
+    hashes = np.stack([imagehash.phash(one, hash_size).hash for one in grey])[:, None]
     if turned:  # a mirrored image has the same waves, every second with the other sign
-        waves = dctn(np.asarray(grey, float))[:hash_size, :hash_size]
+        waves = dctn(np.stack(grey).astype(float), axes=(1, 2))[:, :hash_size, :hash_size]
         sign = (-1.0) ** np.arange(hash_size)
-        mirrored = np.stack([waves * sign, waves * sign[:, None], waves * np.outer(sign, sign)])
-        hashes = np.concatenate([hashes, mirrored > np.median(mirrored, (1, 2), keepdims=True)])
-        hashes = np.concatenate([hashes, hashes.transpose(0, 2, 1)])  # mirrored on the diagonal
-    return hashes.reshape(len(hashes), -1)
+        mirrored = np.stack([waves * sign, waves * sign[:, None], waves * np.outer(sign, sign)], 1)
+        hashes = np.concatenate([hashes, mirrored > np.median(mirrored, (2, 3), keepdims=True)], 1)
+        # mirrored on the diagonal
+        hashes = np.concatenate([hashes, hashes.transpose(0, 1, 3, 2)], 1)
+    return hashes.reshape(*hashes.shape[:2], -1)
 
 
 def perceptual_hashes(
@@ -87,20 +89,36 @@ def perceptual_hashes(
     "Hash images by their low frequencies: similar images differ in few bits."
     digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     _, first, which = np.unique(digests, return_index=True, return_inverse=True)
+    blocks = [first[k : k + 256] for k in range(0, len(first), 256)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(lambda k: _phashes(images[k], hash_size, turned), first))
-    return np.array(hashes, bool).reshape(len(first), 8 if turned else 1, hash_size**2)[which]
+        hashes = list(pool.map(lambda block: _phashes(images[block], hash_size, turned), blocks))
+    none = np.empty((0, 8 if turned else 1, hash_size**2), bool)
+    return np.concatenate([none, *hashes])[which]
 
 # %% ../../nbs/01_analysis.ipynb #631c3f45
 MAX_DISTANCE = 16  # bits that two copies of one image may differ in
 
 
+def _words(packed):
+    "Bytes of hashes as words of eight, uint64, (n, words)."
+    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+
+
 def _part_of_bits(packed, part, parts):
     "One of so many parts of each hash's bits, every n-th of them, uint64, (n, words)."
     blocks = np.array_split(packed, 1 + len(packed) // 2**18)
-    bits = np.concatenate([np.packbits(np.unpackbits(block, axis=1)[:, part::parts], axis=1)
+    return np.concatenate([_words(np.packbits(np.unpackbits(block, axis=1)[:, part::parts], axis=1))
                            for block in blocks])
-    return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+
+
+def _near(pairs, words, max_distance):
+    "Those of the pairs whose hashes differ in few bits; word by word, as the first rules most out."
+    distance = np.zeros(pairs.shape[1], np.uint16)
+    for word in words:
+        distance += np.bitwise_count(word[pairs[0]] ^ word[pairs[1]])
+        near = distance <= max_distance
+        pairs, distance = pairs[:, near], distance[near]
+    return pairs
 
 
 def _near_pairs(packed, max_distance):
@@ -112,16 +130,20 @@ def _near_pairs(packed, max_distance):
     """
     views, found = packed.shape[1], [np.zeros((2, 0), int)]
     packed = packed.reshape(-1, packed.shape[2])
+    words = np.ascontiguousarray(_words(packed).T)
     turned = np.arange(len(packed)) % views > 0
     for part in range(max_distance + 1):
         key = _part_of_bits(packed, part, max_distance + 1)
         order = np.lexsort((turned, *key.T))  # of equal parts the upright ones first
-        key, first, lag = key[order], np.flatnonzero(~turned[order]), 1
-        while len(first := first[first + lag < len(key)]) and len(
-                first := first[(key[first] == key[first + lag]).all(axis=1)]):
-            pair = order[np.stack([first, first + lag])]
-            distance = np.bitwise_count(packed[pair[0]] ^ packed[pair[1]]).sum(axis=1)
-            found.append(pair[:, distance <= max_distance] // views)
+        key, glance, lag = key[order], words[0][order], 1
+        differs = np.append(True, (key[1:] != key[:-1]).any(axis=1))
+        ends = np.append(np.flatnonzero(differs)[1:], len(key))  # of those with equal parts
+        first = np.flatnonzero(~turned[order])
+        end = ends[np.cumsum(differs)[first] - 1]
+        while (inside := first + lag < end).any():
+            first, end = first[inside], end[inside]
+            near = first[np.bitwise_count(glance[first] ^ glance[first + lag]) <= max_distance]
+            found.append(_near(order[np.stack([near, near + lag])], words, max_distance) // views)
             lag += 1
     return np.concatenate(found, axis=1)
 
