@@ -11,7 +11,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 import time
 import warnings
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .data.cells import DataError, DataWarning, as_message
+from .data.files import sharing
 from .data.inspection import convert, inspect
 from .data.sources import source_words
 from .runs.cluster import run_all
@@ -296,6 +296,10 @@ _OR_DEFAULT = _option("--model", metavar="MODEL|RUN",
                            "those measured on the same data")
 _CLASSES = _option("--classes", metavar="NAME=CLASS,...",
                    help="the network's class for a class of the source")
+_AMONG = _option("--among", metavar="CLASS,...",
+                 help="the classes that can occur; the others get nothing")
+_LABEL_SHIFT = _option("--label-shift", action="store_true",
+                       help="correct answers for shares of classes estimated from them")
 _TTA = _option("--tta", dest="views", action="store_const", const=8,
                help="test-time augmentation: the mean over eight views of each image")
 
@@ -312,19 +316,19 @@ def _answers_as(parser):
           _option("images", nargs="+", metavar="IMAGE",
                   help="images of one cell each, folders or .zip files of them, or patterns in "
                        "quotes"),
-          _OR_DEFAULT, _TTA, _answers_as,
+          _OR_DEFAULT, _AMONG, _LABEL_SHIFT, _TTA, _answers_as,
           _option("--grad-cam", metavar="DIR", help="also draw there what each answer rests on"),
           help="the class of the cells in images")
-def _predict(images, model="", views=None, form="text", grad_cam=None):
+def _predict(images, model="", among="", label_shift=False, views=None, form="text", grad_cam=None):
     with _quiet_tensorflow() as stderr:
         from bloodcell_nb.inference.classifier import load_classifier
         from bloodcell_nb.inference.predict import predict_files
         from bloodcell_nb.inference.published import find_model
 
         classifier = load_classifier([find_model(model)])
-        if views:
-            classifier = replace(classifier, views=views)
-        return predict_files(classifier, images, form, grad_cam, stderr)
+        classifier = replace(classifier, views=views or classifier.views,
+                             among=_among(among, classifier.class_names))
+        return predict_files(classifier, images, form, grad_cam, stderr, label_shift)
 
 # %% ../nbs/reference/cli.ipynb #c0326ebb
 def _pairs(text):
@@ -341,19 +345,14 @@ def _pairs(text):
     return dict(sorted((name.strip(), value.strip()) for name, _, value in pairs))
 
 
-@contextmanager
-def _variable(name, value):
-    "An environment variable for the block, unless it is set already."
-    was_set = name in os.environ
-    os.environ.setdefault(name, value)
-    try:
-        yield
-    finally:
-        if not was_set:
-            del os.environ[name]
+def _among(text, class_names):
+    "Classes that can occur, from text such as eosinophil,lymphocyte; none: all."
+    from bloodcell_nb.evaluation.label_shift import known_classes
+
+    return known_classes(text.split(","), class_names, "--among") if text else ()
 
 # %% ../nbs/reference/cli.ipynb #36812e51
-def _evaluation(place, classifier, source, classes, views, shift):
+def _evaluation(place, classifier, source, classes, views, **more):
     "The recipe that scores a network."
     from bloodcell_nb.inference.published import network_name, network_sums
 
@@ -362,12 +361,12 @@ def _evaluation(place, classifier, source, classes, views, shift):
         "notebook": "09_evaluation", "source": str(source), "model": str(place.resolve()),
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower())
                   + f"_{views}_views" * (views > 1), "views": views,
-        "networks": network_sums(classifier), "classes": _pairs(classes), "shift": shift})
+        "networks": network_sums(classifier), "classes": _pairs(classes), **more})
 
 # %% ../nbs/reference/cli.ipynb #afd8434e
 @_command("evaluate", _MODEL,
           _option("--data", dest="source", required=True, metavar="SOURCE", help=_SOURCES),
-          _CLASSES, _TTA,
+          _CLASSES, _AMONG, _LABEL_SHIFT, _TTA,
           _option("--no-shift", dest="shift", action="store_false",
                   help="the cells as they are alone, neither corrupted nor as stand-in"),
           _OUT, help="score a network on labelled cells")
@@ -378,13 +377,15 @@ def evaluate_network(
     classes: str = "",  # NAME=CLASS,...: the network's class for a class of the source
     views: int = 1,  # of each image that are averaged
     shift: bool = True,  # also under corruption, and on the stand-in
+    among: str = "",  # CLASS,...: the classes that can occur; empty: those of the source
+    label_shift: bool = False,  # also with the shares of the classes estimated
 ) -> int:  # exit code
     """Score a network on labelled cells, and write a record and the page; 1 if the run failed.
 
     Raises DataError, before anything is written, for a network or cells that cannot be used.
     """
     from bloodcell_nb.inference.classifier import load_classifier
-    from bloodcell_nb.inference.external import evaluation_cells
+    from bloodcell_nb.inference.external import evaluation_cells, occurring
     from bloodcell_nb.inference.published import find_model
     from bloodcell_nb.page.build import check_page_free
 
@@ -392,10 +393,14 @@ def evaluate_network(
     with quiet_stderr(os.devnull):  # of TensorFlow's log
         classifier = load_classifier([place])
         _ = classifier.models  # what cannot be loaded is refused before anything is written
-    recipe = _evaluation(place, classifier, source, classes, views, shift)
-    # what both this process and the run compute is computed once
-    with tempfile.TemporaryDirectory() as folder, _variable("BLOODCELL_SHARED", folder):
+    can = list(_among(among, classifier.class_names))
+    recipe = _evaluation(place, classifier, source, classes, views, shift=shift, among=can,
+                         label_shift=label_shift)
+    with sharing():  # what both this process and the run compute is computed once
         unseen = evaluation_cells(recipe, classifier)
+        occurring(unseen.cells, recipe.among, "--among")
+        if label_shift:
+            classifier.shares_in_training()
         root = check_page_free(runs_root(out, [recipe]))
         check_writable(root, root)
         states, _ = run_all([recipe], root, "full", 1, None, None)
@@ -472,14 +477,10 @@ def _export(model, to, out=None, int8=False, data="synthetic", classes=""):
           help="write a Codabench submission: model.py and networks")
 def _submission(runs, views=None, out="submission.zip"):
     with _quiet_tensorflow():
-        from bloodcell_nb.inference.classifier import write_submission
         from bloodcell_nb.inference.published import find_model
+        from bloodcell_nb.inference.submission import write_submission
 
-        places = list(map(find_model, runs))
-        if len({place.resolve() for place in places}) < len(places):
-            raise DataError("a network is named twice; name each member of the mean once")
-        path = write_submission(places, out, views=views)
-        print(f"wrote {path}")
+        print(f"wrote {write_submission(list(map(find_model, runs)), out, views=views)}")
 
 # %% ../nbs/reference/cli.ipynb #8ef6ee9c
 _FOLDER = _option("folder", nargs="?", metavar="DIR",

@@ -16,8 +16,9 @@ from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.data.corruptions import CORRUPTIONS
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.evaluation.ensemble import read_predictions
-from bloodcell_nb.inference.classifier import load_classifier, try_submission, write_submission
+from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.published import find_model
+from bloodcell_nb.inference.submission import try_submission, write_submission
 
 NO_TRAINING = {"filters": None, "dense_units": None, "batch_size": None, "epochs": None}
 # a step without a graph takes longer with Adam, which `one` has, than all else in it

@@ -26,7 +26,7 @@ from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.evaluation.ensemble import dihedral, read_predictions
 from bloodcell_nb.evaluation.metrics import score
 from bloodcell_nb.evaluation.trust import trust
-from bloodcell_nb.inference.classifier import load_classifier, read_ensemble, write_submission
+from bloodcell_nb.inference.classifier import load_classifier, read_ensemble
 from bloodcell_nb.inference.external import evaluation_cells
 from bloodcell_nb.inference.predict import answer
 from bloodcell_nb.inference.published import (
@@ -36,6 +36,7 @@ from bloodcell_nb.inference.published import (
     publish,
     write_card,
 )
+from bloodcell_nb.inference.submission import write_submission
 from bloodcell_nb.networks.custom_cnn import custom_cnn
 from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run

@@ -17,8 +17,9 @@ from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.data.negatives import DRAWN_GRAIN, grain, no_cells
 from bloodcell_nb.data.sources import load
 from bloodcell_nb.data.synthetic import draw_cells
-from bloodcell_nb.inference.classifier import load_classifier, write_submission
+from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.published import find_model
+from bloodcell_nb.inference.submission import write_submission
 from bloodcell_nb.networks.custom_cnn import custom_cnn
 from bloodcell_nb.networks.explain import MAX_NETWORK_BYTES, copy_network, load_model, save_network
 from bloodcell_nb.networks.pretrained import preprocess

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAVING', 'replacing', 'write_text', 'write_json', 'remove_unfinished', 'check_free', 'creating', 'file_sum', 'shared',
-           'pack', 'unpack']
+           'sharing', 'pack', 'unpack']
 
 # %% ../../nbs/reference/data/files.ipynb #fimport1
 import hashlib
@@ -169,6 +169,20 @@ def shared(
                 np.savez(work, **make())
     with np.load(path) as file:
         return dict(file)
+
+# %% ../../nbs/reference/data/files.ipynb #98b062bf
+@contextmanager
+def sharing():
+    "For the block and the runs that it begins, a folder for `shared`; unless there is one."
+    if "BLOODCELL_SHARED" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["BLOODCELL_SHARED"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["BLOODCELL_SHARED"]
 
 # %% ../../nbs/reference/data/files.ipynb #pack0002
 def pack(

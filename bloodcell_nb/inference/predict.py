@@ -111,9 +111,10 @@ def answer(
     classifier: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
     names: list,  # of the images, (n,)
+    probabilities: np.ndarray = None,  # (n, classes); None: as the classifier gives them
 ) -> list[Answer]:
     "Classify images; raises DataError as the classifier does."
-    probabilities = classifier.predict(images)
+    probabilities = classifier.predict(images) if probabilities is None else probabilities
     likely, known = probabilities.max(axis=1), len(images) * [None]
     sure = known if classifier.sure_above is None else likely >= classifier.sure_above
     kinds = known if classifier.familiar_above is None else classifier.kinds(images).tolist()
@@ -250,6 +251,12 @@ def _check_apart(names, folder):
                         "drawings would become; name another folder")
 
 
+def _shares_words(class_names, shares):
+    "The shares of classes that are at least half a per cent."
+    return ", ".join(f"{name} {share:.0%}" for name, share in zip(class_names, shares, strict=True)
+                     if share >= 0.005)
+
+
 _PORTION = 256  # images at once
 
 
@@ -259,6 +266,7 @@ def predict_files(
     form: str = "text",  # text, json or csv
     grad_cam_folder: Path = None,  # also draw there what each answer rests on
     stderr=None,  # stream for a bar and for lines; None: without a bar
+    label_shift: bool = False,  # correct the answers for shares of classes estimated from them
 ) -> int:  # exit code: 1 if a file had no answer
     """Print the answers for images, and a line for each file that is none, and for a network that
     gives no evidence to draw.
@@ -270,10 +278,14 @@ def predict_files(
     images, paths, wrong = _read_named(names, classifier.models[0].input_shape[1:3], stderr)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
     answers = []
-    for start in tqdm(range(0, len(paths), _PORTION), "predict", unit="portion", file=stderr,
-                      disable=stderr is None or len(paths) <= _PORTION):
-        portion = slice(start, start + _PORTION)
-        answers += answer(classifier, images[portion], paths[portion])
+    portions = [slice(start, start + _PORTION) for start in range(0, len(paths), _PORTION)]
+    bar = partial(tqdm, unit="portion", file=stderr, disable=stderr is None or len(portions) == 1)
+    found = np.concatenate([classifier.predict(images[some]) for some in bar(portions, "predict")])
+    if label_shift:
+        found, shares = classifier.with_label_shift(found)
+        _say(f"shares, estimated: {_shares_words(classifier.class_names, shares)}", stderr)
+    for portion in bar(portions, "compare"):
+        answers += answer(classifier, images[portion], paths[portion], found[portion])
         if drawings and not _draw_evidence(classifier, images[portion], answers[portion],
                                            drawings[portion], stderr):
             drawings = []

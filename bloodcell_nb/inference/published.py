@@ -155,12 +155,14 @@ def _settings(classifier, val, members):
     "Weights, temperature and thresholds, chosen on validation cells."
     raw = classifier.predict(val.images)
     temperature = fit_temperature(raw, val.labels)
+    calibrated = with_temperature(raw, temperature)
     similar, probable = classifier.similarities(val.images)
     familiar = {"familiar_above": similar} | (
         {} if probable is None else {"cell_above": probable[:, 0]})
     return {"members": members, "weights": list(classifier.weights), "views": 1,
             "class_names": list(classifier.class_names), "temperature": temperature,
-            "sure_above": sure_threshold(val.labels, with_temperature(raw, temperature)),
+            "class_shares": calibrated.mean(axis=0, dtype=float).tolist(),
+            "sure_above": sure_threshold(val.labels, calibrated),
             **{key: float(np.quantile(values, 1 - _FAMILIAR)) for key, values in familiar.items()}}
 
 

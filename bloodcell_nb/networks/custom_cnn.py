@@ -14,7 +14,7 @@ def custom_cnn(
     image_size: tuple = (96, 96),  # height and width in pixels
     classes: int = 8,  # number of classes
     filters: tuple = (32, 64, 128, 256),  # of each convolution block
-    dropout: float = 0.25,  # share of units dropped after each block
+    dropout: float = 0.25,  # share of units dropped after each block; of normalised ones, the last
     dense_units: int = 256,  # of the hidden layer
     head_dropout: float = 0.5,  # share of hidden units dropped
     batch_norm: bool = False,  # batch normalisation between convolution and ReLU
@@ -25,13 +25,14 @@ def custom_cnn(
               if l2 else None}
     x = inputs = keras.Input((*image_size, 3), dtype="uint8")
     x = layers.Rescaling(1 / 255)(x)
-    for count in filters:
+    for block, count in enumerate(filters, start=1):
         x = layers.Conv2D(count, 3, padding="same", use_bias=not batch_norm, **kernel)(x)
         if batch_norm:
             x = layers.BatchNormalization()(x)
         x = layers.Activation("relu")(x)
         x = layers.MaxPooling2D()(x)
-        x = layers.Dropout(dropout)(x)
+        if not batch_norm or block == len(filters):  # Li et al. 2019: a variance shift
+            x = layers.Dropout(dropout)(x)
     x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dense(dense_units, activation="relu", **kernel)(x)
     x = layers.Dropout(head_dropout)(x)

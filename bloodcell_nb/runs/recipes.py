@@ -189,7 +189,7 @@ class CustomCNNRecipe(TrainingRecipe):
     notebook: Literal["03_custom_cnn"]
     filters: list[Annotated[int, Field(ge=1)]] = Field(
         [32, 64, 128, 256], min_length=1, max_length=6, description="of each convolution block")
-    dropout: Rate = Field(0.25, description="after each block")
+    dropout: Rate = Field(0.25, description="after each block; with batch_norm, the last alone")
     dense_units: int = Field(256, ge=1, description="of the hidden layer")
     head_dropout: Rate = Field(0.5, description="before the output")
     batch_norm: bool = Field(False, description="batch normalisation after each convolution")
@@ -296,6 +296,9 @@ class EvaluationRecipe(Recipe):
                                                     "source, such as NEU: neutrophil")
     views: Literal[1, 2, 4, 8] = Field(1, description="flips and quarter turns of each image that "
                                                       "are averaged")
+    among: list[str] = Field([], description="classes that can occur; empty: those of the source")
+    label_shift: bool = Field(False, description="also with the shares of the classes estimated "
+                                                 "from the answers")
     shift: bool = Field(True, description="also score the cells under corruption, and on the "
                                           "stand-in")
 

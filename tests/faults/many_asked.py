@@ -23,11 +23,8 @@ from test_demo import connect, reply, request  # noqa: E402
 
 from bloodcell_nb.data.synthetic import draw_cells  # noqa: E402
 from bloodcell_nb.inference import demo  # noqa: E402
-from bloodcell_nb.inference.classifier import (  # noqa: E402
-    load_classifier,
-    try_submission,
-    write_submission,
-)
+from bloodcell_nb.inference.classifier import load_classifier  # noqa: E402
+from bloodcell_nb.inference.submission import try_submission, write_submission  # noqa: E402
 from bloodcell_nb.networks.custom_cnn import custom_cnn  # noqa: E402
 
 FEW, MANY, DRAWN = 2_000, 20_000, 200
