@@ -289,6 +289,13 @@ def _quiet_tensorflow():
         yield stderr
 
 
+def _scale(text):
+    "A factor, or auto."
+    if text != "auto" and not (re.fullmatch(r"[\d.]+", text) and 0.2 <= float(text) <= 5):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number from 0.2 to 5, or auto")
+    return text if text == "auto" else float(text)
+
+
 _NETWORK = "name of a published network, a .keras file, or a finished run's or ensemble's folder"
 _MODEL = _option("model", metavar="MODEL|RUN", help=_NETWORK)
 _OR_DEFAULT = _option("--model", metavar="MODEL|RUN",
@@ -300,6 +307,8 @@ _AMONG = _option("--among", metavar="CLASS,...",
                  help="the classes that can occur; the others get nothing")
 _LABEL_SHIFT = _option("--label-shift", action="store_true",
                        help="correct answers for shares of classes estimated from them")
+_SCALE = _option("--scale", metavar="FACTOR", type=_scale,
+                 help="magnify the images so; auto: as their nuclei tell, by 20 images or more")
 _TTA = _option("--tta", dest="views", action="store_const", const=8,
                help="test-time augmentation: the mean over eight views of each image")
 
@@ -316,10 +325,11 @@ def _answers_as(parser):
           _option("images", nargs="+", metavar="IMAGE",
                   help="images of one cell each, folders or .zip files of them, or patterns in "
                        "quotes"),
-          _OR_DEFAULT, _AMONG, _LABEL_SHIFT, _TTA, _answers_as,
+          _OR_DEFAULT, _AMONG, _LABEL_SHIFT, _SCALE, _TTA, _answers_as,
           _option("--grad-cam", metavar="DIR", help="also draw there what each answer rests on"),
           help="the class of the cells in images")
-def _predict(images, model="", among="", label_shift=False, views=None, form="text", grad_cam=None):
+def _predict(images, model="", among="", label_shift=False, scale=1.0, views=None, form="text",
+             grad_cam=None):
     with _quiet_tensorflow() as stderr:
         from bloodcell_nb.inference.classifier import load_classifier
         from bloodcell_nb.inference.predict import predict_files
@@ -328,23 +338,9 @@ def _predict(images, model="", among="", label_shift=False, views=None, form="te
         classifier = load_classifier([find_model(model)])
         classifier = replace(classifier, views=views or classifier.views,
                              among=_among(among, classifier.class_names))
-        return predict_files(classifier, images, form, grad_cam, stderr, label_shift)
+        return predict_files(classifier, images, form, grad_cam, stderr, label_shift, scale)
 
 # %% ../nbs/reference/cli.ipynb #c0326ebb
-def _pairs(text):
-    "A mapping from text such as NEU=neutrophil,EOS=eosinophil."
-    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
-    if wrong := [pair for pair in pairs if not (pair[0].strip() and pair[2].strip())]:
-        raise DataError(f"--classes: {''.join(wrong[0])!r}; expected NAME=CLASS,NAME=CLASS, such "
-                        "as NEU=neutrophil,EOS=eosinophil")
-    names = [name.strip() for name, *_ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"--classes: {twice[0]!r} is given twice; name each class of the source "
-                        "once")
-    # in one order: the same pairs are the same run
-    return dict(sorted((name.strip(), value.strip()) for name, _, value in pairs))
-
-
 def _among(text, class_names):
     "Classes that can occur, from text such as eosinophil,lymphocyte; none: all."
     from bloodcell_nb.evaluation.label_shift import known_classes
@@ -354,6 +350,7 @@ def _among(text, class_names):
 # %% ../nbs/reference/cli.ipynb #36812e51
 def _evaluation(place, classifier, source, classes, views, **more):
     "The recipe that scores a network."
+    from bloodcell_nb.inference.external import class_mapping
     from bloodcell_nb.inference.published import network_name, network_sums
 
     name = network_name(place)
@@ -361,12 +358,12 @@ def _evaluation(place, classifier, source, classes, views, **more):
         "notebook": "09_evaluation", "source": str(source), "model": str(place.resolve()),
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower())
                   + f"_{views}_views" * (views > 1), "views": views,
-        "networks": network_sums(classifier), "classes": _pairs(classes), **more})
+        "networks": network_sums(classifier), "classes": class_mapping(classes), **more})
 
 # %% ../nbs/reference/cli.ipynb #afd8434e
 @_command("evaluate", _MODEL,
           _option("--data", dest="source", required=True, metavar="SOURCE", help=_SOURCES),
-          _CLASSES, _AMONG, _LABEL_SHIFT, _TTA,
+          _CLASSES, _AMONG, _LABEL_SHIFT, _SCALE, _TTA,
           _option("--no-shift", dest="shift", action="store_false",
                   help="the cells as they are alone, neither corrupted nor as stand-in"),
           _OUT, help="score a network on labelled cells")
@@ -379,6 +376,7 @@ def evaluate_network(
     shift: bool = True,  # also under corruption, and on the stand-in
     among: str = "",  # CLASS,...: the classes that can occur; empty: those of the source
     label_shift: bool = False,  # also with the shares of the classes estimated
+    scale: float | str = 1.0,  # by which images are magnified; auto: estimated from the nuclei
 ) -> int:  # exit code
     """Score a network on labelled cells, and write a record and the page; 1 if the run failed.
 
@@ -395,12 +393,12 @@ def evaluate_network(
         _ = classifier.models  # what cannot be loaded is refused before anything is written
     can = list(_among(among, classifier.class_names))
     recipe = _evaluation(place, classifier, source, classes, views, shift=shift, among=can,
-                         label_shift=label_shift)
+                         label_shift=label_shift, scale=scale)
     with sharing():  # what both this process and the run compute is computed once
         unseen = evaluation_cells(recipe, classifier)
         occurring(unseen.cells, recipe.among, "--among")
-        if label_shift:
-            classifier.shares_in_training()
+        _ = classifier.shares_in_training() if label_shift else None
+        _ = classifier.scale_of(unseen.cells.images[:0]) if scale == "auto" else None
         root = check_page_free(runs_root(out, [recipe]))
         check_writable(root, root)
         states, _ = run_all([recipe], root, "full", 1, None, None)
@@ -466,8 +464,9 @@ def serve_demo(
 def _export(model, to, out=None, int8=False, data="synthetic", classes=""):
     with _quiet_tensorflow():
         from bloodcell_nb.inference.export import export_file
+        from bloodcell_nb.inference.external import class_mapping
 
-        export_file(model, to, out, int8, data, _pairs(classes))
+        export_file(model, to, out, int8, data, class_mapping(classes))
 
 # %% ../nbs/reference/cli.ipynb #387d6e74
 @_command("submission",

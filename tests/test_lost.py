@@ -15,11 +15,12 @@ from test_report import MADE, RECORDS
 
 from bloodcell_nb.augment import policies, registry
 from bloodcell_nb.augment.policies import Policy
-from bloodcell_nb.cli import _pairs, main
+from bloodcell_nb.cli import main
 from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.data.files import creating, replacing
 from bloodcell_nb.data.sources import load
 from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.inference.external import class_mapping
 from bloodcell_nb.inference.published import publish, write_card
 from bloodcell_nb.inference.submission import write_submission
 from bloodcell_nb.runs import notebook_html
@@ -145,8 +146,8 @@ def test_what_is_empty_is_no_default(tmp_path, capsys):
 def test_what_is_given_twice_is_not_half_dropped(tmp_path, capsys):
     one_line_error(capsys, ["inspect", "synthetic:n=160,n=20"], "n is given twice")
     with pytest.raises(DataError, match="'a' is given twice"):
-        _pairs("a=basophil,a=platelet")
-    assert list(_pairs("b=platelet,a=basophil")) == ["a", "b"]  # one order: one run
+        class_mapping("a=basophil,a=platelet")
+    assert list(class_mapping("b=platelet,a=basophil")) == ["a", "b"]  # one order: one run
     one_line_error(capsys, ["submission", "convnext_atto_heavy", "convnext_atto_heavy", "--out",
                             tmp_path / "a.zip"], "a network is named twice")
     path = recipe(tmp_path, "pair", notebook="06_ensemble", members=["cnn", "cnn"], filters=None,

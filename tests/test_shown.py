@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bloodcell_nb.cli import _pairs, _parser, main
+from bloodcell_nb.cli import _parser, main
 from bloodcell_nb.data.image_files import IMAGE_SUFFIXES
 from bloodcell_nb.data.sources import fingerprint
+from bloodcell_nb.inference.external import class_mapping
 from bloodcell_nb.inference.published import find_model
 from bloodcell_nb.networks.custom_cnn import custom_cnn
 from bloodcell_nb.runs.recipes import find_recipe, read_recipe
@@ -116,7 +117,7 @@ def test_a_command_of_readme_is_understood(command):
         read_study(options.study_name)
     if getattr(options, "model", None):
         assert find_model(options.model).is_dir()
-    assert _pairs(getattr(options, "classes", "")) is not None
+    assert class_mapping(getattr(options, "classes", "")) is not None
 
 
 def test_options_in_comments_are_there(capsys):

@@ -21,6 +21,7 @@ from ..data.cells import CLASS_NAMES, DataError
 from ..data.files import file_sum
 from ..data.image_files import check_names
 from ..data.negatives import DRAWN_GRAIN, KINDS, grain, kind_probabilities
+from ..data.scale import magnification, magnified, nucleus_sizes
 from ..data.arrays import npz_headers
 from bloodcell_nb.evaluation.ensemble import (
     predict_views,
@@ -65,7 +66,9 @@ class Classifier:
     sure_above: float = None
     familiar_above: float = None
     cell_above: float = None
-    class_shares: tuple = ()  # of each class in training; empty: not known
+    # of each class in training: share of the cells, diameter of a nucleus as share of the width
+    class_shares: tuple = ()  # empty: not known
+    nuclei: tuple = ()
     among: tuple = ()  # classes that can occur, in label order; empty: all
 
     @cached_property
@@ -119,6 +122,30 @@ def with_label_shift(
     answers[:, can] = with_shares(probabilities[:, can], trained[can], shares[can])
     return answers, shares
 
+# %% ../../nbs/reference/inference/classifier.ipynb #62966d58
+_SCALED = 200  # images by which a scale is estimated
+
+
+@patch
+def scale_of(
+    self: Classifier,
+    images: np.ndarray,  # uint8 (n, h, w, 3)
+    rounds: int = 3,
+    seed: int = 0,  # of the choice among many images
+) -> float:  # 1 where nothing is to be done, or where there are too few images
+    """Estimate by how much images are to be magnified; raises DataError where the nuclei of the
+    training cells are not known.
+    """
+    if not self.nuclei:
+        raise DataError(f"{_name(self.files[0])} comes without the size of its training cells' "
+                        "nuclei, which tells the scale; publish it anew, or give a number")
+    some = images[np.sort(np.random.default_rng(seed).permutation(len(images))[:_SCALED])]
+    sizes, factor = nucleus_sizes(some), 1.0
+    for _ in range(rounds):
+        likely = self.predict(magnified(some, factor)).argmax(axis=1)
+        factor = magnification(sizes, np.array(self.nuclei)[likely])
+    return factor
+
 # %% ../../nbs/reference/inference/classifier.ipynb #a7c40c6a
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -142,6 +169,7 @@ class EnsembleSettings(BaseModel):
     views: Literal[1, 2, 4, 8] = 1
     class_names: list[Annotated[str, Field(min_length=1)]] = []  # none: as the runs have them
     class_shares: list[Annotated[_Finite, Field(gt=0)]] = []  # of each class in training
+    nuclei: list[Annotated[_Finite, Field(ge=0)]] = []  # diameters, shares of the image's width
     sure_above: _Finite | None = None
     familiar_above: _Finite | None = None
     cell_above: _Finite | None = None
@@ -166,12 +194,12 @@ class EnsembleSettings(BaseModel):
             raise ValueError("expected one above 0")
         return values
 
-    @field_validator("class_shares")
+    @field_validator("class_shares", "nuclei")
     @classmethod
-    def _one_a_class(cls, shares, found):
-        if shares and len(shares) != len(found.data.get("class_names", shares)):
+    def _one_a_class(cls, values, found):
+        if values and len(values) != len(found.data.get("class_names", values)):
             raise ValueError(f"expected {len(found.data['class_names'])}, one a class")
-        return shares
+        return values
 
 # %% ../../nbs/reference/inference/classifier.ipynb #e80e5ffe
 def read_ensemble(
@@ -210,7 +238,8 @@ def _joined(places, networks, settings):
     names = settings.get("class_names") or _class_names(places)
     return Classifier(networks, **settings | {
         "weights": tuple(weight / sum(weights) for weight in weights),
-        "class_names": tuple(names), "class_shares": tuple(settings.get("class_shares", ()))})
+        "class_names": tuple(names),
+        **{key: tuple(settings.get(key, ())) for key in ("class_shares", "nuclei")}})
 
 # %% ../../nbs/reference/inference/classifier.ipynb #713513bb
 def _load_ensemble(folder, runs):

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ..data.cells import DataError, as_message, check_memory, printable
 from ..data.image_files import IMAGE_SUFFIXES, is_hidden, list_images, read_image
+from ..data.scale import magnified
 from .classifier import Classifier
 
 # %% ../../nbs/reference/inference/predict.ipynb #c3ec8a2f
@@ -267,6 +268,7 @@ def predict_files(
     grad_cam_folder: Path = None,  # also draw there what each answer rests on
     stderr=None,  # stream for a bar and for lines; None: without a bar
     label_shift: bool = False,  # correct the answers for shares of classes estimated from them
+    scale: float | str = 1.0,  # by which images are magnified; auto: estimated from the nuclei
 ) -> int:  # exit code: 1 if a file had no answer
     """Print the answers for images, and a line for each file that is none, and for a network that
     gives no evidence to draw.
@@ -275,7 +277,13 @@ def predict_files(
     drawing.
     """
     _check_apart(names, grad_cam_folder)
+    _ = classifier.shares_in_training() if label_shift else None  # refused before all else
     images, paths, wrong = _read_named(names, classifier.models[0].input_shape[1:3], stderr)
+    if scale == "auto":
+        scale = classifier.scale_of(images)
+        _say(f"images magnified {scale:.2f} times, as their nuclei tell" if scale != 1 else
+             "images as they are: at the training's scale, or too few to tell", stderr)
+    images = magnified(images, scale)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
     answers = []
     portions = [slice(start, start + _PORTION) for start in range(0, len(paths), _PORTION)]

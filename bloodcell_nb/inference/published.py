@@ -24,6 +24,7 @@ from ..data.cells import DataError, DataWarning
 from ..data.files import file_sum, write_json, write_text
 from ..data.image_files import check_names
 from ..data.negatives import fit_kinds, no_cells, resized
+from ..data.scale import nucleus_sizes
 from ..data.sources import fingerprint
 from ..data.synthetic import draw_cells
 from bloodcell_nb.evaluation.ensemble import (
@@ -155,13 +156,15 @@ def _settings(classifier, val, members):
     "Weights, temperature and thresholds, chosen on validation cells."
     raw = classifier.predict(val.images)
     temperature = fit_temperature(raw, val.labels)
-    calibrated = with_temperature(raw, temperature)
+    calibrated, nuclei = with_temperature(raw, temperature), nucleus_sizes(val.images)
     similar, probable = classifier.similarities(val.images)
     familiar = {"familiar_above": similar} | (
         {} if probable is None else {"cell_above": probable[:, 0]})
     return {"members": members, "weights": list(classifier.weights), "views": 1,
             "class_names": list(classifier.class_names), "temperature": temperature,
             "class_shares": calibrated.mean(axis=0, dtype=float).tolist(),
+            "nuclei": [float(np.median(nuclei[val.labels == k])) if (val.labels == k).any() else 0.0
+                       for k in range(len(classifier.class_names))],
             "sure_above": sure_threshold(val.labels, calibrated),
             **{key: float(np.quantile(values, 1 - _FAMILIAR)) for key, values in familiar.items()}}
 
