@@ -164,8 +164,14 @@ class StoredImages:
         return self._read(self.rows).astype(dtype or self.dtype, copy=False)
 
     def _read(self, rows):
-        # mapped anew: pages that were read are given back, and count no longer as held
-        return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.stored)[rows])
+        # each by itself: of a mapped file the system would read far more than is asked for
+        found = np.empty((np.size(rows), *self.stored[1:]), self.dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            for image, row in zip(found, np.ravel(rows), strict=True):
+                file.seek(self.offset + int(row) * image.nbytes)
+                if file.readinto(image.data) != image.nbytes:
+                    raise DataError(f"{self.path} has been cut short; make it anew")
+        return found.reshape(*np.shape(rows), *self.stored[1:])
 
 # %% ../../nbs/reference/data/cells.ipynb #65e377ff
 def _check_rank(images, where):
