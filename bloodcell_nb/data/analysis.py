@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from .cells import CLASS_NAMES, Cells, DataError
+from .near_pairs import near_pairs
 
 # %% ../../nbs/01_analysis.ipynb #53d0c0d5
 def image_grid(
@@ -99,55 +100,6 @@ def perceptual_hashes(
 MAX_DISTANCE = 16  # bits that two copies of one image may differ in
 
 
-def _words(packed):
-    "Bytes of hashes as words of eight, uint64, (n, words)."
-    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
-
-
-def _part_of_bits(packed, part, parts):
-    "One of so many parts of each hash's bits, every n-th of them, uint64, (n, words)."
-    blocks = np.array_split(packed, 1 + len(packed) // 2**18)
-    return np.concatenate([_words(np.packbits(np.unpackbits(block, axis=1)[:, part::parts], axis=1))
-                           for block in blocks])
-
-
-def _near(pairs, words, max_distance):
-    "Those of the pairs whose hashes differ in few bits; word by word, as the first rules most out."
-    distance = np.zeros(pairs.shape[1], np.uint16)
-    for word in words:
-        distance += np.bitwise_count(word[pairs[0]] ^ word[pairs[1]])
-        near = distance <= max_distance
-        pairs, distance = pairs[:, near], distance[near]
-    return pairs
-
-
-def _near_pairs(packed, max_distance):
-    """Indices of the pairs of images whose hashes, one upright and one however turned, differ in
-    few bits, (2, pairs).
-
-    Of one part more than the bits that may differ, at least one is equal in both: only hashes that
-    share a part are compared, so that ten times the images take ten times the time.
-    """
-    views, found = packed.shape[1], [np.zeros((2, 0), int)]
-    packed = packed.reshape(-1, packed.shape[2])
-    words = np.ascontiguousarray(_words(packed).T)
-    turned = np.arange(len(packed)) % views > 0
-    for part in range(max_distance + 1):
-        key = _part_of_bits(packed, part, max_distance + 1)
-        order = np.lexsort((turned, *key.T))  # of equal parts the upright ones first
-        key, glance, lag = key[order], words[0][order], 1
-        differs = np.append(True, (key[1:] != key[:-1]).any(axis=1))
-        ends = np.append(np.flatnonzero(differs)[1:], len(key))  # of those with equal parts
-        first = np.flatnonzero(~turned[order])
-        end = ends[np.cumsum(differs)[first] - 1]
-        while (inside := first + lag < end).any():
-            first, end = first[inside], end[inside]
-            near = first[np.bitwise_count(glance[first] ^ glance[first + lag]) <= max_distance]
-            found.append(_near(order[np.stack([near, near + lag])], words, max_distance) // views)
-            lag += 1
-    return np.concatenate(found, axis=1)
-
-
 def duplicate_groups(
     # bool, (n, views, bits), or eight bits a byte, uint8; the first view is the image as it is
     hashes: np.ndarray,
@@ -160,7 +112,7 @@ def duplicate_groups(
     packed = hashes if hashes.dtype == np.uint8 else np.packbits(hashes, axis=2)
     flat = packed.reshape(len(packed), packed.shape[1] * packed.shape[2])
     _, first, which = np.unique(flat, axis=0, return_index=True, return_inverse=True)
-    rows, columns = _near_pairs(packed[first], max_distance)
+    rows, columns = near_pairs(packed[first], max_distance)
     graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(first), len(first)))
     return connected_components(graph, directed=False)[1][which.ravel()]
 
