@@ -28,7 +28,7 @@ def custom_cnn(
     for block, count in enumerate(filters, start=1):
         x = layers.Conv2D(count, 3, padding="same", use_bias=not batch_norm, **kernel)(x)
         if batch_norm:
-            x = layers.BatchNormalization()(x)
+            x = layers.BatchNormalization(momentum=0.9)(x)  # averages that keep up
         x = layers.Activation("relu")(x)
         x = layers.MaxPooling2D()(x)
         if not batch_norm or block == len(filters):  # Li et al. 2019: a variance shift
