@@ -291,7 +291,7 @@ def _quiet_tensorflow():
 
 def _scale(text):
     "A factor, or auto."
-    if text != "auto" and not (re.fullmatch(r"[\d.]+", text) and 0.2 <= float(text) <= 5):
+    if text != "auto" and not (re.fullmatch(r"[0-9]*\.?[0-9]+", text) and 0.2 <= float(text) <= 5):
         raise argparse.ArgumentTypeError(f"{text!r}; expected a number from 0.2 to 5, or auto")
     return text if text == "auto" else float(text)
 

@@ -75,6 +75,8 @@ def test_predict_needs_no_training(folder, capsys):
     two = json.loads(printed(capsys, "predict", folder / "cells", "--json", *named, "--among",
                              "monocyte,Lymphocytes", "--label-shift", "--scale", "1.1"))
     assert {one["label"] for one in two} <= {"lymphocyte", "monocyte"}
+    assert not any(one["sure"] for one, own in zip(two, answers, strict=True)
+                   if one["label"] != own["label"]), "sure of what it said by itself"
     assert all(one["probabilities"]["platelet"] == 0 for one in two)
 
 
@@ -154,6 +156,16 @@ def test_evaluations_of_other_views_lie_beside_each_other(tmp_path, monkeypatch,
     one_line_error(capsys, command, "reports", "synthetic: Not a directory; name a folder")
 
 
+def test_an_evaluation_at_the_training_scale(tmp_path, monkeypatch, capsys):
+    "What the command is told is in its recipe."
+    chosen = []
+    monkeypatch.setattr(cli, "run_all", lambda recipes, *_: (chosen.extend(recipes), [[], []])[1])
+    printed(capsys, "evaluate", SINGLE, "--data", "synthetic:n=40", "--scale", "auto",
+            "--label-shift", "--among", ",".join(CLASS_NAMES), "--out", tmp_path / "out")
+    assert [(one.scale, one.label_shift, tuple(one.among)) for one in chosen] == [
+        ("auto", True, CLASS_NAMES)]
+
+
 def test_what_is_said_of_the_data_is_not_kept_back(monkeypatch, capfd):
     "Beside what libraries log, which is."
     def export(*_):
@@ -202,7 +214,7 @@ PREDICT = ["predict", "--model", EIGHT]
      ["not a folder"]),
     (["evaluate", EIGHT, "--data", "synthetic:n=40", "--out", "{folder}/notes.txt/x"],
      ["notes.txt/x"]),
-    ([*PREDICT, "{folder}/cells", "--among", "blast,monocyte"], ["--among: no class blast; there"]),
+    ([*PREDICT, "{folder}/cells", "--among", "blast,monocyte"], ["--among: no class 'blast'"]),
     ([*PREDICT, "{folder}/cells", "--label-shift"], ["eight.keras comes without the shares"]),
     ([*PREDICT, "{folder}/cells", "--scale", "auto"], ["eight.keras comes without the size of"]),
     (["evaluate", EIGHT, "--data", "synthetic:n=40", "--among", "basophil,platelet"],

@@ -21,7 +21,7 @@ def known_classes(
     own = {class_key(name): name for name in class_names}
     keys = [class_key(name) for name in names]
     if unknown := [name for name, key in zip(names, keys, strict=True) if key not in own]:
-        raise DataError(f"{where}: no class {unknown[0]}; there are {', '.join(class_names)}")
+        raise DataError(f"{where}: no class {unknown[0]!r}; there are {', '.join(class_names)}")
     if len({*keys}) < max(2, len(keys)):
         raise DataError(f"{where}: {', '.join(names) or 'nothing'}; expected two classes or more, "
                         "each once")

@@ -21,7 +21,7 @@ from ..data.cells import CLASS_NAMES, DataError
 from ..data.files import file_sum
 from ..data.image_files import check_names
 from ..data.negatives import DRAWN_GRAIN, KINDS, grain, kind_probabilities
-from ..data.scale import magnification, magnified, nucleus_sizes
+from ..data.scale import LEAST_CELLS, magnification, magnified, nucleus_sizes
 from ..data.arrays import npz_headers
 from bloodcell_nb.evaluation.ensemble import (
     predict_views,
@@ -91,8 +91,7 @@ def predict(
     "Predict the classes of images; raises DataError as `models` and `predict_views` do."
     members = np.stack([predict_views(model, images, self.views, batch_size).mean(axis=0)
                         for model in self.models])
-    found = with_temperature(weighted_mean(members, np.array(self.weights)), self.temperature)
-    return restricted(found, self.class_names, self.among) if self.among else found
+    return with_temperature(weighted_mean(members, np.array(self.weights)), self.temperature)
 
 # %% ../../nbs/reference/inference/classifier.ipynb #acda210f
 @patch
@@ -108,14 +107,26 @@ def shares_in_training(
 
 
 @patch
+def told(
+    self: Classifier,
+    probabilities: np.ndarray,  # its answers, (n, classes)
+) -> np.ndarray:  # (n, classes)
+    "Give the answers among the classes that can occur."
+    return (restricted(probabilities, self.class_names, self.among) if self.among
+            else probabilities)
+
+
+@patch
 def with_label_shift(
     self: Classifier,
     probabilities: np.ndarray,  # its answers for all cells at hand, (n, classes)
 ) -> tuple[np.ndarray, np.ndarray]:  # answers, (n, classes); share of each class, (classes,)
-    """Correct answers for shares of classes that are estimated from them; raises DataError as
-    `shares_in_training` does.
+    """Correct answers for shares of classes that are estimated from them, if they are
+    `LEAST_CELLS`; raises DataError as `shares_in_training` does.
     """
-    trained = self.shares_in_training()
+    trained, probabilities = self.shares_in_training(), self.told(probabilities)
+    if len(probabilities) < LEAST_CELLS:
+        return probabilities, trained
     can, answers = trained > 0, np.zeros(probabilities.shape)
     shares = np.zeros(len(trained))
     shares[can] = estimate_shares(probabilities[:, can], trained[can])
@@ -139,10 +150,12 @@ def scale_of(
     if not self.nuclei:
         raise DataError(f"{_name(self.files[0])} comes without the size of its training cells' "
                         "nuclei, which tells the scale; publish it anew, or give a number")
+    if len(images) < LEAST_CELLS:
+        return 1.0
     some = images[np.sort(np.random.default_rng(seed).permutation(len(images))[:_SCALED])]
     sizes, factor = nucleus_sizes(some), 1.0
     for _ in range(rounds):
-        likely = self.predict(magnified(some, factor)).argmax(axis=1)
+        likely = self.told(self.predict(magnified(some, factor))).argmax(axis=1)
         factor = magnification(sizes, np.array(self.nuclei)[likely])
     return factor
 
@@ -168,8 +181,8 @@ class EnsembleSettings(BaseModel):
     temperature: _Finite = Field(1.0, gt=0)
     views: Literal[1, 2, 4, 8] = 1
     class_names: list[Annotated[str, Field(min_length=1)]] = []  # none: as the runs have them
-    class_shares: list[Annotated[_Finite, Field(gt=0)]] = []  # of each class in training
-    nuclei: list[Annotated[_Finite, Field(ge=0)]] = []  # diameters, shares of the image's width
+    class_shares: list[Annotated[_Finite, Field(ge=1e-9, le=1)]] = []  # of each class in training
+    nuclei: list[Annotated[_Finite, Field(ge=0, le=1)]] = []  # diameters, of the image's width
     sure_above: _Finite | None = None
     familiar_above: _Finite | None = None
     cell_above: _Finite | None = None
@@ -197,8 +210,11 @@ class EnsembleSettings(BaseModel):
     @field_validator("class_shares", "nuclei")
     @classmethod
     def _one_a_class(cls, values, found):
-        if values and len(values) != len(found.data.get("class_names", values)):
-            raise ValueError(f"expected {len(found.data['class_names'])}, one a class")
+        names, name = found.data.get("class_names"), found.field_name
+        if values and names and len(values) != len(names):
+            raise ValueError(f"{name}: {len(values)} numbers; expected {len(names)}, one a class")
+        if values and name == "class_shares" and abs(sum(values) - 1) > 0.01:
+            raise ValueError(f"class_shares have a sum of {sum(values):g}; expected 1")
         return values
 
 # %% ../../nbs/reference/inference/classifier.ipynb #e80e5ffe

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..data.cells import DataError, as_message, check_memory, printable
 from ..data.image_files import IMAGE_SUFFIXES, is_hidden, list_images, read_image
-from ..data.scale import magnified
+from ..data.scale import LEAST_CELLS, magnified
 from .classifier import Classifier
 
 # %% ../../nbs/reference/inference/predict.ipynb #c3ec8a2f
@@ -112,12 +112,18 @@ def answer(
     classifier: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
     names: list,  # of the images, (n,)
-    probabilities: np.ndarray = None,  # (n, classes); None: as the classifier gives them
+    given: np.ndarray = None,  # the classifier's own answers, (n, classes); None: it is asked
+    corrected: np.ndarray = None,  # for shares of the classes, (n, classes); None: not corrected
 ) -> list[Answer]:
-    "Classify images; raises DataError as the classifier does."
-    probabilities = classifier.predict(images) if probabilities is None else probabilities
-    likely, known = probabilities.max(axis=1), len(images) * [None]
-    sure = known if classifier.sure_above is None else likely >= classifier.sure_above
+    """Classify images; raises DataError as the classifier does. One is sure of what the classifier
+    was sure of by itself: its threshold was chosen so.
+    """
+    given = classifier.predict(images) if given is None else given
+    probabilities = classifier.told(given) if corrected is None else corrected
+    known = len(images) * [None]
+    agree = given.argmax(axis=1) == probabilities.argmax(axis=1)
+    sure = (known if classifier.sure_above is None else
+            agree & (given.max(axis=1) >= classifier.sure_above))
     kinds = known if classifier.familiar_above is None else classifier.kinds(images).tolist()
     return [Answer(str(name), classifier.class_names[one.argmax()], float(one.max()),
                    None if sure[k] is None else bool(sure[k]),
@@ -252,10 +258,21 @@ def _check_apart(names, folder):
                         "drawings would become; name another folder")
 
 
-def _shares_words(class_names, shares):
-    "The shares of classes that are at least half a per cent."
-    return ", ".join(f"{name} {share:.0%}" for name, share in zip(class_names, shares, strict=True)
-                     if share >= 0.005)
+def _shares_words(class_names, shares, n):
+    "The shares of classes that are at least half a per cent, of n images."
+    if n < LEAST_CELLS:
+        return f"{n} images are too few to estimate shares of classes; {LEAST_CELLS} are needed"
+    return "shares, estimated: " + ", ".join(
+        f"{name} {share:.0%}" for name, share in zip(class_names, shares, strict=True)
+        if share >= 0.005)
+
+
+def _scale_words(factor, n):
+    "What became of n images' scale."
+    if n < LEAST_CELLS:
+        return f"{n} images are too few to tell their scale; {LEAST_CELLS} are needed"
+    return (f"images magnified {factor:.2f} times, as their nuclei tell" if factor != 1 else
+            "images as they are, at the scale of the training")
 
 
 _PORTION = 256  # images at once
@@ -281,19 +298,20 @@ def predict_files(
     images, paths, wrong = _read_named(names, classifier.models[0].input_shape[1:3], stderr)
     if scale == "auto":
         scale = classifier.scale_of(images)
-        _say(f"images magnified {scale:.2f} times, as their nuclei tell" if scale != 1 else
-             "images as they are: at the training's scale, or too few to tell", stderr)
+        _say(_scale_words(scale, len(images)), stderr)
     images = magnified(images, scale)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
     answers = []
     portions = [slice(start, start + _PORTION) for start in range(0, len(paths), _PORTION)]
     bar = partial(tqdm, unit="portion", file=stderr, disable=stderr is None or len(portions) == 1)
-    found = np.concatenate([classifier.predict(images[some]) for some in bar(portions, "predict")])
+    given = np.concatenate([classifier.predict(images[some]) for some in bar(portions, "predict")])
+    found = classifier.told(given)
     if label_shift:
-        found, shares = classifier.with_label_shift(found)
-        _say(f"shares, estimated: {_shares_words(classifier.class_names, shares)}", stderr)
+        found, shares = classifier.with_label_shift(given)
+        _say(_shares_words(classifier.class_names, shares, len(given)), stderr)
     for portion in bar(portions, "compare"):
-        answers += answer(classifier, images[portion], paths[portion], found[portion])
+        answers += answer(classifier, images[portion], paths[portion], given[portion],
+                          found[portion])
         if drawings and not _draw_evidence(classifier, images[portion], answers[portion],
                                            drawings[portion], stderr):
             drawings = []
