@@ -73,7 +73,7 @@ def test_predict_needs_no_training(folder, capsys):
     assert np.allclose([[*one["probabilities"].values()] for one in eight], expected, atol=1e-5)
     assert eight != answers
     two = json.loads(printed(capsys, "predict", folder / "cells", "--json", *named, "--among",
-                             "monocyte,Lymphocytes", "--label-shift", "--scale", "1.1"))
+                             "monocyte,Lymphocytes", "--label-shift"))
     assert {one["label"] for one in two} <= {"lymphocyte", "monocyte"}
     assert not any(one["sure"] for one, own in zip(two, answers, strict=True)
                    if one["label"] != own["label"]), "sure of what it said by itself"
