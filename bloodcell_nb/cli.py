@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .data.cells import DataError, DataWarning, as_message
-from .data.files import sharing
+from .data.files import shared_folder
 from .data.inspection import convert, inspect
 from .data.sources import source_words
 from .runs.cluster import run_all
@@ -394,7 +394,7 @@ def evaluate_network(
     can = list(_among(among, classifier.class_names))
     recipe = _evaluation(place, classifier, source, classes, views, shift=shift, among=can,
                          label_shift=label_shift, scale=scale)
-    with sharing():  # what both this process and the run compute is computed once
+    with shared_folder():  # what both this process and the run compute is computed once
         unseen = evaluation_cells(recipe, classifier)
         occurring(unseen.cells, recipe.among, "--among")
         _ = classifier.shares_in_training() if label_shift else None

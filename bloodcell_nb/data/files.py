@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAVING', 'replacing', 'write_text', 'write_json', 'remove_unfinished', 'check_free', 'creating', 'file_sum', 'shared',
-           'sharing', 'pack', 'unpack']
+           'shared_folder', 'pack', 'unpack']
 
 # %% ../../nbs/reference/data/files.ipynb #fimport1
 import hashlib
@@ -172,7 +172,7 @@ def shared(
 
 # %% ../../nbs/reference/data/files.ipynb #98b062bf
 @contextmanager
-def sharing():
+def shared_folder():
     "For the block and the runs that it begins, a folder for `shared`; unless there is one."
     if "BLOODCELL_SHARED" in os.environ:
         yield

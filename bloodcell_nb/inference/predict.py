@@ -249,7 +249,7 @@ def _draw_evidence(classifier, images, answers, paths, messages):
     _draw(pairs, paths)
     return True
 
-# %% ../../nbs/reference/inference/predict.ipynb #7f016db2
+# %% ../../nbs/reference/inference/predict.ipynb #e81d9fb4
 def _check_apart(names, folder):
     "Refuse drawings in a folder that is read: the next answers would be for them too."
     read = [Path(name).resolve() for name in names if Path(name).is_dir()]
@@ -274,7 +274,7 @@ def _scale_words(factor, n):
     return (f"images magnified {factor:.2f} times, as their nuclei tell" if factor != 1 else
             "images as they are, at the scale of the training")
 
-
+# %% ../../nbs/reference/inference/predict.ipynb #7f016db2
 _PORTION = 256  # images at once
 
 
