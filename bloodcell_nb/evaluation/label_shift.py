@@ -18,8 +18,7 @@ def known_classes(
     where: str = "among",  # named in an error
 ) -> tuple[str, ...]:  # the network's names, in label order
     "Find the classes that names stand for; raises DataError for fewer than two, or unknown ones."
-    own = {class_key(name): name for name in class_names}
-    keys = [class_key(name) for name in names]
+    own, keys = set(map(class_key, class_names)), list(map(class_key, names))
     if unknown := [name for name, key in zip(names, keys, strict=True) if key not in own]:
         raise DataError(f"{where}: no class {unknown[0]!r}; there are {', '.join(class_names)}")
     if len({*keys}) < max(2, len(keys)):
@@ -28,6 +27,12 @@ def known_classes(
     return tuple(name for name in class_names if class_key(name) in keys)
 
 # %% ../../nbs/reference/evaluation/label_shift.ipynb #454b222f
+def _normalised(weighed, otherwise):
+    "Rows that have a sum of one; `otherwise` in those where nothing is left."
+    total = weighed.sum(axis=1, keepdims=True)
+    return np.where(total > 0, weighed / np.where(total > 0, total, 1), otherwise)
+
+
 def restricted(
     probabilities: np.ndarray,  # (n, classes)
     class_names: tuple,
@@ -35,25 +40,22 @@ def restricted(
 ) -> np.ndarray:  # (n, classes); zero for the others, all the same where nothing is left
     "Condition probabilities on the classes that can occur."
     can = np.isin(class_names, names)
-    kept = np.where(can, probabilities.astype(np.float64), 0)
-    total = kept.sum(axis=1, keepdims=True)
-    return np.where(total > 0, kept / np.where(total > 0, total, 1), can / can.sum())
+    return _normalised(probabilities.astype(np.float64) * can, can / can.sum())
 
 # %% ../../nbs/reference/evaluation/label_shift.ipynb #5a664b84
 def with_shares(
     probabilities: np.ndarray,  # (n, classes)
-    trained: np.ndarray,  # share of each class in training, (classes,); all above 0
+    trained: np.ndarray,  # share of each class in training, (classes,); 0 where it cannot occur
     shares: np.ndarray,  # share of each class now, (classes,)
 ) -> np.ndarray:  # (n, classes)
     "Answers for cells whose classes have other shares, by Bayes' rule."
-    weighed = probabilities.astype(np.float64) * (shares / trained)
-    total = weighed.sum(axis=1, keepdims=True)
-    return np.where(total > 0, weighed / np.where(total > 0, total, 1), shares / shares.sum())
+    ratio = np.divide(shares, trained, out=np.zeros(len(trained)), where=trained > 0)
+    return _normalised(probabilities.astype(np.float64) * ratio, shares / shares.sum())
 
 # %% ../../nbs/reference/evaluation/label_shift.ipynb #5237d03f
 def estimate_shares(
     probabilities: np.ndarray,  # calibrated, (n, classes)
-    trained: np.ndarray,  # share of each class in training, (classes,); all above 0
+    trained: np.ndarray,  # share of each class in training, (classes,); 0 where it cannot occur
     tolerance: float = 1e-6,  # change of a share at which it ends
     rounds: int = 10_000,  # at most
 ) -> np.ndarray:  # share of each class among these cells, (classes,)

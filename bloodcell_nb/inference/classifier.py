@@ -95,18 +95,6 @@ def predict(
 
 # %% ../../nbs/reference/inference/classifier.ipynb #acda210f
 @patch
-def shares_in_training(
-    self: Classifier,
-) -> np.ndarray:  # of each class, 0 where it cannot occur, (classes,)
-    "Shares of the classes in training; raises DataError where they are not known."
-    if not self.class_shares:
-        raise DataError(f"{_name(self.files[0])} comes without the shares of the classes in "
-                        "training, by which answers are corrected; publish it anew")
-    can = np.isin(self.class_names, self.among or self.class_names)
-    return can * self.class_shares / (can @ np.array(self.class_shares))
-
-
-@patch
 def told(
     self: Classifier,
     probabilities: np.ndarray,  # its answers, (n, classes)
@@ -114,6 +102,17 @@ def told(
     "Give the answers among the classes that can occur."
     return (restricted(probabilities, self.class_names, self.among) if self.among
             else probabilities)
+
+
+@patch
+def shares_in_training(
+    self: Classifier,
+) -> np.ndarray:  # of each class, 0 where it cannot occur, (classes,)
+    "Shares of the classes in training; raises DataError where they are not known."
+    if not self.class_shares:
+        raise DataError(f"{_name(self.files[0])} comes without the shares of the classes in "
+                        "training, by which answers are corrected; publish it anew")
+    return self.told(np.array([self.class_shares]))[0]
 
 
 @patch
@@ -127,11 +126,8 @@ def with_label_shift(
     trained, probabilities = self.shares_in_training(), self.told(probabilities)
     if len(probabilities) < LEAST_CELLS:
         return probabilities, trained
-    can, answers = trained > 0, np.zeros(probabilities.shape)
-    shares = np.zeros(len(trained))
-    shares[can] = estimate_shares(probabilities[:, can], trained[can])
-    answers[:, can] = with_shares(probabilities[:, can], trained[can], shares[can])
-    return answers, shares
+    shares = estimate_shares(probabilities, trained)
+    return with_shares(probabilities, trained, shares), shares
 
 # %% ../../nbs/reference/inference/classifier.ipynb #62966d58
 _SCALED = 200  # images by which a scale is estimated
