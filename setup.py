@@ -54,9 +54,8 @@ settings = config["DEFAULT"]
 setup(
     version=settings["version"],
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split(),
-                    "jax": settings["jax_requirements"].split(),
-                    "onnx": settings["onnx_requirements"].split()},
+    extras_require={name: settings[f"{name}_requirements"].split()
+                    for name in ("dev", "jax", "cuda", "jax_cuda", "onnx")},
     entry_points={"console_scripts": [settings["console_scripts"]],
                   "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},
     cmdclass={"build_py": BuildWithProject},

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tomllib
 from configparser import ConfigParser
-from importlib.metadata import packages_distributions
+from importlib.metadata import metadata, packages_distributions
 from modulefinder import ModuleFinder
 from pathlib import Path
 
@@ -62,6 +62,17 @@ def test_one_source_of_dependencies():
     wanted = direct | pins(settings()["jax_requirements"].split()
                            + settings()["onnx_requirements"].split())
     assert {name: locked.get(name) for name in wanted} == wanted
+
+
+def test_the_cuda_builds_are_those_of_the_same_versions():
+    "What a GPU needs beside the locked libraries, each by the extra that its own package names."
+    for extra, name, needed in (("cuda", "tensorflow", "and-cuda"), ("jax_cuda", "jax", "cuda12")):
+        given, = settings()[f"{extra}_requirements"].split()
+        pinned, = [line for line in (settings()["requirements"] + settings()["jax_requirements"])
+                   .split() if line.startswith(f"{name}==")]
+        assert given == pinned.replace("==", f"[{needed}]==")
+        assert needed in metadata(name).get_all("Provides-Extra")
+        assert f".[{extra}]" in (ROOT / "environment.yml").read_text()
 
 
 def test_lock_holds_versions_only():

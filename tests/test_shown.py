@@ -17,6 +17,7 @@ from bloodcell_nb.data.sources import fingerprint
 from bloodcell_nb.inference.external import class_mapping
 from bloodcell_nb.inference.published import find_model
 from bloodcell_nb.networks.custom_cnn import custom_cnn
+from bloodcell_nb.runs import plan
 from bloodcell_nb.runs.recipes import find_recipe, read_recipe
 from bloodcell_nb.runs.studies import read_study
 
@@ -27,6 +28,7 @@ PROGRAMS = ("make", "bloodcell", "papermill", "conda", "pip", "python", "nbdev_e
 INSTALLED = "test_installed.py::test_an_installed_package_works_without_a_clone"
 STUDY, KILLED = "test_ensemble.py::test_a_study", "test_command.py::test_killed_runs_go_on"
 BUDGET = "test_command.py::test_a_budget_that_ends_before_the_runs_do"
+CUDA = "test_packaging.py::test_the_cuda_builds_are_those_of_the_same_versions"  # no GPU in CI
 EVALUATE = "test_models.py::test_evaluate_the_courses_file"
 # what runs it: a test, or a line of what CI runs
 RUN_BY = {
@@ -44,10 +46,13 @@ RUN_BY = {
         "test_packaging.py::test_one_source_of_dependencies",  # there is no conda in CI
     "source .venv/bin/activate": "Makefile: export PATH",
     "pip install .": INSTALLED,
+    "pip install -e .[cuda]": CUDA,
+    "pip install -e .[jax_cuda]": CUDA,
     "python -m build": INSTALLED,
     "papermill": "test_command.py::test_papermill_reads_a_recipes_file",
     "bloodcell run": STUDY,
     "bloodcell run --study small --data SOURCE --budget 60": BUDGET,
+    "bloodcell run --study report --data SOURCE --out DIR --budget MINUTES": BUDGET,
     "bloodcell run --study full --data SOURCE --out DIR --budget MINUTES": BUDGET,
     "KERAS_BACKEND=jax": f"test_command.py::test_jax, {BUDGET}",
     "bloodcell run analysis custom_cnn --data SOURCE": INSTALLED,
@@ -120,6 +125,17 @@ def test_a_command_of_readme_is_understood(command):
     if getattr(options, "model", None):
         assert find_model(options.model).is_dir()
     assert class_mapping(getattr(options, "classes", "")) is not None
+
+
+@pytest.mark.parametrize("command", [line for line in shown() if "bloodcell run " in line])
+def test_a_backend_can_run_what_readme_asks_of_it(command, monkeypatch):
+    "No recipe of a study is refused, whose command names the backend."
+    options = vars(_parser().parse_args(shlex.split(
+        command.partition("bloodcell ")[2].replace("MINUTES", "60"))))
+    what = {key: options[key] for key in ("names", "study_name", "settings") if key in options}
+    asked = re.match(r"KERAS_BACKEND=(\w+)", command)
+    monkeypatch.setattr(plan, "keras_backend", lambda: asked[1] if asked else "tensorflow")
+    plan.check_inputs(plan.plan_runs(source="synthetic:n=32", **what).recipes)
 
 
 def test_options_in_comments_are_there(capsys):
