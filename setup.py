@@ -54,7 +54,7 @@ settings = config["DEFAULT"]
 setup(
     version=settings["version"],
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split()
+    extras_require={name.replace("_", "-"): settings[f"{name}_requirements"].split()
                     for name in ("dev", "jax", "cuda", "jax_cuda", "onnx")},
     entry_points={"console_scripts": [settings["console_scripts"]],
                   "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},

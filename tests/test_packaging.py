@@ -66,11 +66,11 @@ def test_one_source_of_dependencies():
 
 def test_the_cuda_builds_are_those_of_the_same_versions():
     "What a GPU needs beside the locked libraries, each by the extra that its own package names."
-    for extra, name, needed in (("cuda", "tensorflow", "and-cuda"), ("jax_cuda", "jax", "cuda12")):
-        given, = settings()[f"{extra}_requirements"].split()
-        pinned, = [line for line in (settings()["requirements"] + settings()["jax_requirements"])
-                   .split() if line.startswith(f"{name}==")]
-        assert given == pinned.replace("==", f"[{needed}]==")
+    ours, known = settings(), metadata("bloodcell_nb").get_all("Provides-Extra")
+    pinned = pins((ours["requirements"] + ours["jax_requirements"]).split())
+    for extra, name, needed in (("cuda", "tensorflow", "and-cuda"), ("jax-cuda", "jax", "cuda12")):
+        given = ours[f"{extra.replace('-', '_')}_requirements"].split()
+        assert given == [f"{name}[{needed}]=={pinned[name]}"] and extra in known
         assert needed in metadata(name).get_all("Provides-Extra")
         assert f".[{extra}]" in (ROOT / "environment.yml").read_text()
 

@@ -47,7 +47,7 @@ RUN_BY = {
     "source .venv/bin/activate": "Makefile: export PATH",
     "pip install .": INSTALLED,
     "pip install -e .[cuda]": CUDA,
-    "pip install -e .[jax_cuda]": CUDA,
+    "pip install -e .[jax-cuda]": CUDA,
     "python -m build": INSTALLED,
     "papermill": "test_command.py::test_papermill_reads_a_recipes_file",
     "bloodcell run": STUDY,
