@@ -14,7 +14,7 @@ from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.runs import splits as splits_module
 from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run
-from bloodcell_nb.runs.splits import prepare, seen_hashes
+from bloodcell_nb.runs.splits import prepare
 from bloodcell_nb.training import phases as module
 from bloodcell_nb.training.fit import Batches, Fit, NotFinite, fit
 from bloodcell_nb.training.image_sizes import policies_of
@@ -290,7 +290,7 @@ def test_cells_that_stay_on_disk_train_as_others_do(tmp_path, monkeypatch, share
                                   keras.layers.GlobalAveragePooling2D(),
                                   keras.layers.Dense(8, "softmax", kernel_initializer="zeros")])
         fit(model, splits.balanced, splits.val, recipe, Run(recipe))
-        found[name] = [splits.test.images, splits.val.ids, seen_hashes(splits),
+        found[name] = [splits.test.images, splits.val.ids, splits.seen,
                        *model.get_weights()]
         if name == "stored":
             with pytest.raises(DataError, match="images: unpacks to"):

@@ -134,8 +134,6 @@ def _write_features(model, splits, path, synthetic=False, seed=0):
     all cells that the network was trained or chosen on.
     """
     from bloodcell_nb.networks.explain import embed
-    from bloodcell_nb.runs.splits import seen_hashes
-
     images = splits.train.images
     picked = np.random.default_rng(seed).permutation(len(images))[:KNOWN_CELLS]
     cells, size = images[np.sort(picked)], images.shape[1:3]
@@ -146,7 +144,7 @@ def _write_features(model, splits, path, synthetic=False, seed=0):
     for some in features.values():
         some /= np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-9)
     np.savez_compressed(path, features=features["cell"].astype(np.float16),
-                        kinds=fit_kinds(features), hashes=seen_hashes(splits))
+                        kinds=fit_kinds(features), hashes=splits.seen)
 
 # %% ../../nbs/reference/inference/published.ipynb #df4505f2
 _FAMILIAR = 0.995  # share of the validation cells that pass either threshold
@@ -213,8 +211,6 @@ def other_split(
 
     Raises DataError as `read_predictions` and `read_known` do.
     """
-    from bloodcell_nb.runs.splits import seen_hashes
-
     if not np.array_equal(splits.test.ids, read_predictions([folder]).ids):
         return "test"
     if (folder / "predictions_val.npz").is_file() and not np.array_equal(
@@ -222,7 +218,7 @@ def other_split(
         return "validation"
     path = folder / "hashes.npz"
     seen = read_known(path).get("hashes") if path.is_file() else None
-    return "training" * (seen is not None and not np.array_equal(seen, seen_hashes(splits)))
+    return "training" * (seen is not None and not np.array_equal(seen, splits.seen))
 
 # %% ../../nbs/reference/inference/published.ipynb #57cbe36d
 def _fill(work, record, source, models):

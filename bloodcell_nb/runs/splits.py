@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONCE', 'Splits', 'limit_cells', 'prepare', 'assign_splits', 'recorded_recipe', 'recorded_splits', 'class_weight_dict',
-           'distorted', 'seen_hashes']
+           'distorted']
 
 # %% ../../nbs/reference/runs/splits.ipynb #d60100d4
 import hashlib
@@ -34,16 +34,11 @@ class Splits:
     val: Cells
     test: Cells
     balanced: Cells  # the training split after resampling: what a network is trained on
+    seen: np.ndarray  # packed `perceptual_hashes` of training and validation cells, uint8, (n, 32)
 
 # %% ../../nbs/reference/runs/splits.ipynb #a9cf694f
-def limit_cells(
-    cells: Cells,
-    limit: int = None,  # at most so many images of each split; None: all
-    seed: int = 0,
-) -> Cells:
-    "Cut each split to a stratified sample."
-    if limit is None:
-        return cells
+def _limited(cells, limit, seed):
+    "Where the cells stand that `limit_cells` keeps."
     keep = []
     for part in np.unique(cells.parts):
         index = np.random.default_rng(seed).permutation(np.flatnonzero(cells.parts == part))
@@ -51,7 +46,16 @@ def limit_cells(
         for k in np.unique(labels):  # how far down its class's list each cell stands, from 0 to 1
             place[labels == k] = (np.arange((labels == k).sum()) + 0.5) / (labels == k).sum()
         keep.append(index[np.argsort(place, kind="stable")[:limit]])
-    return cells[np.sort(np.concatenate(keep))]
+    return np.sort(np.concatenate(keep))
+
+
+def limit_cells(
+    cells: Cells,
+    limit: int = None,  # at most so many images of each split; None: all
+    seed: int = 0,
+) -> Cells:
+    "Cut each split to a stratified sample."
+    return cells if limit is None else cells[_limited(cells, limit, seed)]
 
 # %% ../../nbs/reference/runs/splits.ipynb #e8a44441
 def prepare(
@@ -64,7 +68,8 @@ def prepare(
     data = fingerprint(recipe.source)
 
     def parted():
-        found = _unread(_parted(recipe, max_distance))
+        cells, seen = _parted(recipe, max_distance)
+        found = _unread(cells) | {"seen": seen}
         if fingerprint(recipe.source) != data:  # other runs would take them for what it was
             raise DataError(f"{recipe.source} changed while it was read; run again")
         return found
@@ -72,6 +77,7 @@ def prepare(
     arrays = shared("parts", [data, code_fingerprint("reference/runs/splits"), recipe_split,
                               str(max_distance), *(str(getattr(recipe, key)) for key in keys)],
                     parted)
+    seen = arrays.pop("seen")
     if "rows" in arrays:
         arrays["images"] = load(recipe.source, on_disk=True).images[arrays.pop("rows")]
     cells = Cells(**arrays | {"class_names": tuple(map(str, arrays["class_names"])),
@@ -84,7 +90,8 @@ def prepare(
                             f"{cells.class_names[int(np.argmin(some.counts))]}; give more images "
                             "or a larger limit")
     return Splits(train, val, test, balance_classes(train, getattr(recipe, "balance", "none"),
-                                                    recipe.seed))
+                                                    recipe.seed),
+                  np.concatenate([seen[cells.parts == part] for part in ("train", "val")]))
 
 # %% ../../nbs/reference/runs/splits.ipynb #a6d7009a
 def assign_splits(
@@ -109,25 +116,26 @@ def assign_splits(
 _BLOCK = 4096  # images that are hashed at a time
 
 
-def _packed_hashes(images, turned=True):
+def _packed_hashes(images):
     "`perceptual_hashes` with eight bits a byte, of images that may stay on disk."
     blocks = [images[first : first + _BLOCK] for first in range(0, max(len(images), 1), _BLOCK)]
-    return np.concatenate([np.packbits(perceptual_hashes(np.asarray(block), turned=turned), axis=2)
+    return np.concatenate([np.packbits(perceptual_hashes(np.asarray(block)), axis=2)
                            for block in blocks])
 
 # %% ../../nbs/reference/runs/splits.ipynb #e6ba5601
 def _parted(recipe, max_distance):
-    "Cells without copies, each in its split."
+    "Cells without copies, each in its split, and the packed hashes of them as they are."
     cells = load(recipe.source, on_disk=True)
     if (cells.parts != "").all():  # before the hashing, which it shortens
         cells = limit_cells(cells, recipe.limit, recipe.split_seed)
     hashes = _packed_hashes(cells.images)
     groups, upright = (duplicate_groups(seen, max_distance)
                        for seen in (hashes, hashes[:, :1]))
-    kept = clean(cells, groups, upright=upright) == ""
+    kept = np.flatnonzero(clean(cells, groups, upright=upright) == "")
     cells = cells[kept]
     cells = replace(cells, parts=assign_splits(cells, groups[kept], recipe))
-    return limit_cells(cells, recipe.limit, recipe.split_seed)
+    some = _limited(cells, recipe.limit, recipe.split_seed)
+    return cells[some], hashes[kept[some], 0]
 
 
 def _unread(cells):
@@ -208,11 +216,3 @@ def distorted(
     return {name: replace(
         test, images=shared(name, key, lambda make=make: {"images": make(test).images})["images"])
             for name, make in (("corrupted", one_corruption_each), ("stand_in", stand_in))}
-
-# %% ../../nbs/reference/runs/splits.ipynb #a425ae46
-def seen_hashes(
-    splits: Splits,
-) -> np.ndarray:  # packed bits of `perceptual_hashes`, uint8, (n, 32)
-    "Hash the training and validation cells, as they are."
-    return np.concatenate([_packed_hashes(part.images, turned=False)[:, 0]
-                           for part in (splits.train, splits.val)])

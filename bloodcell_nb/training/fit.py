@@ -30,7 +30,7 @@ from ..networks.explain import save_network
 from ..networks.speed import keep_freed_memory, speed_up_answers, speed_up_training
 from ..runs.recipes import TrainingRecipe
 from ..runs.run import Run
-from ..runs.splits import Splits, class_weight_dict, distorted, seen_hashes
+from ..runs.splits import Splits, class_weight_dict, distorted
 from ..runs.tensorboard import event_callbacks
 from .image_sizes import GrowingImages, policies_of
 from bloodcell_nb.training.optimizers import (
@@ -331,15 +331,14 @@ def evaluate(
                   for part, cells in parts.items()}
     for part, cells in parts.items():
         run.predictions(cells, found[part], part)
-    seen = seen_hashes(splits)
-    np.savez_compressed(run.folder / "hashes.npz", hashes=seen)
+    np.savez_compressed(run.folder / "hashes.npz", hashes=splits.seen)
     # each lies like a run of its own inside the run's folder
     for k, weights in enumerate(fitted.snapshots, 1):
         network, folder = fitted._network(weights), run.folder / f"snapshot_{k}"
         save_network(network, folder / "model.keras")
         for part, cells in parts.items():
             run.predictions(cells, predict(network, cells), part, folder)
-        np.savez_compressed(folder / "hashes.npz", hashes=seen)
+        np.savez_compressed(folder / "hashes.npz", hashes=splits.seen)
     return {"training": fitted.record(), **scores}, found
 
 # %% ../../nbs/reference/training/fit.ipynb #01a21426
