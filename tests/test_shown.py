@@ -46,8 +46,8 @@ RUN_BY = {
         "test_packaging.py::test_one_source_of_dependencies",  # there is no conda in CI
     "source .venv/bin/activate": "Makefile: export PATH",
     "pip install .": INSTALLED,
-    "pip install -e .[cuda]": CUDA,
-    "pip install -e .[jax-cuda]": CUDA,
+    'pip install -e ".[cuda]"': CUDA,
+    'pip install -e ".[jax-cuda]"': CUDA,
     "python -m build": INSTALLED,
     "papermill": "test_command.py::test_papermill_reads_a_recipes_file",
     "bloodcell run": STUDY,
