@@ -398,7 +398,7 @@ def evaluate_network(
         unseen = evaluation_cells(recipe, classifier)
         occurring(unseen.cells, recipe.among, "--among")
         _ = classifier.shares_in_training() if label_shift else None
-        _ = classifier.scale_of(unseen.cells.images[:0]) if scale == "auto" else None
+        _ = classifier.nuclei_in_training() if scale == "auto" else None
         root = check_page_free(runs_root(out, [recipe]))
         check_writable(root, root)
         states, _ = run_all([recipe], root, "full", 1, None, None)

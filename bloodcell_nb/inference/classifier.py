@@ -134,25 +134,32 @@ _SCALED = 200  # images by which a scale is estimated
 
 
 @patch
+def nuclei_in_training(
+    self: Classifier,
+) -> np.ndarray:  # median diameter in each class, of the image's width, (classes,)
+    "Sizes of the nuclei of the training cells; raises DataError where they are not known."
+    if not self.nuclei:
+        raise DataError(f"{_name(self.files[0])} comes without the size of its training cells' "
+                        "nuclei, which tells the scale; publish it anew, or give a number")
+    return np.array(self.nuclei)
+
+
+@patch
 def scale_of(
     self: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
     rounds: int = 3,
     seed: int = 0,  # of the choice among many images
 ) -> float:  # 1 where nothing is to be done, or where there are too few images
-    """Estimate by how much images are to be magnified; raises DataError where the nuclei of the
-    training cells are not known.
-    """
-    if not self.nuclei:
-        raise DataError(f"{_name(self.files[0])} comes without the size of its training cells' "
-                        "nuclei, which tells the scale; publish it anew, or give a number")
+    "Estimate how much images are to be magnified; raises DataError as `nuclei_in_training` does."
+    nuclei = self.nuclei_in_training()
     if len(images) < LEAST_CELLS:
         return 1.0
     some = images[np.sort(np.random.default_rng(seed).permutation(len(images))[:_SCALED])]
     sizes, factor = nucleus_sizes(some), 1.0
     for _ in range(rounds):
         likely = self.told(self.predict(magnified(some, factor))).argmax(axis=1)
-        factor = magnification(sizes, np.array(self.nuclei)[likely])
+        factor = magnification(sizes, nuclei[likely])
     return factor
 
 # %% ../../nbs/reference/inference/classifier.ipynb #a7c40c6a
