@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from bloodcell_nb.data.arrays import write_npz
 from bloodcell_nb.data.cells import DataError, DataWarning
 from bloodcell_nb.data.files import write_json
 from bloodcell_nb.data.negatives import no_cells
-from bloodcell_nb.data.sources import fingerprint
+from bloodcell_nb.data.sources import fingerprint, save
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.evaluation.ensemble import dihedral, read_predictions
 from bloodcell_nb.evaluation.metrics import score
@@ -38,6 +39,7 @@ from bloodcell_nb.inference.published import (
 )
 from bloodcell_nb.inference.submission import write_submission
 from bloodcell_nb.networks.custom_cnn import custom_cnn
+from bloodcell_nb.runs import splits
 from bloodcell_nb.runs.recipes import check_recipe
 from bloodcell_nb.runs.run import Run
 from bloodcell_nb.runs.splits import prepare, recorded_recipe
@@ -425,3 +427,25 @@ def test_the_default_is_chosen_by_scores_under_shift(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "models")
     with pytest.raises(DataError, match="expected one of none"):
         find_model()
+
+
+def test_cells_that_change_as_they_are_read(tmp_path, monkeypatch):
+    "What several runs share holds no cells of another source than it says."
+    source = tmp_path / "cells.npz"
+    save(draw_cells(200), source)
+    save(draw_cells(200, seed=7), tmp_path / "other.npz")
+    held, other = source.read_bytes(), (tmp_path / "other.npz").read_bytes()
+    settings = check_recipe({"notebook": "01_analysis", "recipe": "one", "source": str(source)})
+    alone, read = splits.prepare(settings), splits.load
+
+    def changed_now(name, **options):
+        source.write_bytes(other)
+        return read(name, **options)
+
+    monkeypatch.setenv("BLOODCELL_SHARED", str(tmp_path / "shared"))
+    with monkeypatch.context() as now:
+        now.setattr(splits, "load", changed_now)
+        with suppress(DataError):
+            splits.prepare(settings)
+    source.write_bytes(held)  # put back while commands that share it go on
+    np.testing.assert_array_equal(splits.prepare(settings).train.images, alone.train.images)

@@ -37,11 +37,9 @@ from twenty_kills import (  # noqa: E402
 )
 
 from bloodcell_nb.augment.policies import augmented  # noqa: E402
-from bloodcell_nb.data.cells import DataError  # noqa: E402
 from bloodcell_nb.data.sources import load, save  # noqa: E402
 from bloodcell_nb.data.synthetic import draw_cells  # noqa: E402
 from bloodcell_nb.networks.custom_cnn import custom_cnn  # noqa: E402
-from bloodcell_nb.runs import splits  # noqa: E402
 from bloodcell_nb.runs.engine import _ProgressLine  # noqa: E402
 from bloodcell_nb.runs.recipes import check_recipe  # noqa: E402
 from bloodcell_nb.runs.run import Run  # noqa: E402
@@ -535,25 +533,3 @@ def test_cells_that_change_before_a_run_goes_on(tmp_path, changing):
     assert not differences(root / "one", whole[False])
     (other,) = (root / "earlier").iterdir()
     assert is_finished(other, status_of(whole[True])["key"]), "the other run is kept"
-
-
-def test_cells_that_change_as_they_are_read(tmp_path, monkeypatch):
-    "What several runs share holds no cells of another source than it says."
-    source = tmp_path / "cells.npz"
-    save(draw_cells(200), source)
-    save(draw_cells(200, seed=7), tmp_path / "other.npz")
-    held, other = source.read_bytes(), (tmp_path / "other.npz").read_bytes()
-    settings = check_recipe({"notebook": "01_analysis", "recipe": "one", "source": str(source)})
-    alone, read = splits.prepare(settings), splits.load
-
-    def changed_now(name):
-        source.write_bytes(other)
-        return read(name)
-
-    monkeypatch.setenv("BLOODCELL_SHARED", str(tmp_path / "shared"))
-    with monkeypatch.context() as now:
-        now.setattr(splits, "load", changed_now)
-        with suppress(DataError):
-            splits.prepare(settings)
-    source.write_bytes(held)  # put back while commands that share it go on
-    np.testing.assert_array_equal(splits.prepare(settings).train.images, alone.train.images)
