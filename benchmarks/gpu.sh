@@ -81,7 +81,7 @@ case $part in
 3)  rm -f .gpu/full/results.csv "$out/results.csv"  # of an earlier call
     bench "time to 0.97" 270 time_to_accuracy "$source" --out "$out/curves.jsonl" --seeds $seeds --bfloat16
     measure "the study full" 260 python3 -c "import sys; from bloodcell_nb.cli import main; sys.exit(main())" \
-        run --study full --data "$source" --set weights=none --budget 4 --out .gpu/full
+        run --study full --data "$source" --set weights=none --set augmentation_library=native --budget 4 --out .gpu/full
     [ ! -f .gpu/full/results.csv ] || cp .gpu/full/results.csv "$out/" ;;
 esac
 [ $measured != 0 ] || { echo "benchmarks/gpu.sh: nothing was measured; $out/part_$part.log says why" >&2; exit 1; }

@@ -127,9 +127,13 @@ def test_a_command_of_readme_is_understood(command):
     assert class_mapping(getattr(options, "classes", "")) is not None
 
 
-@pytest.mark.parametrize("command", [line for line in shown() if "bloodcell run " in line])
-def test_a_backend_can_run_what_readme_asks_of_it(command, monkeypatch):
-    "No recipe of a study is refused, whose command names the backend."
+ON_A_GPU, = re.findall(r"run --study .*", (ROOT / "benchmarks/gpu.sh").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("command", [*(line for line in shown() if "bloodcell run " in line),
+                                     f"KERAS_BACKEND=jax bloodcell {ON_A_GPU}"])
+def test_a_backend_can_run_what_is_asked_of_it(command, monkeypatch):
+    "By README and the GPU's script: no recipe of a study is refused, whose command names it."
     options = vars(_parser().parse_args(shlex.split(
         command.partition("bloodcell ")[2].replace("MINUTES", "60"))))
     what = {key: options[key] for key in ("names", "study_name", "settings") if key in options}

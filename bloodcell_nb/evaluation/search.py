@@ -290,12 +290,14 @@ def search_parameters(
         return len(_ended(study)), now.failed
 
 # %% ../../nbs/reference/evaluation/search.ipynb #srch0022
-def _row(trial, root, name):
-    "A trial's row of the leaderboard."
+def _row(trial, root, name, best):
+    "A trial's row of the leaderboard; of one that was stopped the best epoch so far."
+    value = (trial.value if trial.state.name == "COMPLETE"
+             else best(trial.intermediate_values.values(), default=trial.value))
     results = _results(root / trial.user_attrs["run"])
     low, high = results.get("val", {}).get("interval_95", {}).get(name, (None, None))
     return {"trial": trial.number, "run": trial.user_attrs["run"],
-            "ended": "whole" if trial.state.name == "COMPLETE" else "stopped", name: trial.value,
+            "ended": "whole" if trial.state.name == "COMPLETE" else "stopped", name: value,
             "low": low, "high": high, "epochs": results.get("training", {}).get(
                 "epochs", len(trial.intermediate_values))} | trial.user_attrs["values"]
 
@@ -306,10 +308,10 @@ def leaderboard(
     name: str,  # of the score
 ) -> list[dict]:  # a row for each trial, the best first, then those that were stopped
     "Put the trials of a search in order."
-    best_first = -1 if study.direction.name == "MAXIMIZE" else 1
-    rows = [_row(trial, root, name) for trial in _ended(study)]
-    return sorted(rows, key=lambda row: (row["ended"] == "stopped", best_first * (row[name] or 0),
-                                         -row["epochs"]))
+    higher = study.direction.name == "MAXIMIZE"
+    rows = [_row(trial, root, name, max if higher else min) for trial in _ended(study)]
+    return sorted(rows, key=lambda row: (row["ended"] == "stopped",
+                                         (row[name] or 0) * (-1 if higher else 1), -row["epochs"]))
 
 # %% ../../nbs/reference/evaluation/search.ipynb #srch0024
 def importances(

@@ -134,8 +134,10 @@ def _parted(recipe, max_distance):
     kept = np.flatnonzero(clean(cells, groups, upright=upright) == "")
     cells = cells[kept]
     cells = replace(cells, parts=assign_splits(cells, groups[kept], recipe))
-    some = _limited(cells, recipe.limit, recipe.split_seed)
-    return cells[some], hashes[kept[some], 0]
+    if recipe.limit is not None:
+        some = _limited(cells, recipe.limit, recipe.split_seed)
+        cells, kept = cells[some], kept[some]
+    return cells, hashes[kept, 0]
 
 
 def _unread(cells):
