@@ -25,7 +25,7 @@ from bloodcell_nb.networks.explain import MAX_NETWORK_BYTES, copy_network, load_
 from bloodcell_nb.networks.pretrained import preprocess
 from bloodcell_nb.runs.recipes import project_root
 
-OLDER = project_root() / ".venv" / "older"  # a folder a version: some by `make test`, all by test-all
+OLDER = project_root() / ".venv" / "older"  # a folder a version; `make test-all` makes all
 
 
 def network(shape=(96, 96, 3), classes=8, activation="softmax", dtype="uint8"):
