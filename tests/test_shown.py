@@ -113,11 +113,16 @@ def with_helpers(where):
     return "\n".join(functions[one] for one in named)
 
 
+def options_of(command):
+    "What the parser reads in a line, whatever stands before the program."
+    return _parser().parse_args(shlex.split(
+        command.partition("bloodcell ")[2].replace("MINUTES", "60")))
+
+
 @pytest.mark.parametrize("command", [line for line in shown() if "bloodcell " in line])
 def test_a_command_of_readme_is_understood(command):
     "Its options, and the recipes, studies and networks that it names."
-    arguments = shlex.split(command.partition("bloodcell ")[2].replace("MINUTES", "60"))
-    options = _parser().parse_args(arguments)
+    options = options_of(command)
     for name in getattr(options, "names", []):
         read_recipe(find_recipe(name))
     if getattr(options, "study_name", None):
@@ -134,8 +139,7 @@ ON_A_GPU, = re.findall(r"run --study .*", (ROOT / "benchmarks/gpu.sh").read_text
                                      f"KERAS_BACKEND=jax bloodcell {ON_A_GPU}"])
 def test_a_backend_can_run_what_is_asked_of_it(command, monkeypatch):
     "By README and the GPU's script: no recipe of a study is refused, whose command names it."
-    options = vars(_parser().parse_args(shlex.split(
-        command.partition("bloodcell ")[2].replace("MINUTES", "60"))))
+    options = vars(options_of(command))
     what = {key: options[key] for key in ("names", "study_name", "settings") if key in options}
     asked = re.match(r"KERAS_BACKEND=(\w+)", command)
     monkeypatch.setattr(plan, "keras_backend", lambda: asked[1] if asked else "tensorflow")

@@ -292,12 +292,12 @@ def search_parameters(
 # %% ../../nbs/reference/evaluation/search.ipynb #srch0022
 def _row(trial, root, name, best):
     "A trial's row of the leaderboard; of one that was stopped the best epoch so far."
-    value = (trial.value if trial.state.name == "COMPLETE"
-             else best(trial.intermediate_values.values(), default=trial.value))
+    whole = trial.state.name == "COMPLETE"
+    value = trial.value if whole else best(trial.intermediate_values.values(), default=trial.value)
     results = _results(root / trial.user_attrs["run"])
     low, high = results.get("val", {}).get("interval_95", {}).get(name, (None, None))
     return {"trial": trial.number, "run": trial.user_attrs["run"],
-            "ended": "whole" if trial.state.name == "COMPLETE" else "stopped", name: value,
+            "ended": "whole" if whole else "stopped", name: value,
             "low": low, "high": high, "epochs": results.get("training", {}).get(
                 "epochs", len(trial.intermediate_values))} | trial.user_attrs["values"]
 

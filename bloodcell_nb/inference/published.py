@@ -134,6 +134,7 @@ def _write_features(model, splits, path, synthetic=False, seed=0):
     all cells that the network was trained or chosen on.
     """
     from bloodcell_nb.networks.explain import embed
+
     images = splits.train.images
     picked = np.random.default_rng(seed).permutation(len(images))[:KNOWN_CELLS]
     cells, size = images[np.sort(picked)], images.shape[1:3]
