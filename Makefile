@@ -24,12 +24,6 @@ test: setup  ## export and clean leave nothing to do, ruff, the reference's note
 	ruff check .
 	$(MAKE) --no-print-directory test-notebooks test-pytest
 
-# Keras alone, on the locked TensorFlow: what travels is read by these too
-OLDER = $(patsubst %,.venv/older/%/.installed,$(1))
-.venv/older/%/.installed: .venv/.installed
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(@D) keras==$* || echo "no Keras $* here: not tested"
-	mkdir -p $(@D) && touch $@
-
 # two processes with one thread each: TensorFlow's threads would wait for one another
 test-notebooks test-pytest: export TF_NUM_INTRAOP_THREADS := 1
 test-notebooks test-pytest: export OMP_NUM_THREADS := 1
@@ -38,10 +32,15 @@ test-notebooks test-pytest: export OMP_NUM_THREADS := 1
 test-notebooks:
 	nbdev_test --n_workers 2 --do_print --timing --skip_file_re '^([_.]|0[1-79]_)'
 
-test-pytest: $(call OLDER,3.6.0 3.14.0)
+test-pytest: .venv/older/.installed
 	pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test-all: $(call OLDER,3.6.0 3.10.0 3.13.2 3.14.0) test  ## also the chapters as they stand; every recipe, at smoke size, without pretrained weights
+# Keras alone, on the locked TensorFlow: what travels is read by these too
+.venv/older/.installed: .venv/.installed
+	for version in 3.6.0 3.10.0 3.13.2 3.14.0; do $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target .venv/older/$$version keras==$$version || echo "no Keras $$version here: not tested"; done
+	touch $@
+
+test-all: test  ## also the chapters as they stand; every recipe, at smoke size, without pretrained weights
 	nbdev_test --path nbs --file_re '^0[1-79]_' --do_print --timing
 	bloodcell run $(sort $(basename $(notdir $(wildcard recipes/*.yaml)))) --data synthetic:n=400 --profile smoke --set weights=none --jobs 2 --out reports/synthetic/smoke
 

@@ -82,14 +82,13 @@ def test_predict_needs_no_training(folder, capsys):
 
 def test_another_microscope_at_the_training_scale(microscope, capsys):
     """The development microscope's cells are small in their images. At the scale that their nuclei
-    tell, and told that they are white cells, a network is right on more of them.
+    tell, and told that they are white cells, the default network is right on more of them.
     """
     answers = {}
     white = "basophil,eosinophil,lymphocyte,monocyte,neutrophil"
     for way, more in (("as it is", []), ("scaled", ["--scale", "auto"]),
                       ("told", ["--scale", "auto", "--among", white])):
-        found = json.loads(printed(capsys, "predict", microscope, "--model", SINGLE, "--json",
-                                   *more))
+        found = json.loads(printed(capsys, "predict", microscope, "--json", *more))
         answers[way] = np.mean([one["label"] == Path(one["file"]).parent.name for one in found])
     assert answers["told"] > answers["scaled"] + 0.1 > answers["as it is"] + 0.15, answers
 
@@ -98,17 +97,17 @@ def test_what_is_familiar_on_real_cells(real_cells):
     "Cells are, at most 3 % are not; a cat, an empty field and a smear from afar are not."
     classifier = load_classifier([find_model()])
     test = real_cells.part("test")
-    cells = test[np.random.default_rng(0).permutation(len(test))[:160]]
+    cells = test[np.random.default_rng(0).permutation(len(test))[:240]]
     found = answer(classifier, cells.images, cells.ids)
     assert np.mean([one.familiar for one in found]) > 0.96
     right = np.array([one.label == CLASS_NAMES[k] for one, k in zip(found, cells.labels,
                                                                     strict=True)])
     sure = np.array([one.sure for one in found])
     assert right.mean() > 0.95 and sure.mean() > 0.9 and right[sure].mean() > 0.97
-    smear = cells.images.reshape(10, 4, 4, 96, 96, 3).transpose(0, 1, 3, 2, 4, 5)
+    smear = cells.images.reshape(15, 4, 4, 96, 96, 3).transpose(0, 1, 3, 2, 4, 5)
     afar = np.stack([np.asarray(Image.fromarray(one.reshape(384, 384, 3)).resize((96, 96), 2))
                      for one in smear])
-    assert np.mean([one.familiar for one in answer(classifier, afar, range(10))]) < 0.4
+    assert np.mean([one.familiar for one in answer(classifier, afar, range(15))]) < 0.4
     cat = np.asarray(Image.open(CAT).convert("RGB"))
     field = np.full((96, 96, 3), (236, 220, 205), np.uint8)
     assert not any(one.familiar for one in answer(classifier, np.stack([cat, field]), range(2)))

@@ -25,7 +25,7 @@ from bloodcell_nb.networks.explain import MAX_NETWORK_BYTES, copy_network, load_
 from bloodcell_nb.networks.pretrained import preprocess
 from bloodcell_nb.runs.recipes import project_root
 
-OLDER = project_root() / ".venv" / "older"  # a folder a version; `make test-all` makes all
+OLDER = project_root() / ".venv" / "older"  # a folder for each version: `make test` fills it
 
 
 def network(shape=(96, 96, 3), classes=8, activation="softmax", dtype="uint8"):
@@ -193,8 +193,7 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize("version", ["3.6.0", "3.10.0", "3.13.2", "3.14.0"])
 def test_older_keras_reads_what_travels(saved, version):
     if not (OLDER / version / "keras").is_dir():
-        place = (OLDER / version / ".installed").relative_to(project_root())
-        pytest.skip(f"Keras {version}: make {place}")
+        pytest.skip(f"Keras {version}: make {OLDER.relative_to(project_root())}/.installed")
     done = subprocess.run([sys.executable, "-c", _READ, saved / "given.npz"], cwd=saved, text=True,
                           capture_output=True,
                           env=os.environ | {"PYTHONPATH": str(OLDER / version)})
