@@ -8,11 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fastcore.basics import noop
 from test_command import FAST, SOURCE, recipe, small_project
 
 from bloodcell_nb.data.files import pack
 from bloodcell_nb.data.sources import load, save
-from bloodcell_nb.runs.cluster import _bring, _with_its_files
+from bloodcell_nb.runs.cluster import _bring, _connected, _with_its_files
+from bloodcell_nb.runs.recipes import RecipeError
 
 SECONDS = 240  # that anything may take on a busy machine
 # it goes on from the step that it finds, beyond the first where it may; each execution leaves a
@@ -135,6 +137,19 @@ def test_a_worker_that_dies_costs_no_run(cluster):
     assert [name for name, step in cluster.begun() if step], "none went on from its state"
     ended = [line.partition(":")[0] for line in said.splitlines() if ": done" in line]
     assert len(ended) == len(set(ended)), said
+
+
+def test_what_is_asked_of_a_scheduler_that_dies_ends_in_a_line(cluster):
+    "A task's own result too: it ended, and lies where nobody can fetch it any more."
+    scheduler = cluster.scheduler()
+    cluster.worker()
+    with (pytest.raises(RecipeError, match="the scheduler is gone; the same command goes on"),
+          _connected(str(cluster.folder / "scheduler.json"), 1) as client):
+        task = client.submit(noop, 1)
+        wait_for(task.done)
+        kill(scheduler)
+        scheduler.wait()
+        task.result()
 
 
 @pytest.mark.parametrize("cluster", [True], indirect=True)

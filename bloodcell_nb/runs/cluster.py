@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections import Counter
+from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -198,7 +199,7 @@ def _connected(scheduler, jobs):
         try:
             with client:
                 yield client
-        except CommClosedError:
+        except (CommClosedError, CancelledError):  # asked of it, or what had ended, not yet fetched
             raise RecipeError(_GONE) from None
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0082
