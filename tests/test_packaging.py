@@ -468,6 +468,7 @@ def test_the_tree_check_finds_what_is_wrong():
                    "def f():\n    pass\n\n\nshow_table([], [])"):
         assert check_notebooks.missing_outputs(notebook(source))
         assert not check_notebooks.missing_outputs(notebook(source, said))
+    assert check_notebooks.open_hidden(notebook("#| hide\nx = 1"))
     for silent in ("def f():\n    print(1)", "#| hide\nprint(1)", "x = 1", "%time print(1)"):
         assert not check_notebooks.missing_outputs(notebook(silent))
     assert check_notebooks.long_lines(notebook("x = 1  # " + "y" * 92))

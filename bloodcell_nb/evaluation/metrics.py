@@ -357,7 +357,8 @@ def plot_reliability(
     ax.errorbar(sure / count[used], accuracy, np.maximum([accuracy - low, high - accuracy], 0),
                 fmt="o-", color="#0072B2", markersize=4, capsize=2, label="network, 95 %")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.05))
-    ax.legend(fontsize=8, frameon=False)
+    # below the axes: within, it would cover points
+    ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     top = ax.secondary_xaxis("top")
     top.set_xticks((np.arange(bins)[used] + 0.5) / bins, count[used], fontsize=8,
                    rotation=90 if count.max() > 99 else 0)

@@ -212,8 +212,9 @@ def code_words(
         return ""
     (most, count), *others = Counter(map(made_by, runs)).most_common()
     versions = _versions([run for run in runs if made_by(run) == most])
-    words = (f"{count} of {len(runs)} records are of " if others else
-             f"All {count} records are of " if count > 1 else "The record is of ") + _code(most)
+    words = (f"Of {len(runs)} records {count} {'is' if count == 1 else 'are'} of " if others else
+             f"All {count} records are of " if count > 2 else
+             "Both records are of " if count == 2 else "The record is of ") + _code(most)
     if most in _NO_COMMIT and versions > 1:
         words += f" (at least {versions} versions of it)"
     return words + "".join(f", {number} of {_code(name)}" for name, number in others) + "."

@@ -359,14 +359,16 @@ def one_change_each(
     return sorted(step_gains(runs)[0], key=lambda gain: -gain.stand_in["difference"]), runs
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
-GAINS_HEADER = ["run", "compared with", "step", "clean test cells", "stand-in",
-                "McNemar p, or seeds, stand-in", "settings that differ"]
+GAINS_HEADER = ["run", "compared with", "step", "difference on clean test cells",
+                "difference on the stand-in", "McNemar p there, or range over seeds",
+                "settings that differ"]
 
 
 def _chance(gain):
     "McNemar's p; of several seeds the least and the largest difference."
     return (f"{min(gain.seeds):+.4f} to {max(gain.seeds):+.4f}" if gain.seeds
-            else f"{gain.stand_in['mcnemar_p']:.2g}")
+            else f"{gain.stand_in['mcnemar_p']:.2g}" if gain.stand_in["mcnemar_p"] >= 0.001
+            else "< 0.001")
 
 
 def gain_rows(

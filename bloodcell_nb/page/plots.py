@@ -27,7 +27,7 @@ def plot_gains(
                 SPLITS.values(), "os", (gain.clean, gain.stand_in), strict=True):
             ax.plot(comparison["interval_95"], [y + offset] * 2, color=colour, linewidth=2)
             ax.plot(comparison["difference"], y + offset, marker, color=colour,
-                    markeredgecolor="black", label=label)
+                    markeredgecolor="black", markersize=4.5, label=label)
     ax.axvline(0, color="black", linewidth=0.8)
     pairs = [gain.labels or gain[:2] for gain in gains]
     ax.set_yticks(range(len(gains)), ["\nminus ".join(fill(one, 44) for one in pair)

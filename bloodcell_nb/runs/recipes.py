@@ -51,7 +51,7 @@ class Recipe(BaseModel):
                                                      "on its hidden test")
     baseline: str = Field("", pattern=r"^[a-z0-9_]*$",
                           description="the recipe that it is compared with")
-    source: str = Field(SYNTHETIC, description="where the cells come from, as for `data.load`")
+    source: str = Field(SYNTHETIC, description="where the cells come from, as --data takes it")
     out: str = Field("", description="run folder; empty: a temporary one")
     seed: int = Field(0, ge=0, lt=2**31, description="of every draw but the split")
     split_seed: int = Field(0, ge=0, lt=2**31, description="of the split, where the source has "
