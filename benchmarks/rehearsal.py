@@ -97,7 +97,8 @@ def main(arguments):
              "--data", arguments.data, "--out", arguments.out], check=False,
             env=os.environ | {"PYTHONPATH": str(hook), "KERAS_HOME": str(home)}).returncode
         seconds = time.monotonic() - start
-        print(heading(f"{Path(arguments.study).stem}, rehearsed ({arguments.profile}, random weights)"))
+        print(heading(f"{Path(arguments.study).stem}, rehearsed", arguments.profile,
+                      "random weights"))
         print("| recipe | state | seconds |\n|---|---|---|")
         for recipe in recipes:
             path = Path(arguments.out) / recipe.recipe / "status.json"
