@@ -6,7 +6,7 @@
 __all__ = ['LADDER_HEADER', 'SPLITS', 'AUGMENTATION', 'GAINS_HEADER', 'ladders', 'reported_steps', 'shown_steps', 'not_run_yet',
            'with_interval', 'weights_of', 'ladder_table', 'step_labels', 'plot_ladder', 'compare', 'difference',
            'compare_over_seeds', 'changed_settings', 'one_line', 'StepGain', 'step_gains', 'one_change_each',
-           'gain_rows', 'results_table', 'gains_table', 'on_real_cells']
+           'seed_spread', 'seed_words', 'gain_rows', 'results_table', 'gains_table', 'on_real_cells']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
 from pathlib import Path
@@ -357,6 +357,38 @@ def one_change_each(
     folder = folder or project_root() / "reports" / "worth"
     runs = [run for run in (read_runs(folder) if folder.is_dir() else []) if run.test]
     return sorted(step_gains(runs)[0], key=lambda gain: -gain.stand_in["difference"]), runs
+
+# %% ../../nbs/reference/page/comparisons.ipynb #seedapt2
+def seed_spread(
+    runs: list[Finished],  # of one data set
+    split: str = "stand_in",
+) -> float | None:  # None where no recipe has a second seed
+    "The largest difference of accuracy between two runs of a recipe that differ in their seed."
+    by_recipe = {}
+    for run in runs:
+        if split in run.metrics.get("results", {}):
+            by_recipe.setdefault(recipe_name(run), {})[run.metrics["recipe"]["seed"]] = (
+                run.metrics["results"][split]["accuracy"])
+    apart = [float(np.ptp(list(of_seed.values()))) for of_seed in by_recipe.values()
+             if len(of_seed) > 1]
+    return max(apart, default=None)
+
+
+def seed_words(
+    gains: list[StepGain],
+    runs: list[Finished],  # in which trainings with other seeds are looked for
+) -> str:
+    "Say which steps of one seed gain no more on the stand-in than another seed would."
+    single = [gain for gain in gains if not gain.seeds]
+    if not single:
+        return "Intervals are over test cells and over seeds."
+    if (spread := seed_spread(runs)) is None:
+        return "It is one seed each: another seed changes a figure too."
+    within = [gain.called[0] for gain in single if abs(gain.stand_in["difference"]) <= spread]
+    rest = len(single) - len(within)
+    return (f"Trainings that differ in their seed alone lie up to {spread:.3f} apart on the "
+            f"stand-in. Of the {len(single)} steps of one seed {rest} differ by more; what may be "
+            f"the seed's: {', '.join(within) or 'none'}.")
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "difference on clean test cells",

@@ -21,6 +21,7 @@ from bloodcell_nb.page.comparisons import (
     plot_ladder,
     reported_steps,
     shown_steps,
+    seed_words,
     step_gains,
     step_labels,
 )
@@ -165,13 +166,14 @@ def _alone_words(gains):
             f"{counted(alone, len(steps))}."] if steps else []
 
 # %% ../../nbs/reference/page/steps.ipynb #5b5033fb
-def _seed_words(gains):
-    "Over how many seeds the steps are measured."
+def _seed_words(gains, runs):
+    "Over how many seeds the steps are measured, and what another seed may change."
     several = [_called(gain)[0] for gain in gains if gain.seeds]
-    if not several:
-        return ["It is one seed each: another seed changes a figure too."]
-    return [f"Over several seeds: {counted(several, len(gains))}; of these the interval is of "
-            "another seed and of other cells, of the others, one seed each, of other cells alone."]
+    words = [seed_words(gains, runs)]
+    if several and len(several) < len(gains):
+        words.append(f"Over several seeds: {counted(several, len(gains))}; of these the interval "
+                     "is of another seed and of other cells, of the others of other cells alone.")
+    return words
 
 # %% ../../nbs/reference/page/steps.ipynb #c412c84a
 def _plot_worth(groups, title):
@@ -200,7 +202,7 @@ def worth(
     names = {name for gain in gains for name in (gain.run, gain.baseline)}
     compared = [run for run in scored(runs) if run.name in names]
     text = [*_other_changes(most), _zero_words(gains), *_alone_words(gains),
-            *_seed_words(gains),
+            *_seed_words(gains, runs),
             *unlike_words(compared, usual_code(runs))]
     title = (f"Largest step on the stand-in: {(most.labels or most)[0]}, "
              f"{most.stand_in['difference']:+.3f}")
