@@ -174,7 +174,7 @@ def test_the_chapter_reads_a_single_run_on_drawn_cells(folder):
     done = papermill.execute_notebook(ROOT / "nbs" / "08_report.ipynb", folder / "done.ipynb",
                                       {"runs": str(folder)}, progress_bar=False)
     shown = json.dumps([cell.get("outputs") for cell in done.cells])
-    assert "No run has its baseline here." in shown and f"`{GOOD}`: 0.755, and 0.982" in shown
+    assert "No run has its baseline here." in shown and f"`{GOOD}`): 0.755, and 0.982" in shown
 
 
 def denied(kind, place):

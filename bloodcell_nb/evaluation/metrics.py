@@ -358,7 +358,8 @@ def plot_reliability(
                 fmt="o-", color="#0072B2", markersize=4, capsize=2, label="network, 95 %")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.05))
     # below the axes: within, it would cover points
-    ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0),
+              borderaxespad=4.4)  # in sizes of the font, so below the label of any axes
     top = ax.secondary_xaxis("top")
     top.set_xticks((np.arange(bins)[used] + 0.5) / bins, count[used], fontsize=8,
                    rotation=90 if count.max() > 99 else 0)

@@ -212,7 +212,7 @@ def code_words(
         return ""
     (most, count), *others = Counter(map(made_by, runs)).most_common()
     versions = _versions([run for run in runs if made_by(run) == most])
-    words = (f"Of {len(runs)} records {count} {'is' if count == 1 else 'are'} of " if others else
+    words = (f"{count} of {len(runs)} records {'is' if count == 1 else 'are'} of " if others else
              f"All {count} records are of " if count > 2 else
              "Both records are of " if count == 2 else "The record is of ") + _code(most)
     if most in _NO_COMMIT and versions > 1:
@@ -233,8 +233,9 @@ def _short_words(runs):
     short = dict.fromkeys(f"{called(run)} ({shortened(run)})" for run in runs if shortened(run))
     if not short:
         return []
-    start = f"All {len(runs)} are shortened" if len(runs) > 1 and all(map(shortened, runs)) else (
-        "Shortened")
+    whole = len(runs) > 1 and all(map(shortened, runs))
+    start = ("Shortened" if not whole else "Both are shortened" if len(runs) == 2 else
+             f"All {len(runs)} are shortened")
     return [f"{start}: {', '.join([*short][:5])}{', ...' * (len(short) > 5)}."]
 
 

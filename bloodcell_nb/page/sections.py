@@ -461,7 +461,7 @@ def ensemble(
             f"{counted(above, len(found))}."]
     fig = Figure(figsize=(8.2, 1.5 + 0.5 * len(gains)), layout="constrained")
     plot_gains(gains, fig.subplots())
-    fig.suptitle(f"On the stand-in {len(above)} of {len(gains)} ensembles gain more than chance",
+    fig.suptitle(f"Clearly above its best member on the stand-in: {len(above)} of {len(gains)}",
                  fontsize=11)
     return Section(_ensemble_words(found[0], runs),
                    text + _views_words(found[0]) + unlike_words(found, usual), fig,

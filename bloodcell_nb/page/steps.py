@@ -21,6 +21,7 @@ from bloodcell_nb.page.comparisons import (
     plot_ladder,
     reported_steps,
     shown_steps,
+    seed_spread,
     seed_words,
     step_gains,
     step_labels,
@@ -303,11 +304,15 @@ def conclusion(
             f"on the clean ones {named(clean)}")
     text, (gains, _) = [], step_gains(runs)
     if gains:
-        above = sum(gain.stand_in["interval_95"][0] > 0 for gain in gains)
+        above = [gain for gain in gains if gain.stand_in["interval_95"][0] > 0]
         alone = sum(len(gain.changed) == 1 for gain in gains)
-        text = [f"Of {len(gains)} steps that have a baseline here {above} are worth more than "
-                f"chance on the stand-in, and {alone} change one setting alone, so that a cause "
-                "can be named."]
+        text = [f"Of {len(gains)} steps that have a baseline here {len(above)} are above it on the "
+                f"stand-in by more than other test cells would explain, and {alone} change one "
+                "setting alone, so that a cause can be named."]
+        if (spread := seed_spread(runs)) is not None:
+            sure = sum(bool(gain.seeds) or gain.stand_in["difference"] > spread for gain in above)
+            text.append(f"Of those {len(above)}, {sure} gain more than another seed alone would "
+                        "change, too.")
     if not best.synthetic:
         text.append("The stand-in is not the homework's hidden test: what is better here need not "
                     "be better there, and no level here is a level there.")
