@@ -1,12 +1,12 @@
 """A study of pretrained networks, rehearsed without the network: Keras downloads random weights
 from a server of this script, under its own file names and in its own layout.
 
-    python benchmarks/rehearsal.py --data SOURCE --out DIR [--study report] [--profile smoke]
+    python benchmarks/rehearsal.py --data SOURCE --out DIR [--study report] [--profile smoke] ...
 
-The command that runs is README's, in processes of its own. Two things differ: the server's address,
-and that a file's checksum is not asked, since the weights are others. So it shows that each recipe
-goes from its data to the page, and that a file is downloaded once; scores say nothing. Prints
-Markdown.
+The command that runs is README's, in processes of its own; further options (...) are its. Two
+things differ: the server's address, and that a file's checksum is not asked, since the weights are
+others. So it shows that each recipe goes from its data to the page, and that a file is downloaded
+once; scores say nothing. Prints Markdown.
 """
 import argparse
 import json
@@ -77,7 +77,7 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
-def main(arguments):
+def main(arguments, more):
     recipes = read_study(arguments.study)[1]
     backbones = sorted({recipe.backbone for recipe in recipes
                         if getattr(recipe, "weights", "") == "imagenet"
@@ -94,7 +94,7 @@ def main(arguments):
         start = time.monotonic()
         code = subprocess.run(
             ["bloodcell", "run", "--study", arguments.study, "--profile", arguments.profile,
-             "--data", arguments.data, "--out", arguments.out], check=False,
+             "--data", arguments.data, "--out", arguments.out, *more], check=False,
             env=os.environ | {"PYTHONPATH": str(hook), "KERAS_HOME": str(home)}).returncode
         seconds = time.monotonic() - start
         print(heading(f"{Path(arguments.study).stem}, rehearsed", arguments.profile,
@@ -119,4 +119,4 @@ if __name__ == "__main__":
     parser.add_argument("--profile", default="smoke")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
-    sys.exit(main(parser.parse_args()))
+    sys.exit(main(*parser.parse_known_args()))

@@ -384,7 +384,8 @@ def seed_words(
         return "Intervals are over test cells and over seeds."
     if (spread := seed_spread(runs)) is None:
         return "It is one seed each: another seed changes a figure too."
-    within = [gain.called[0] for gain in single if abs(gain.stand_in["difference"]) <= spread]
+    within = [gain.called[0] for gain in single
+              if abs(gain.stand_in["difference"]) <= spread + 1e-9]  # as many cells: no more
     rest = len(single) - len(within)
     return (f"Trainings that differ in their seed alone lie up to {spread:.3f} apart on the "
             f"stand-in. Of the {len(single)} steps of one seed {rest} differ by more; what may be "

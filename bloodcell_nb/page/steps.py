@@ -310,7 +310,8 @@ def conclusion(
                 f"stand-in by more than other test cells would explain, and {alone} change one "
                 "setting alone, so that a cause can be named."]
         if (spread := seed_spread(runs)) is not None:
-            sure = sum(bool(gain.seeds) or gain.stand_in["difference"] > spread for gain in above)
+            sure = sum(bool(gain.seeds) or gain.stand_in["difference"] > spread + 1e-9
+                       for gain in above)
             text.append(f"Of those {len(above)}, {sure} gain more than another seed alone would "
                         "change, too.")
     if not best.synthetic:
