@@ -66,14 +66,21 @@ def _ends_words(steps, runs):
 
 def _ladder_words(steps, runs):
     "What is found in the order of the steps, and sentences that follow."
+    on_clean = {run.name: accuracy_of(run, "test") for run in scored(runs)}
     same, pairs = _same_order(steps, _accuracies(runs))
-    clean, _ = _same_order(steps, {run.name: accuracy_of(run, "test") for run in scored(runs)})
+    clean, _ = _same_order(steps, on_clean)
     if not pairs:
         return _ends_words(steps, runs), []
+    means = {run.name for run in scored(runs) if run.metrics["recipe"]["notebook"] == "06_ensemble"}
+    single = [step for step in steps if step.recipe not in means]
+    (alone, left), (alone_clean, _) = (_same_order(single, found)
+                                       for found in (_accuracies(runs), on_clean))
+    without = [f"Without the pairs of a mean of networks {alone} of {left} are, and {alone_clean} "
+               "on the clean cells."] if 0 < left < pairs else []
     return (f"Of the pairs of steps that the original report tells apart, {same} of {pairs} "
             f"are in the same order on the stand-in, and {clean} on the clean cells."), [
-        "The report's figures are of other cells under other distortions, so their order can be "
-        "compared, not their height.", _ends_words(steps, runs)]
+        *without, "The report's figures are of other cells under other distortions, so their "
+        "order can be compared, not their height.", _ends_words(steps, runs)]
 
 # %% ../../nbs/reference/page/steps.ipynb #75767932
 def _table(title, steps, runs):
