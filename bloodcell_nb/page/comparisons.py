@@ -9,6 +9,7 @@ __all__ = ['LADDER_HEADER', 'SPLITS', 'AUGMENTATION', 'GAINS_HEADER', 'ladders',
            'seed_spread', 'seed_words', 'gain_rows', 'results_table', 'gains_table', 'on_real_cells']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -363,14 +364,14 @@ def seed_spread(
     runs: list[Finished],  # of one data set
     split: str = "stand_in",
 ) -> float | None:  # None where no recipe has a second seed
-    "The largest difference of accuracy between two runs of a recipe that differ in their seed."
+    "The largest difference of accuracy between two runs that differ in their seed alone."
     by_recipe = {}
     for run in runs:
         if split in run.metrics.get("results", {}):
-            by_recipe.setdefault(recipe_name(run), {})[run.metrics["recipe"]["seed"]] = (
-                run.metrics["results"][split]["accuracy"])
-    apart = [float(np.ptp(list(of_seed.values()))) for of_seed in by_recipe.values()
-             if len(of_seed) > 1]
+            by_recipe.setdefault(recipe_name(run), []).append(run)
+    pairs = (pair for group in by_recipe.values() for pair in combinations(group, 2))
+    apart = (abs(float(np.subtract(*(run.metrics["results"][split]["accuracy"] for run in pair))))
+             for pair in pairs if changed_settings(*pair) == ["seed"])
     return max(apart, default=None)
 
 
