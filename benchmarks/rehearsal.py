@@ -5,8 +5,8 @@ from a server of this script, under its own file names and in its own layout.
 
 The command that runs is README's, in processes of its own; further options (...) are its. Two
 things differ: the server's address, and that a file's checksum is not asked, since the weights are
-others. So it shows that each recipe goes from its data to the page, and that a file is downloaded
-once; scores say nothing. Prints Markdown.
+others. So it shows whether each recipe goes from its data to the page and each file is downloaded
+once, and ends with an error where not; scores say nothing. DIR is a new folder. Prints Markdown.
 """
 import argparse
 import json
@@ -78,6 +78,8 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 def main(arguments, more):
+    if Path(arguments.out).exists():
+        sys.exit(f"--out {arguments.out} is there already; name a new folder")
     recipes = read_study(arguments.study)[1]
     backbones = sorted({recipe.backbone for recipe in recipes
                         if getattr(recipe, "weights", "") == "imagenet"
@@ -93,9 +95,11 @@ def main(arguments, more):
             HOOK.replace("{address}", f"http://127.0.0.1:{server.server_port}"))
         start = time.monotonic()
         code = subprocess.run(
-            ["bloodcell", "run", "--study", arguments.study, "--profile", arguments.profile,
-             "--data", arguments.data, "--out", arguments.out, *more], check=False,
-            env=os.environ | {"PYTHONPATH": str(hook), "KERAS_HOME": str(home)}).returncode
+            [Path(sys.executable).parent / "bloodcell", "run", "--study", arguments.study,
+             "--profile", arguments.profile, "--data", arguments.data, "--out", arguments.out,
+             *more], check=False,
+            env=os.environ | {"KERAS_HOME": str(home), "PYTHONPATH": os.pathsep.join(
+                [str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])}).returncode
         seconds = time.monotonic() - start
         print(heading(f"{Path(arguments.study).stem}, rehearsed", arguments.profile,
                       "random weights"))
@@ -106,10 +110,12 @@ def main(arguments, more):
             print(f"| {recipe.recipe} | {status.get('state', 'none')} | "
                   f"{status.get('seconds', 0):.0f} |")
         page = (Path(arguments.out) / "index.html").exists()
+        sizes = {path.name: path.stat().st_size / 2**20 for path in sorted(files.iterdir())}
         print(f"\n{seconds:.0f} s in all; exit status {code}; {'a' if page else 'no'} page. Files: "
-              + ", ".join(f"{(files / name).stat().st_size / 2**20:.0f} MiB {name} asked for "
-                          f"{count}x" for name, count in sorted(Handler.asked.items())) + ".")
-    return code
+              + ", ".join(f"{size:.0f} MiB {name} asked for {Handler.asked[name]}x"
+                          for name, size in sizes.items()) + ".")
+        once = Handler.asked == Counter({name: 1 for name in sizes})
+    return code or int(not (page and once))
 
 
 if __name__ == "__main__":
