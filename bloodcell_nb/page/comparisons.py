@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['LADDER_HEADER', 'SPLITS', 'AUGMENTATION', 'GAINS_HEADER', 'ladders', 'reported_steps', 'shown_steps', 'not_run_yet',
            'with_interval', 'weights_of', 'ladder_table', 'step_labels', 'plot_ladder', 'compare', 'difference',
-           'compare_over_seeds', 'changed_settings', 'one_line', 'StepGain', 'step_gains', 'one_change_each',
-           'seed_spread', 'seed_words', 'gain_rows', 'results_table', 'gains_table', 'on_real_cells']
+           'compare_over_seeds', 'one_line', 'StepGain', 'step_gains', 'one_change_each', 'seed_words', 'gain_rows',
+           'results_table', 'gains_table', 'on_real_cells']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
-from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -25,16 +24,15 @@ from bloodcell_nb.page.comparable import (
     made_by,
     called,
     recipe_name,
-    same_code,
     shortened,
     unlike_words,
     usual_code,
     views_of,
     words_of,
 )
+from .differences import changed_settings, seed_groups, seed_variance
 from ..runs.finished import Finished, read_runs
 from ..runs.recipes import Recipe, project_root, read_recipe, recipes
-from ..runs.splits import ONCE
 
 # %% ../../nbs/reference/page/comparisons.ipynb #49a3ec96
 def ladders() -> list[list[Recipe]]:  # recipes that have words for their step, by chapter
@@ -229,39 +227,27 @@ def difference(
 
 # %% ../../nbs/reference/page/comparisons.ipynb #599a869d
 def compare_over_seeds(
-    pairs: list[tuple[Finished, Finished]],  # a run and its baseline, of one seed each
-    draws: int = 2000,  # of the bootstrap
-) -> list[dict]:  # mean difference, its 95 % interval, the difference of each seed; as `compare`
-    "Compare runs and baselines over seeds; raises DataError where their cells differ."
+    ran: list[Finished],  # a recipe's seeds
+    there: list[Finished],  # its baseline's, those of the same seeds first
+    variances: list[tuple],  # of `seed_variance`, on the clean test cells and on the stand-in
+) -> list[dict]:  # mean difference, its 95 % interval, numbers of trainings; as `compare`
+    "Compare the means of recipes over seeds; raises DataError where their cells differ."
+    from scipy.stats import t
+
     from bloodcell_nb.evaluation.ensemble import read_predictions
 
-    found, folders = [], [run.folder for pair in pairs for run in pair]
-    for split in ("test", "stand_in"):
-        read = read_predictions(folders, split)
-        right = read.probabilities.argmax(axis=2) == read.labels
-        apart = right[::2].astype(float) - right[1::2]  # (seeds, cells)
-        rng, (count, n) = np.random.default_rng(0), apart.shape
-        cells = rng.multinomial(n, np.full(n, 1 / n), size=draws)
-        seeds = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-        means = (cells @ apart.T / n * seeds).sum(axis=1) / count
-        found.append({"difference": apart.mean(), "seeds": apart.mean(axis=1).tolist(),
-                      "interval_95": np.percentile(means, [2.5, 97.5]).tolist()})
+    found, count, both = [], len(ran), 1 / len(ran) + 1 / len(there)
+    for split, (variance, freedom) in zip(("test", "stand_in"), variances, strict=True):
+        read = read_predictions([run.folder for run in (*ran, *there)], split)
+        right = (read.probabilities.argmax(axis=2) == read.labels).astype(float)
+        apart = right[:count].mean(axis=0) - right[count:].mean(axis=0)
+        seeds = t.ppf(0.975, freedom) ** 2 * variance * both if freedom else 0
+        half = np.sqrt(1.96**2 * apart.var() / len(apart) + seeds)
+        each = [a.mean() - b.mean() for a, b in zip(right[:count], right[count:], strict=False)]
+        found.append({"difference": apart.mean(), "trainings": (count, len(there)),
+                      "interval_95": [apart.mean() - half, apart.mean() + half],
+                      "seeds": each if count > 1 else []})
     return found
-
-# %% ../../nbs/reference/page/comparisons.ipynb #c18ded5e
-_NAMES = {"notebook", "recipe", "step", "reported", "baseline", "source", "out", "runs"}
-
-
-def changed_settings(
-    first: Finished,
-    second: Finished | Recipe,
-) -> list[str]:  # names of settings, and code where two runs are not known to be of the same
-    "Name what two recipes set differently, a run's as its record holds it."
-    ours, theirs = (ONCE | (run.metrics["recipe"] if isinstance(run, Finished)
-                            else run.model_dump()) for run in (first, second))
-    changed = [key for key in ours if key in theirs and key not in _NAMES
-               and ours[key] != theirs[key]]
-    return changed + ["code"] * (isinstance(second, Finished) and not same_code(first, second))
 
 # %% ../../nbs/reference/page/comparisons.ipynb #d80a6608
 def one_line(
@@ -316,13 +302,22 @@ def _of_each_seed(step, known):
     return pairs, [run.name for seed, run in ran.items() if there and seed not in there]
 
 
-def _gain(step, pairs, usual):
-    "What a step is worth, over its seeds where there are several."
+def _gain(step, pairs, runs, usual):
+    """What a step is worth, over its seeds and its baseline's where there are several; of one that
+    trains nothing, beside the run that it is made of.
+    """
     labels, named = list(labels_of(pairs[0], usual)), tuple(map(called, pairs[0]))
-    if several := len(pairs) > 1:
+    if len(pairs) > 1:
         labels[0] += f", {len(pairs)} seeds"
-    compared = compare_over_seeds(pairs) if several else compare(*pairs[0])
-    changed = dict.fromkeys(name for pair in pairs for name in changed_settings(*pair))
+    ran, there = (list(side) for side in zip(*pairs, strict=True))
+    if "training" in ran[0].metrics["results"]:
+        there += [run for group in seed_groups(runs) if there[0] in group
+                  for run in group if run not in there]
+    several = len(ran) + len(there) > 2
+    compared = compare_over_seeds(ran, there, [seed_variance(runs, split) for split in (
+        "test", "stand_in")]) if several else compare(*pairs[0])
+    changed = dict.fromkeys(name for pair in (*pairs, *((ran[0], run) for run in ran[1:]))
+                            for name in changed_settings(*pair) if name != "seed")
     return StepGain(pairs[0][0].name, pairs[0][1].name, step.step, *compared, tuple(changed),
                     tuple(labels), named)
 
@@ -343,7 +338,7 @@ def step_gains(
         if not pairs:
             continue
         try:
-            gains.append(_gain(step, pairs, usual))
+            gains.append(_gain(step, pairs, list(known.values()), usual))
         # whatever is odd about two files of predictions, the other pairs are compared
         except Exception as error:
             left_out.append((f"{step.recipe} against {step.baseline}",
@@ -359,50 +354,37 @@ def one_change_each(
     runs = [run for run in (read_runs(folder) if folder.is_dir() else []) if run.test]
     return sorted(step_gains(runs)[0], key=lambda gain: -gain.stand_in["difference"]), runs
 
-# %% ../../nbs/reference/page/comparisons.ipynb #seedapt2
-def seed_spread(
-    runs: list[Finished],  # of one data set
-    split: str = "stand_in",
-) -> float | None:  # None where no recipe has a second seed
-    "The largest difference of accuracy between two runs that differ in their seed alone."
-    by_recipe = {}
-    for run in runs:
-        if split in run.metrics.get("results", {}):
-            by_recipe.setdefault(recipe_name(run), []).append(run)
-    pairs = (pair for group in by_recipe.values() for pair in combinations(group, 2))
-    apart = (abs(float(np.subtract(*(run.metrics["results"][split]["accuracy"] for run in pair))))
-             for pair in pairs if changed_settings(*pair) == ["seed"])
-    return max(apart, default=None)
-
-
+# %% ../../nbs/reference/page/comparisons.ipynb #seedwrd1
 def seed_words(
     gains: list[StepGain],
-    runs: list[Finished],  # in which trainings with other seeds are looked for
-) -> str:
-    "Say which steps of one seed gain no more on the stand-in than another seed would."
-    single = [gain for gain in gains if not gain.seeds]
-    if not single:
-        return "Intervals are over test cells and over seeds."
-    if (spread := seed_spread(runs)) is None:
+    runs: list[Finished],  # of one data set
+) -> str:  # empty for no step
+    "Say how far trainings that differ in their seed alone are apart, and what intervals hold."
+    if not gains:
+        return ""
+    if not (groups := seed_groups(runs)):
         return "It is one seed each: another seed changes a figure too."
-    within = [gain.called[0] for gain in single
-              if abs(gain.stand_in["difference"]) <= spread + 1e-9]  # as many cells: no more
-    rest = len(single) - len(within)
-    return (f"Trainings that differ in their seed alone lie up to {spread:.3f} apart on the "
-            f"stand-in. Of the {len(single)} steps of one seed {rest} differ by more; what may be "
-            f"the seed's: {', '.join(within) or 'none'}.")
+    apart = [(called(group[0]), sorted(run.metrics["results"]["stand_in"]["accuracy"]
+                                       for run in group)) for group in groups]
+    told = ", ".join(f"{name} {found[0]:.3f} to {found[-1]:.3f} ({len(found)} seeds)"
+                     for name, found in apart)
+    return ("A step is compared with the mean of its baseline's seeds, and its interval is over "
+            "test cells and over seeds (of one that trains nothing, over cells alone). Trainings "
+            f"that differ in their seed alone have, of the stand-in: {told}. Their standard "
+            f"deviation, {seed_variance(runs)[0] ** 0.5:.3f}, is taken for every recipe.")
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "difference on clean test cells",
-                "difference on the stand-in", "McNemar p there, or range over seeds",
-                "settings that differ"]
+                "difference on the stand-in", "McNemar p there, or seeds", "settings that differ"]
 
 
 def _chance(gain):
-    "McNemar's p; of several seeds the least and the largest difference."
-    return (f"{min(gain.seeds):+.4f} to {max(gain.seeds):+.4f}" if gain.seeds
-            else f"{gain.stand_in['mcnemar_p']:.2g}" if gain.stand_in["mcnemar_p"] >= 0.001
-            else "< 0.001")
+    "McNemar's p; of several seeds how many, and the least and the largest difference."
+    if trainings := gain.stand_in.get("trainings"):
+        reach = f": {min(gain.seeds):+.4f} to {max(gain.seeds):+.4f}" if gain.seeds else ""
+        return "{} beside {}".format(*trainings) + reach
+    p = gain.stand_in["mcnemar_p"]
+    return f"{p:.2g}" if p >= 0.001 else "< 0.001"
 
 
 def gain_rows(

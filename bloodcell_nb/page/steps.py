@@ -14,18 +14,17 @@ from bloodcell_nb.page.comparisons import (
     AUGMENTATION,
     GAINS_HEADER,
     LADDER_HEADER,
-    changed_settings,
     gain_rows,
     ladder_table,
     not_run_yet,
     plot_ladder,
     reported_steps,
-    shown_steps,
-    seed_spread,
     seed_words,
+    shown_steps,
     step_gains,
     step_labels,
 )
+from .differences import changed_settings
 from .plots import plot_gains
 from bloodcell_nb.page.sections import (
     Section,
@@ -141,8 +140,8 @@ def _most_words(most):
     begin = ("The largest step is" if most.stand_in["interval_95"][0] > 0 else
              "No step is worth more than chance on the stand-in; the largest is")
     cause = (" The two differ in their augmentation alone." if most.augments_alone else
-             f" {len(most.changed)} settings differ between the two, so none of them can be "
-             "named as the cause." if len(most.changed) > 1 else "")
+             f" {len({*most.changed} - {'code'})} settings differ between the two, so none of them "
+             "can be named as the cause." if len(most.changed) > 1 else "")
     return (f"{begin} {run}: on the stand-in it is "
             f"{relation(most.stand_in, baseline)}, on the clean cells "
             f"{relation(most.clean, 'it')}.{cause}")
@@ -173,16 +172,6 @@ def _alone_words(gains):
     return ["Steps that change the augmentation alone: "
             f"{counted(alone, len(steps))}."] if steps else []
 
-# %% ../../nbs/reference/page/steps.ipynb #5b5033fb
-def _seed_words(gains, runs):
-    "Over how many seeds the steps are measured, and what another seed may change."
-    several = [_called(gain)[0] for gain in gains if gain.seeds]
-    words = [seed_words(gains, runs)]
-    if several and len(several) < len(gains):
-        words.append(f"Over several seeds: {counted(several, len(gains))}; of these the interval "
-                     "is of another seed and of other cells, of the others of other cells alone.")
-    return words
-
 # %% ../../nbs/reference/page/steps.ipynb #c412c84a
 def _plot_worth(groups, title):
     "A forest plot of each group of steps, one below the other."
@@ -210,7 +199,7 @@ def worth(
     names = {name for gain in gains for name in (gain.run, gain.baseline)}
     compared = [run for run in scored(runs) if run.name in names]
     text = [*_other_changes(most), _zero_words(gains), *_alone_words(gains),
-            *_seed_words(gains, runs),
+            seed_words(gains, runs),
             *unlike_words(compared, usual_code(runs))]
     title = (f"Largest step on the stand-in: {(most.labels or most)[0]}, "
              f"{most.stand_in['difference']:+.3f}")
@@ -312,15 +301,10 @@ def conclusion(
     text, (gains, _) = [], step_gains(runs)
     if gains:
         above = [gain for gain in gains if gain.stand_in["interval_95"][0] > 0]
-        alone = sum(len(gain.changed) == 1 for gain in gains)
-        text = [f"Of {len(gains)} steps that have a baseline here {len(above)} are above it on the "
-                f"stand-in by more than other test cells would explain, and {alone} change one "
-                "setting alone, so that a cause can be named."]
-        if (spread := seed_spread(runs)) is not None:
-            sure = sum(bool(gain.seeds) or gain.stand_in["difference"] > spread + 1e-9
-                       for gain in above)
-            text.append(f"Of those {len(above)}, {sure} gain more than another seed alone would "
-                        "change, too.")
+        alone = sum(len(gain.changed) == 1 for gain in above)
+        text = [f"Of {len(gains)} steps that have a baseline here {len(above)} are worth more than "
+                f"chance on the stand-in; {alone} of these change one setting alone, so that a "
+                "cause can be named."]
     if not best.synthetic:
         text.append("The stand-in is not the homework's hidden test: what is better here need not "
                     "be better there, and no level here is a level there.")
