@@ -229,7 +229,7 @@ def difference(
 def compare_over_seeds(
     ran: list[Finished],  # a recipe's seeds
     there: list[Finished],  # its baseline's, those of the same seeds first
-    variances: list[tuple],  # of `seed_variance`, on the clean test cells and on the stand-in
+    groups: list[list[Finished]],  # of `seed_groups`: they tell how far seeds are apart
 ) -> list[dict]:  # mean difference, its 95 % interval, numbers of trainings; as `compare`
     "Compare the means of recipes over seeds; raises DataError where their cells differ."
     from scipy.stats import t
@@ -237,16 +237,18 @@ def compare_over_seeds(
     from bloodcell_nb.evaluation.ensemble import read_predictions
 
     found, count, both = [], len(ran), 1 / len(ran) + 1 / len(there)
-    for split, (variance, freedom) in zip(("test", "stand_in"), variances, strict=True):
+    for split in ("test", "stand_in"):
+        variance, freedom = seed_variance(groups, split)
         read = read_predictions([run.folder for run in (*ran, *there)], split)
         right = (read.probabilities.argmax(axis=2) == read.labels).astype(float)
         apart = right[:count].mean(axis=0) - right[count:].mean(axis=0)
         seeds = t.ppf(0.975, freedom) ** 2 * variance * both if freedom else 0
         half = np.sqrt(1.96**2 * apart.var() / len(apart) + seeds)
-        each = [a.mean() - b.mean() for a, b in zip(right[:count], right[count:], strict=False)]
-        found.append({"difference": apart.mean(), "trainings": (count, len(there)),
-                      "interval_95": [apart.mean() - half, apart.mean() + half],
-                      "seeds": each if count > 1 else []})
+        own = right.mean(axis=1)
+        found.append({"difference": float(apart.mean()), "trainings": (count, len(there)),
+                      "interval_95": (apart.mean() + [-half, half]).tolist(),
+                      "seeds": (own[:count] - own[count:2 * count]).tolist()
+                      if count > 1 else []})
     return found
 
 # %% ../../nbs/reference/page/comparisons.ipynb #d80a6608
@@ -302,7 +304,7 @@ def _of_each_seed(step, known):
     return pairs, [run.name for seed, run in ran.items() if there and seed not in there]
 
 
-def _gain(step, pairs, runs, usual):
+def _gain(step, pairs, groups, usual):
     """What a step is worth, over its seeds and its baseline's where there are several; of one that
     trains nothing, beside the run that it is made of.
     """
@@ -311,11 +313,10 @@ def _gain(step, pairs, runs, usual):
         labels[0] += f", {len(pairs)} seeds"
     ran, there = (list(side) for side in zip(*pairs, strict=True))
     if "training" in ran[0].metrics["results"]:
-        there += [run for group in seed_groups(runs) if there[0] in group
+        there += [run for group in groups if there[0] in group
                   for run in group if run not in there]
     several = len(ran) + len(there) > 2
-    compared = compare_over_seeds(ran, there, [seed_variance(runs, split) for split in (
-        "test", "stand_in")]) if several else compare(*pairs[0])
+    compared = compare_over_seeds(ran, there, groups) if several else compare(*pairs[0])
     changed = dict.fromkeys(name for pair in (*pairs, *((ran[0], run) for run in ran[1:]))
                             for name in changed_settings(*pair) if name != "seed")
     return StepGain(pairs[0][0].name, pairs[0][1].name, step.step, *compared, tuple(changed),
@@ -331,6 +332,7 @@ def step_gains(
     """
     known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
     gains, left_out, usual = [], [], usual_code(runs)
+    groups = seed_groups([*known.values()])
     for step in _steps(known):
         pairs, alone = _of_each_seed(step, known) if step.baseline else ((), ())
         left_out += [(name, f"not compared: no run of {step.baseline} with its seed")
@@ -338,7 +340,7 @@ def step_gains(
         if not pairs:
             continue
         try:
-            gains.append(_gain(step, pairs, list(known.values()), usual))
+            gains.append(_gain(step, pairs, groups, usual))
         # whatever is odd about two files of predictions, the other pairs are compared
         except Exception as error:
             left_out.append((f"{step.recipe} against {step.baseline}",
@@ -371,7 +373,7 @@ def seed_words(
     return ("A step is compared with the mean of its baseline's seeds, and its interval is over "
             "test cells and over seeds (of one that trains nothing, over cells alone). Trainings "
             f"that differ in their seed alone have, of the stand-in: {told}. Their standard "
-            f"deviation, {seed_variance(runs)[0] ** 0.5:.3f}, is taken for every recipe.")
+            f"deviation, {seed_variance(groups)[0] ** 0.5:.3f}, is taken for every recipe.")
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "difference on clean test cells",

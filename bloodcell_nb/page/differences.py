@@ -46,11 +46,10 @@ def seed_groups(
 
 
 def seed_variance(
-    runs: list[Finished],  # of one data set
+    groups: list[list[Finished]],  # of `seed_groups`, on one data set
     split: str = "stand_in",
 ) -> tuple[float, int]:  # and its degrees of freedom: 0 where no recipe has a second seed
     "Pool the variance of the accuracy between trainings that differ in their seed alone."
-    found = [[run.metrics["results"][split]["accuracy"] for run in group]
-             for group in seed_groups(runs)]
+    found = [[run.metrics["results"][split]["accuracy"] for run in group] for group in groups]
     freedom = sum(len(values) - 1 for values in found)
     return sum(np.var(values) * len(values) for values in found) / max(freedom, 1), freedom
