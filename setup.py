@@ -13,8 +13,8 @@ from setuptools.command.build_py import build_py
 # what the commands read beside the package; of the records, what the chapters quote
 PROJECT = ("recipes/*.yaml", "spaces/*.yaml", "studies/*.yaml", "nbs/*.ipynb",
            "nbs/exercises/*.ipynb", "nbs/reference/**/*.ipynb", "models/*/*",
-           *(f"reports/{data}/*/{name}.json" for data in ("bccd", "course", "pbc96", "search_cnn",
-                                                         "worth")
+           *(f"reports/{data}/*/{name}.json"
+             for data in ("bccd", "cellavision", "course", "pbc96", "search_cnn", "worth")
              for name in ("metrics", "status")))
 
 

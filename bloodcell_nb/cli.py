@@ -308,7 +308,8 @@ _AMONG = _option("--among", metavar="CLASS,...",
 _LABEL_SHIFT = _option("--label-shift", action="store_true",
                        help="correct answers for shares of classes estimated from them")
 _SCALE = _option("--scale", metavar="FACTOR", type=_scale,
-                 help="magnify the images so; auto: as their nuclei tell, by 20 images or more")
+                 help="magnify the images so; by default as their nuclei tell, where there are 20 "
+                      "or more; auto: the same, and it says what came of it")
 _TTA = _option("--tta", dest="views", action="store_const", const=8,
                help="test-time augmentation: the mean over eight views of each image")
 
@@ -328,7 +329,7 @@ def _answers_as(parser):
           _OR_DEFAULT, _AMONG, _LABEL_SHIFT, _SCALE, _TTA, _answers_as,
           _option("--grad-cam", metavar="DIR", help="also draw there what each answer rests on"),
           help="the class of the cells in images")
-def _predict(images, model="", among="", label_shift=False, scale=1.0, views=None, form="text",
+def _predict(images, model="", among="", label_shift=False, scale=None, views=None, form="text",
              grad_cam=None):
     with _quiet_tensorflow() as stderr:
         from bloodcell_nb.inference.classifier import load_classifier
@@ -376,7 +377,7 @@ def evaluate_network(
     shift: bool = True,  # also under corruption, and on the stand-in
     among: str = "",  # CLASS,...: the classes that can occur; empty: those of the source
     label_shift: bool = False,  # also with the shares of the classes estimated
-    scale: float | str = 1.0,  # by which images are magnified; auto: estimated from the nuclei
+    scale: float | str = None,  # by which images are magnified, as for `Classifier.factor_for`
 ) -> int:  # exit code
     """Score a network on labelled cells, and write a record and the page; 1 if the run failed.
 

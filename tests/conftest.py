@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 os.environ["TQDM_DISABLE"] = "1"  # where it is slow, a bar would stand beside what a test reads
-COMMITTED = [Path(__file__).resolve().parent.parent / "reports" / name
-             for name in ("bccd", "course", "pbc96", "search_cnn", "worth")]  # as in setup.py
+COMMITTED = [Path(__file__).resolve().parent.parent / "reports" / name for name in (
+    "bccd", "cellavision", "course", "pbc96", "search_cnn", "worth")]  # as in setup.py
 LONGEST = ["test_ensemble", "test_command", "test_installed", "test_networks", "test_models",
            "test_report"]
 

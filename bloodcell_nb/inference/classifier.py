@@ -21,7 +21,13 @@ from ..data.cells import CLASS_NAMES, DataError
 from ..data.files import file_sum
 from ..data.image_files import check_names
 from ..data.negatives import DRAWN_GRAIN, KINDS, grain, kind_probabilities
-from ..data.scale import LEAST_CELLS, magnification, magnified, nucleus_sizes
+from bloodcell_nb.data.scale import (
+    FACTORS,
+    LEAST_CELLS,
+    magnification,
+    magnified,
+    nucleus_sizes,
+)
 from ..data.arrays import npz_headers
 from bloodcell_nb.evaluation.ensemble import (
     predict_views,
@@ -130,7 +136,7 @@ def with_label_shift(
     return with_shares(probabilities, trained, shares), shares
 
 # %% ../../nbs/reference/inference/classifier.ipynb #62966d58
-_SCALED = 200  # images by which a scale is estimated
+_SCALED = 64  # images by which a scale is estimated
 
 
 @patch
@@ -148,7 +154,6 @@ def nuclei_in_training(
 def scale_of(
     self: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
-    rounds: int = 3,
     seed: int = 0,  # of the choice among many images
 ) -> float:  # 1 where nothing is to be done, or where there are too few images
     "Estimate how much images are to be magnified; raises DataError as `nuclei_in_training` does."
@@ -156,11 +161,22 @@ def scale_of(
     if len(images) < LEAST_CELLS:
         return 1.0
     some = images[np.sort(np.random.default_rng(seed).permutation(len(images))[:_SCALED])]
-    sizes, factor = nucleus_sizes(some), 1.0
-    for _ in range(rounds):
-        likely = self.told(self.predict(magnified(some, factor))).argmax(axis=1)
-        factor = magnification(sizes, nuclei[likely])
-    return factor
+    asked = np.concatenate([magnified(some, factor) for factor in FACTORS])
+    likely = self.told(self.predict(asked)).argmax(axis=1).reshape(len(FACTORS), len(some))
+    return magnification(nucleus_sizes(some), nuclei[likely])
+
+
+@patch
+def factor_for(
+    self: Classifier,
+    images: np.ndarray,  # uint8 (n, h, w, 3)
+    scale: float | str = None,  # a number; auto: estimated; None: so too, where nuclei are known
+) -> float:
+    """Tell by how much images are to be magnified; raises DataError as `nuclei_in_training` does,
+    where asked for auto.
+    """
+    estimated = scale == "auto" or (scale is None and self.nuclei)
+    return self.scale_of(images) if estimated else scale or 1.0
 
 # %% ../../nbs/reference/inference/classifier.ipynb #a7c40c6a
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
