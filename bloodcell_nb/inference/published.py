@@ -355,7 +355,9 @@ def _evaluations(runs, sums):
                 text = {name: score_text(scores, name) for name in HEADLINE}
                 parts.append({"data": name, "part": part, "title": f"{name}, {word}",
                               "scores": scores, "text": text, "trust": results["trust"][part],
-                              "left_out": results.get("left_out_training_cells", "")})
+                              "left_out": results.get("left_out_training_cells", ""),
+                              "scale": results.get("scale", 1), "told": {
+                                  way: results.get(way) for way in ("unscaled", "among")}})
     return sorted(parts, key=lambda part: part["data"] != "pbc96")
 
 # %% ../../nbs/reference/inference/published.ipynb #d22a1b8f

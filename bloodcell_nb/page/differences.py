@@ -50,6 +50,8 @@ def seed_variance(
     split: str = "stand_in",
 ) -> tuple[float, int]:  # and its degrees of freedom: 0 where no recipe has a second seed
     "Pool the variance of the accuracy between trainings that differ in their seed alone."
-    found = [[run.metrics["results"][split]["accuracy"] for run in group] for group in groups]
+    found = [np.array([run.metrics["results"].get(split, {}).get("accuracy") for run in group],
+                      float) for group in groups]
+    found = [values[np.isfinite(values)] for values in found if np.isfinite(values).any()]
     freedom = sum(len(values) - 1 for values in found)
     return sum(np.var(values) * len(values) for values in found) / max(freedom, 1), freedom
