@@ -51,7 +51,7 @@ lab: setup  ## JupyterLab on the notebooks
 
 docs: .venv/docs/.installed  ## the notebooks, as they were run, as a website: _docs/index.html
 	rm -rf _proc _docs && mkdir -p _proc/source
-	.venv/docs/bin/sphinx-build -q -W --keep-going -c docs _proc/source _proc/site
+	.venv/docs/bin/sphinx-build -q -W --keep-going -j 2 -c docs _proc/source _proc/site
 	mv _proc/site _docs
 
 # apart from the locked versions, since it imports nothing of the package
