@@ -324,6 +324,10 @@ _WAYS = {"unscaled": "images as they are", "test": "at the training's scale",
          "among": "told of the classes", "label_shift": "their shares estimated"}
 
 
+_PLACES = {"cellavision": "Choices, such as how images are brought to a scale, were made on these "
+                          "cells: the figures are no test."}
+
+
 def told_table(
     runs: list[Finished],  # evaluations
 ) -> tuple[str, list, list] | None:  # caption, header, rows; None: nothing was told
@@ -335,7 +339,9 @@ def told_table(
     rows = [[_network(run), run.data, f"{one.get('scale', 1):.2f}",
              *(with_interval(one[way], "accuracy", 3) if way in one else "" for way in ways)]
             for run, one in found]
-    return "Told more", ["network", "cells", "magnified", *ways.values()], rows
+    return ("Told more, from left to right: the scale, by which images are magnified; the classes "
+            "that the labels have; these classes' shares, estimated",
+            ["network", "cells", "magnified", *ways.values()], rows)
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #3f36982a
 @page_section("evaluation", "Finished networks on these cells", place=90, lead=True)
@@ -352,7 +358,9 @@ def evaluation(
     finding = (f"`{_network(first)}` is right on {with_interval(first.test, 'accuracy', 3)} of "
                f"{first.test['n']:,} cells of {classes} classes.")
     judged = [run for run in found if results_of(run)["trust"]]
-    text = _unseen_words(first) + [_trust_words(run) for run in judged[:1]] + unlike_words(found)
+    text = ([words for data, words in _PLACES.items() if first.data.startswith(data)]
+            + _unseen_words(first) + [_trust_words(run) for run in judged[:1]]
+            + unlike_words(found))
     title = f"Right on {first.test['accuracy']:.3f} of all cells"
     return Section(finding, text, _plot_answered(judged, title),
                    [_score_table(found), *filter(None, [told_table(found)])])
