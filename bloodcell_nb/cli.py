@@ -308,8 +308,7 @@ _AMONG = _option("--among", metavar="CLASS,...",
 _LABEL_SHIFT = _option("--label-shift", action="store_true",
                        help="correct answers for shares of classes estimated from them")
 _SCALE = _option("--scale", metavar="FACTOR", type=_scale,
-                 help="magnify the images so; by default as their nuclei tell, where there are 20 "
-                      "or more; auto: the same, and it says what came of it")
+                 help="magnify the images so; auto: as the nuclei of 20 cells or more tell")
 _TTA = _option("--tta", dest="views", action="store_const", const=8,
                help="test-time augmentation: the mean over eight views of each image")
 
@@ -329,7 +328,7 @@ def _answers_as(parser):
           _OR_DEFAULT, _AMONG, _LABEL_SHIFT, _SCALE, _TTA, _answers_as,
           _option("--grad-cam", metavar="DIR", help="also draw there what each answer rests on"),
           help="the class of the cells in images")
-def _predict(images, model="", among="", label_shift=False, scale=None, views=None, form="text",
+def _predict(images, model="", among="", label_shift=False, scale=1.0, views=None, form="text",
              grad_cam=None):
     with _quiet_tensorflow() as stderr:
         from bloodcell_nb.inference.classifier import load_classifier
@@ -349,7 +348,7 @@ def _among(text, class_names):
     return known_classes(text.split(","), class_names, "--among") if text else ()
 
 # %% ../nbs/reference/cli.ipynb #36812e51
-def _evaluation(place, classifier, source, classes, views, **more):
+def _evaluation(place, classifier, source, classes, **more):
     "The recipe that scores a network."
     from bloodcell_nb.inference.external import class_mapping
     from bloodcell_nb.inference.published import network_name, network_sums
@@ -358,7 +357,8 @@ def _evaluation(place, classifier, source, classes, views, **more):
     return check_recipe({
         "notebook": "09_evaluation", "source": str(source), "model": str(place.resolve()),
         "recipe": "evaluate_" + re.sub("[^a-z0-9]+", "_", name.lower())
-                  + f"_{views}_views" * (views > 1), "views": views,
+                  + f"_{more['views']}_views" * (more["views"] > 1)
+                  + f"_scale_{more['scale']}".replace(".", "_") * (more["scale"] != 1),
         "networks": network_sums(classifier), "classes": class_mapping(classes), **more})
 
 # %% ../nbs/reference/cli.ipynb #afd8434e
@@ -377,7 +377,7 @@ def evaluate_network(
     shift: bool = True,  # also under corruption, and on the stand-in
     among: str = "",  # CLASS,...: the classes that can occur; empty: those of the source
     label_shift: bool = False,  # also with the shares of the classes estimated
-    scale: float | str = None,  # by which images are magnified, as for `Classifier.factor_for`
+    scale: float | str = 1.0,  # by which images are magnified; auto: estimated from the nuclei
 ) -> int:  # exit code
     """Score a network on labelled cells, and write a record and the page; 1 if the run failed.
 
@@ -393,7 +393,7 @@ def evaluate_network(
         classifier = load_classifier([place])
         _ = classifier.models  # what cannot be loaded is refused before anything is written
     can = list(_among(among, classifier.class_names))
-    recipe = _evaluation(place, classifier, source, classes, views, shift=shift, among=can,
+    recipe = _evaluation(place, classifier, source, classes, views=views, shift=shift, among=can,
                          label_shift=label_shift, scale=scale)
     with shared_folder():  # what both this process and the run compute is computed once
         unseen = evaluation_cells(recipe, classifier)

@@ -82,12 +82,12 @@ def test_predict_needs_no_training(folder, capsys):
 
 def test_another_microscope_at_the_training_scale(microscope, capsys):
     """The development microscope's cells are small in their images. At the scale that their nuclei
-    tell, which is asked for by default, and told that they are white cells, the default network is
-    right on more of them.
+    tell, and told that they are white cells, the default network is right on more of them.
     """
     answers = {}
     white = "basophil,eosinophil,lymphocyte,monocyte,neutrophil"
-    for way, more in (("as it is", ["--scale", "1"]), ("scaled", []), ("told", ["--among", white])):
+    for way, more in (("as it is", []), ("scaled", ["--scale", "auto"]),
+                      ("told", ["--scale", "auto", "--among", white])):
         found = json.loads(printed(capsys, "predict", microscope, "--json", *more))
         answers[way] = np.mean([one["label"] == Path(one["file"]).parent.name for one in found])
     assert answers["told"] > answers["scaled"] + 0.1 > answers["as it is"] + 0.15, answers
@@ -96,8 +96,8 @@ def test_another_microscope_at_the_training_scale(microscope, capsys):
 def test_at_home_the_scale_stays(real_cells):
     "Batches of validation cells of the network's own laboratory are at the training's scale."
     classifier, val = load_classifier([find_model(SINGLE)]), real_cells.part("val")
-    drawn = np.random.default_rng(0).permutation(len(val))[:400].reshape(4, 100)
-    assert [classifier.factor_for(val.images[some]) for some in drawn] == [1.0] * 4
+    drawn = np.random.default_rng(0).permutation(len(val))[:128].reshape(2, 64)
+    assert [classifier.scale_of(val.images[some]) for some in drawn] == [1.0] * 2
 
 
 def test_what_is_familiar_on_real_cells(real_cells):

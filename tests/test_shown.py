@@ -60,7 +60,7 @@ RUN_BY = {
     "bloodcell search": "test_search.py::test_a_search_finds_the_best_and_goes_on",
     "bloodcell run efficientnet_lite0_fast --profile full --data SOURCE": STUDY,
     "bloodcell run custom_cnn --tensorboard DIR": KILLED,
-    "bloodcell predict FOLDER --among monocyte,neutrophil":
+    "bloodcell predict FOLDER --scale auto --among monocyte,neutrophil":
         "test_models.py::test_another_microscope_at_the_training_scale",
     "bloodcell predict": "test_models.py::test_predict_needs_no_training",
     "bloodcell predict cell.png --tta --json --grad-cam DIR":

@@ -68,6 +68,7 @@ def magnified(
 # %% ../../nbs/reference/data/scale.ipynb #e8937a9e
 LEAST_CELLS = 20  # from which a scale is estimated
 FACTORS = np.array([0.6, 0.71, 0.84, 1, 1.19, 1.41, 1.67])  # at which a network is asked
+_STEP = np.log(1.19)  # between two of them
 _STILL = 0.05  # a factor this near to 1 changes nothing
 
 
@@ -86,4 +87,5 @@ def magnification(
     # median deviation for theirs
     unsure = 2 * 1.25 * 1.48 * np.median(np.abs(apart[best] - middle)) / np.sqrt(found.sum())
     factor = float(FACTORS[best] * np.exp(middle))
-    return 1.0 if abs(np.log(factor)) < max(_STILL, unsure) else factor
+    told = abs(middle) < _STEP  # else the answers agree with the nuclei at no scale
+    return factor if told and abs(np.log(factor)) >= max(_STILL, unsure) else 1.0

@@ -6,6 +6,7 @@
 __all__ = ['Classifier', 'ValidationScores', 'EnsembleSettings', 'read_ensemble', 'load_classifier', 'read_known']
 
 # %% ../../nbs/reference/inference/classifier.ipynb #2e0ab323
+import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -154,29 +155,18 @@ def nuclei_in_training(
 def scale_of(
     self: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
-    seed: int = 0,  # of the choice among many images
 ) -> float:  # 1 where nothing is to be done, or where there are too few images
     "Estimate how much images are to be magnified; raises DataError as `nuclei_in_training` does."
     nuclei = self.nuclei_in_training()
-    if len(images) < LEAST_CELLS:
+    # no copies, and the same ones in whatever order they come
+    distinct = {hashlib.sha256(image.tobytes()).digest(): k for k, image in enumerate(images)}
+    if len(distinct) < LEAST_CELLS:
         return 1.0
-    some = images[np.sort(np.random.default_rng(seed).permutation(len(images))[:_SCALED])]
+    some = images[[distinct[key] for key in sorted(distinct)[:_SCALED]]]
     asked = np.concatenate([magnified(some, factor) for factor in FACTORS])
     likely = self.told(self.predict(asked)).argmax(axis=1).reshape(len(FACTORS), len(some))
     return magnification(nucleus_sizes(some), nuclei[likely])
 
-
-@patch
-def factor_for(
-    self: Classifier,
-    images: np.ndarray,  # uint8 (n, h, w, 3)
-    scale: float | str = None,  # a number; auto: estimated; None: so too, where nuclei are known
-) -> float:
-    """Tell by how much images are to be magnified; raises DataError as `nuclei_in_training` does,
-    where asked for auto.
-    """
-    estimated = scale == "auto" or (scale is None and self.nuclei)
-    return self.scale_of(images) if estimated else scale or 1.0
 
 # %% ../../nbs/reference/inference/classifier.ipynb #a7c40c6a
 _Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -271,9 +271,8 @@ def _scale_words(factor, n):
     "What became of n images' scale."
     if n < LEAST_CELLS:
         return f"{n} images are too few to tell their scale; {LEAST_CELLS} are needed"
-    return (f"images magnified {factor:.2f} times, as their nuclei tell; --scale 1 leaves them as "
-            "they are" if factor != 1 else
-            "images as they are, at the scale of the training")
+    return (f"images magnified {factor:.2f} times, as their nuclei tell" if factor != 1 else
+            "images as they are: no other scale was found for them")
 
 # %% ../../nbs/reference/inference/predict.ipynb #7f016db2
 _PORTION = 256  # images at once
@@ -286,7 +285,7 @@ def predict_files(
     grad_cam_folder: Path = None,  # also draw there what each answer rests on
     stderr=None,  # stream for a bar and for lines; None: without a bar
     label_shift: bool = False,  # correct the answers for shares of classes estimated from them
-    scale: float | str = None,  # by which images are magnified, as for `Classifier.factor_for`
+    scale: float | str = 1.0,  # by which images are magnified; auto: estimated from the nuclei
 ) -> int:  # exit code: 1 if a file had no answer
     """Print the answers for images, and a line for each file that is none, and for a network that
     gives no evidence to draw.
@@ -297,10 +296,10 @@ def predict_files(
     _check_apart(names, grad_cam_folder)
     _ = classifier.shares_in_training() if label_shift else None  # refused before all else
     images, paths, wrong = _read_named(names, classifier.models[0].input_shape[1:3], stderr)
-    factor = classifier.factor_for(images, scale)
-    if scale == "auto" or (scale is None and factor != 1):
-        _say(_scale_words(factor, len(images)), stderr)
-    images = magnified(images, factor)
+    if scale == "auto":
+        scale = classifier.scale_of(images)
+        _say(_scale_words(scale, len(images)), stderr)
+    images = magnified(images, scale)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
     answers = []
     portions = [slice(start, start + _PORTION) for start in range(0, len(paths), _PORTION)]

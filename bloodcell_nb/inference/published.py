@@ -340,13 +340,21 @@ def publish(
 _PARTS = {"test": "clean", "corrupted": "corrupted", "stand_in": "stand-in"}
 
 
+def _told(runs, sums):
+    "Evaluations of these networks at the scale that was estimated: of what data, and what came."
+    return [{"data": Path(run.data).stem, **run.metrics["results"]} for run in runs
+            if run.metrics.get("recipe", {}).get("networks") == sums
+            and run.metrics["recipe"].get("scale") == "auto"
+            and {"unscaled", "among"} <= run.metrics["results"].keys()]
+
+
 def _evaluations(runs, sums):
     "What the evaluations of these networks, one view of each image, found on each kind of cells."
     parts = []
     for run in runs:
         recipe, results = run.metrics.get("recipe", {}), run.metrics.get("results", {})
         if (recipe.get("networks") != sums or recipe["views"] != 1
-                or not results.get("trust")):
+                or recipe.get("scale", 1) != 1 or not results.get("trust")):
             continue
         name = Path(run.data).stem
         for part, word in _PARTS.items():
@@ -355,9 +363,7 @@ def _evaluations(runs, sums):
                 text = {name: score_text(scores, name) for name in HEADLINE}
                 parts.append({"data": name, "part": part, "title": f"{name}, {word}",
                               "scores": scores, "text": text, "trust": results["trust"][part],
-                              "left_out": results.get("left_out_training_cells", ""),
-                              "scale": results.get("scale", 1), "told": {
-                                  way: results.get(way) for way in ("unscaled", "among")}})
+                              "left_out": results.get("left_out_training_cells", "")})
     return sorted(parts, key=lambda part: part["data"] != "pbc96")
 
 # %% ../../nbs/reference/inference/published.ipynb #d22a1b8f
@@ -451,6 +457,7 @@ def model_card(
     height, width = read_predictions([trained[name].folder]).image_size
     return _rendered(
         name=name, what=what, licence=licence, class_names=classifier.class_names, parts=parts,
+        told=_told(runs, sums),
         headline=HEADLINE,
         settings=settings, known=len(known["features"]), hashed=hashed,
         sums={file: value for file, value in sums.items() if file.endswith(".keras")},

@@ -320,8 +320,15 @@ def _score_table(found):
             rows)
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #told0001
-_WAYS = {"unscaled": "images as they are", "test": "at the training's scale",
-         "among": "told of the classes", "label_shift": "their shares estimated"}
+_WAYS = {"unscaled": "images as they are", "scaled": "magnified", "among": "told of the classes",
+         "label_shift": "their shares estimated"}
+
+
+def _ways(run):
+    "What a record says of each way of being told more."
+    found = results_of(run)
+    scaled = {} if found.get("scale", 1) == 1 else {"scaled": found["test"]}
+    return {"unscaled": found["test"]} | found | scaled
 
 
 _PLACES = {"cellavision": "Choices, such as how images are brought to a scale, were made on these "
@@ -332,16 +339,16 @@ def told_table(
     runs: list[Finished],  # evaluations
 ) -> tuple[str, list, list] | None:  # caption, header, rows; None: nothing was told
     "Accuracies of networks that are told more and more: the scale, the classes, their shares."
-    found = [(run, results_of(run)) for run in runs]
+    found = [(run, _ways(run)) for run in runs]
     ways = {way: words for way, words in _WAYS.items() if any(way in one for _, one in found)}
     if len(ways) < 2:
         return None
     rows = [[_network(run), run.data, f"{one.get('scale', 1):.2f}",
              *(with_interval(one[way], "accuracy", 3) if way in one else "" for way in ways)]
             for run, one in found]
-    return ("Told more, from left to right: the scale, by which images are magnified; the classes "
-            "that the labels have; these classes' shares, estimated",
-            ["network", "cells", "magnified", *ways.values()], rows)
+    return ("Told more, from left to right: images as they are; magnified so; told which classes "
+            "the labels have; these classes' shares estimated",
+            ["network", "cells", "factor", *ways.values()], rows)
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #3f36982a
 @page_section("evaluation", "Finished networks on these cells", place=90, lead=True)

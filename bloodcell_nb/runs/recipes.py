@@ -297,9 +297,8 @@ class EvaluationRecipe(Recipe):
     views: Literal[1, 2, 4, 8] = Field(1, description="flips and quarter turns of each image that "
                                                       "are averaged")
     among: list[str] = Field([], description="classes that can occur; empty: those of the source")
-    scale: Literal["auto"] | Annotated[float, Field(ge=0.2, le=5)] | None = Field(
-        None, description="by which images are magnified; auto: estimated from the nuclei; none: "
-                          "so too, where the network tells how large they were in its training")
+    scale: Literal["auto"] | Annotated[float, Field(ge=0.2, le=5)] = Field(
+        1.0, description="by which images are magnified; auto: estimated from the nuclei")
     label_shift: bool = Field(False, description="also with the shares of the classes estimated "
                                                  "from the answers")
     shift: bool = Field(True, description="also score the cells under corruption, and on the "
