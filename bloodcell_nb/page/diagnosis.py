@@ -241,9 +241,10 @@ _MARKS = {"all": "o", "sure": "^", "sure and familiar": "s"}
 
 
 def _network(run):
-    "An evaluated network's name, and over how many views of each image it answers."
-    views = views_of(run)
-    return run.metrics["recipe"]["model"] + f" ({views} views)" * (views > 1)
+    "An evaluated network's name, over how many views it answers, how much they are magnified."
+    views, scale = views_of(run), results_of(run).get("scale", 1)
+    more = [f"{views} views"] * (views > 1) + [f"magnified {scale:.2f} times"] * (scale != 1)
+    return run.metrics["recipe"]["model"] + f" ({', '.join(more)})" * bool(more)
 
 
 def _plot_answered(found, title):
@@ -343,7 +344,7 @@ def told_table(
     ways = {way: words for way, words in _WAYS.items() if any(way in one for _, one in found)}
     if len(ways) < 2:
         return None
-    rows = [[_network(run), run.data, f"{one.get('scale', 1):.2f}",
+    rows = [[run.metrics["recipe"]["model"], run.data, f"{one.get('scale', 1):.2f}",
              *(with_interval(one[way], "accuracy", 3) if way in one else "" for way in ways)]
             for run, one in found]
     return ("Told more, from left to right: images as they are; magnified so; told which classes "
