@@ -88,7 +88,8 @@ def test_another_microscope_at_the_training_scale(microscope, capsys):
     white = "basophil,eosinophil,lymphocyte,monocyte,neutrophil"
     for way, more in (("as it is", []), ("scaled", ["--scale", "auto"]),
                       ("told", ["--scale", "auto", "--among", white])):
-        found = json.loads(printed(capsys, "predict", microscope, "--model", SINGLE, "--json", *more))
+        found = json.loads(printed(capsys, "predict", microscope, "--model", SINGLE, "--json",
+                                   *more))
         answers[way] = np.mean([one["label"] == Path(one["file"]).parent.name for one in found])
     assert answers["told"] > answers["scaled"] + 0.1 > answers["as it is"] + 0.15, answers
 
