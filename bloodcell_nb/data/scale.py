@@ -68,7 +68,7 @@ def magnified(
 # %% ../../nbs/reference/data/scale.ipynb #e8937a9e
 LEAST_CELLS = 20  # from which a scale is estimated
 FACTORS = np.array([0.6, 0.71, 0.84, 1, 1.19, 1.41, 1.67])  # at which a network is asked
-_STEP = np.log(1.19)  # between two of them
+_STEP = np.log(FACTORS[4] / FACTORS[3])  # between two of them
 _STILL = 0.05  # a factor this near to 1 changes nothing
 
 

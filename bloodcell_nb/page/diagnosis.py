@@ -332,10 +332,6 @@ def _ways(run):
     return {"unscaled": found["test"]} | found | scaled
 
 
-_PLACES = {"cellavision": "Choices, such as how images are brought to a scale, were made on these "
-                          "cells: the figures are no test."}
-
-
 def told_table(
     runs: list[Finished],  # evaluations
 ) -> tuple[str, list, list] | None:  # caption, header, rows; None: nothing was told
@@ -352,6 +348,10 @@ def told_table(
             ["network", "cells", "factor", *ways.values()], rows)
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #3f36982a
+_PLACES = {"cellavision": "Choices, such as how images are brought to a scale, were made on these "
+                          "cells: the figures are no test."}
+
+
 @page_section("evaluation", "Finished networks on these cells", place=90, lead=True)
 def evaluation(
     runs: list[Finished],  # of one data set
