@@ -49,12 +49,13 @@ lab: ROOT_USER := $(if $(filter 0,$(shell id -u)),--allow-root)
 lab: setup  ## JupyterLab on the notebooks
 	jupyter lab $(ROOT_USER) --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
-docs: .venv/docs/.installed  ## the notebooks, as they were run, as a website: _docs/index.html
+docs: .venv/.installed .venv/docs/.installed  ## the notebooks, as they were run, and the page of results as a website: _docs/index.html
 	rm -rf _proc _docs && mkdir -p _proc/source
 	.venv/docs/bin/sphinx-build -q -W --keep-going -j 2 -c docs _proc/source _proc/site
+	bloodcell page _proc/site/reports/pbc96
 	mv _proc/site _docs
 
-# apart from the locked versions, since it imports nothing of the package
+# apart from the locked versions, since Sphinx imports nothing of the package
 .venv/docs/.installed: settings.ini
 	$(PYTHON) -m venv .venv/docs
 	$(PYTHON) -c "import configparser as c; s = c.ConfigParser(); s.read('settings.ini', 'utf-8'); print(s['DEFAULT']['docs_requirements'])" | .venv/docs/bin/python -m pip install --disable-pip-version-check --quiet -r /dev/stdin

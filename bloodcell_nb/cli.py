@@ -24,9 +24,8 @@ from .data.sources import source_words
 from .runs.cluster import run_all
 from .runs.engine import locked, quiet_stderr, terminated_as_interrupted
 from .runs.keys import keras_backend
-from .runs.plan import check_inputs, plan_runs, runs_root
-from .runs.processes import PAGE_SECONDS
-from .runs.recipes import RecipeError, check_recipe
+from .runs.plan import check_inputs, check_minutes, plan_runs, runs_root
+from .runs.recipes import check_recipe
 from .runs.spaces import read_space, spaces
 from .runs.studies import PROFILES, list_recipes, studies
 from .runs.tensorboard import check_events_folder, check_writable
@@ -138,16 +137,6 @@ _command("convert", _SOURCE,
           help="write a source as an .npz file or as a tree of PNG files")(convert)
 
 # %% ../nbs/reference/cli.ipynb #54ee79dd
-def _check_minutes(timeout, budget):
-    "Raise RecipeError for times that end before anything can."
-    if timeout is not None and not 0 < timeout < 1e6:
-        raise RecipeError(f"--timeout {timeout:g}: expected more than 0 minutes, and less than a "
-                          "million")
-    if budget is not None and not 60 * budget > PAGE_SECONDS:
-        raise RecipeError(f"--budget {budget:g}: expected more than {PAGE_SECONDS / 60:.2g} "
-                          f"minutes; the last {PAGE_SECONDS} seconds are for the page")
-
-
 def _write_page(root):
     "Write the page of a folder of runs, one process at a time: the last has seen the runs of all."
     from bloodcell_nb.page.build import build_page
@@ -216,7 +205,7 @@ def run_recipes(
 
     start = time.monotonic()
     plan = plan_runs(names, source, profile, settings, study_name, jobs, scheduler)
-    _check_minutes(timeout_minutes, budget_minutes)
+    check_minutes(timeout_minutes, budget_minutes)
     check_inputs(plan.recipes)
     root = check_page_free(runs_root(out, plan.recipes))
     events = check_events_folder(tensorboard, root, plan.recipes) if tensorboard else None
@@ -266,7 +255,7 @@ def search_recipe(
     plan = plan_runs([name], source, profile, settings, jobs=None if scheduler else jobs,
                      scheduler=scheduler)
     (recipe,) = plan.recipes
-    _check_minutes(None, budget_minutes)
+    check_minutes(None, budget_minutes)
     check_inputs(plan.recipes)
     values = read_space(space, recipe)
     out = out or f"reports/search_{recipe.recipe}_{Path(space).stem}"
@@ -487,11 +476,15 @@ _FOLDER = _option("folder", nargs="?", metavar="DIR",
                   help="folder that holds the runs; reports by default")
 
 
-@_command("page", _FOLDER, help="write the page of finished runs")
-def _page(folder="reports"):
+@_command("page", _FOLDER,
+          _option("--notebooks", choices=["html", "ipynb"],
+                  help="what it links of each run: its notebook as HTML, which is written (html, "
+                       "the default), or as it is"),
+          help="write the page of finished runs")
+def _page(folder="reports", notebooks="html"):
     from bloodcell_nb.page.build import build_page
 
-    print(f"page: {build_page(Path(folder))}")
+    print(f"page: {build_page(Path(folder), notebooks)}")
 
 
 @_command("report", _FOLDER)

@@ -116,10 +116,11 @@ def copy(source, target):
 
 
 def copy_runs(app, error):
-    "The page of all runs, with the figures and notebooks that it shows."
-    runs = ROOT / RUNS
-    for path in [runs / "index.html", *runs.rglob("figures/*.png"), *runs.glob("*/notebook.ipynb")]:
-        copy(path, app.outdir / path.relative_to(ROOT))
+    "What the page of all runs is written from: no images of real cells, no networks."
+    for name in ("metrics.json", "status.json", "predictions*.npz", "notebook.ipynb",
+                 "figures/*.png"):
+        for path in (ROOT / RUNS).glob(f"*/{name}"):
+            copy(path, app.outdir / path.relative_to(ROOT))
 
 
 def link_names(app, page, template, context, doctree):

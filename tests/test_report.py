@@ -5,11 +5,15 @@ import csv
 import json
 import os
 import re
+import runpy
 import shutil
+import subprocess
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
+import nbformat
 import numpy as np
 import papermill
 import pytest
@@ -27,6 +31,7 @@ from bloodcell_nb.runs.finished import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports" / "pbc96"
+SITE = runpy.run_path(str(ROOT / "docs" / "conf.py"))
 MADE = RECORDS / "efficientnet_lite0_heavy"  # two copies of it are the runs of these tests
 # the page compares the second with the first
 GOOD, ODD = "efficientnet_lite0_mixup_double", "efficientnet_lite0_translation_mixup"
@@ -36,9 +41,12 @@ WORTH = "What each augmentation and each step was worth"
 
 
 def two_runs(place):
-    "Two good runs, a step and its baseline, without their figures."
+    "Two good runs, a step and its baseline, without their figures, with a short notebook."
     for name in (GOOD, ODD):
-        shutil.copytree(MADE, place / name, ignore=shutil.ignore_patterns("figures", "*.keras"))
+        shutil.copytree(MADE, place / name, ignore=shutil.ignore_patterns("figures", "notebook.*",
+                                                                          "*.keras"))
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(name)]),
+                       place / name / "notebook.ipynb")
         for file in ("status.json", "metrics.json"):
             path = place / name / file
             path.write_text(path.read_text().replace(f'"{MADE.name}"', f'"{name}"'))
@@ -189,7 +197,6 @@ def denied(kind, place):
 
 def test_folders_that_may_not_be_read_or_written(folder, monkeypatch, capsys):
     "Each is named; the page has the rest."
-    (folder / GOOD / "notebook.html").unlink()
     monkeypatch.setattr(rendered, "write_text", denied(None, GOOD))
     with monkeypatch.context() as closed:
         closed.setattr(os, "scandir", denied(os.scandir, ODD))
@@ -320,23 +327,38 @@ PAGES = [folder for folder in COMMITTED if (folder / "index.html").exists()]
 
 @pytest.mark.parametrize("folder", PAGES, ids=lambda folder: folder.name)
 def test_a_committed_page_is_whole_and_needs_no_network(folder):
-    "Also where the runs' notebooks are shown: nothing is loaded from elsewhere, no link is dead."
+    "Nothing is loaded from elsewhere, no link is dead."
     page = (folder / "index.html").read_text(encoding="utf-8")
     links, anchors = links_and_anchors(page)
     files = [folder / unquote(link) for link in links if not link.startswith("#")]
-    assert [path for path in files if not path.is_file()] == []
+    committed = {ROOT / name for name in subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()}
+    assert [path for path in files
+            if not path.is_file() or (committed and path not in committed)] == []
     assert {unquote(link[1:]) for link in links if link.startswith("#")} <= set(anchors)
     assert len(anchors) == len(set(anchors))
     assert "http" not in page
-    notebooks = [path for path in files if path.name == "notebook.html"]
+    notebooks = [path for path in files if path.name == "notebook.ipynb"]
     assert len(notebooks) == len(list(folder.glob("*/notebook.ipynb")))
-    for path in notebooks:
-        text = path.read_text(encoding="utf-8")
-        loaded = re.findall(r'<(?:img|script|link|iframe)\b[^>]*?(?:src|href)="([^"]{0,40})', text)
-        assert loaded and all(link.startswith("data:image/") for link in loaded), path
-        assert "<script" not in text and "@import" not in text and "url(" not in text
-        assert all(link.startswith(("https://", "http://", "#")) or (path.parent / link).is_file()
-                   for link in re.findall(r'<a\b[^>]*href="([^"]*)"', text)), path
+
+
+def one_of_each_chapter():
+    "A committed record of each chapter that has one."
+    return {json.loads(path.read_text(encoding="utf-8"))["recipe"]["notebook"]: path.parent
+            for folder in COMMITTED for path in folder.glob("*/metrics.json")
+            if (path.parent / "notebook.ipynb").exists()}
+
+
+@pytest.mark.parametrize("chapter", [*one_of_each_chapter()])
+def test_a_notebook_as_html_needs_no_network(chapter, tmp_path):
+    "Nothing is loaded from elsewhere, no script runs, no link is dead."
+    shutil.copy(one_of_each_chapter()[chapter] / "notebook.ipynb", tmp_path)
+    text = rendered.render(tmp_path / "notebook.ipynb").read_text(encoding="utf-8")
+    loaded = re.findall(r'<(?:img|script|link|iframe)\b[^>]*?(?:src|href)="([^"]{0,40})', text)
+    assert loaded and all(link.startswith("data:image/") for link in loaded)
+    assert "<script" not in text and "@import" not in text and "url(" not in text
+    assert all(link.startswith(("https://", "http://", "#")) or (tmp_path / link).is_file()
+               for link in re.findall(r'<a\b[^>]*href="([^"]*)"', text))
 
 
 def test_the_page_on_real_cells_has_every_part():
@@ -349,14 +371,17 @@ def test_the_page_on_real_cells_has_every_part():
 
 @pytest.mark.parametrize("folder", PAGES, ids=lambda folder: folder.name)
 def test_a_committed_page_and_csv_say_what_the_records_say(folder, tmp_path):
-    again = tmp_path / folder.name
-    shutil.copytree(folder, again, ignore=shutil.ignore_patterns("*.keras"))
-    for name in ("index.html", "results.csv"):
-        (again / name).unlink()
-    build_page(again)
+    again = tmp_path / "reports" / folder.name
+    if folder == RECORDS:  # as the site has them
+        SITE["copy_runs"](SimpleNamespace(outdir=tmp_path), None)
+    else:
+        shutil.copytree(folder, again, ignore=shutil.ignore_patterns("*.keras"))
+        for name in ("index.html", "results.csv"):
+            (again / name).unlink()
+    build_page(again, notebooks="ipynb")
     for name in ("index.html", "results.csv"):
         assert ((again / name).read_text() == (folder / name).read_text()
-                ), f"run `bloodcell page reports/{folder.name}` and commit {name}"
+                ), f"run `bloodcell page reports/{folder.name} --notebooks ipynb` and commit {name}"
     rows = {row["run"]: row for row in csv.DictReader((folder / "results.csv").open())}
     records = {path.parent.name: json.loads(path.read_text())["results"]
                for path in folder.glob("*/metrics.json")}

@@ -76,13 +76,15 @@ def _link(path, page_folder):
     return quote(path.relative_to(page_folder).as_posix())
 
 
-def _notebook(run, page_folder):
-    """Link to the executed notebook, as HTML where it can be rendered, empty where there is none;
-    and why it cannot be rendered: run, reason.
+def _notebook(run, page_folder, form):
+    """Link to the executed notebook, as HTML where it is wanted and can be rendered, empty where
+    there is none; and why it cannot be rendered: run, reason.
     """
     path = run.folder / "notebook.ipynb"
     if not path.is_file():
         return "", []
+    if form == "ipynb":
+        return _link(path, page_folder), []
     try:
         return _link(render(path), page_folder), []
     except DataError as error:
@@ -95,9 +97,9 @@ def _sheet(run, subfolder, page_folder):
             for path in sorted((run.folder / subfolder).glob("*.png"))]
 
 
-def _details(run, page_folder):
+def _details(run, page_folder, form):
     "Values of a run's folded section, and what is left out of it: run, reason."
-    notebook, left_out = _notebook(run, page_folder)
+    notebook, left_out = _notebook(run, page_folder, form)
     folders = ("figures", "cells") if run.synthetic else ("figures",)
     recipe = yaml.safe_dump(run.metrics["recipe"], sort_keys=False, allow_unicode=True)
     return {"anchor": anchor_of(run, page_folder), "name": run.name, "about": _about(run),
@@ -310,6 +312,7 @@ def _write_cells(runs, folder):
 # %% ../../nbs/reference/page/build.ipynb #9500ad66
 def build_page(
     folder: Path,  # holds run folders, at any depth
+    notebooks: str = "html",  # how those of the runs are linked: html, which is written, or ipynb
 ) -> Path:  # index.html in it
     """Write the page of all runs below a folder, its figures, results.csv, each run's notebook as
     HTML, and cells.html where real cells were drawn, which no other page links to; print where it
@@ -321,11 +324,13 @@ def build_page(
     folder = Path(folder)
     if not (runs := read_runs(folder)):
         raise DataError(f"{folder}: no runs inside; make one with bloodcell run")
+    if notebooks not in ("html", "ipynb"):
+        raise DataError(f"notebooks is {notebooks!r}; expected html or ipynb")
     check_page_free(folder)
     done, others = [run for run in runs if run.metrics], [run for run in runs if not run.metrics]
     failed, unreadable = _without_record(others)
     groups, not_told = _groups(done, others, folder)
-    details = [_details(run, folder) for run in done]
+    details = [_details(run, folder, notebooks) for run in done]
     left_out = [*dict.fromkeys([*unreadable, *not_told, *(
         reason for _, reasons in details for reason in reasons)])]
     _write_cells(done, folder)
