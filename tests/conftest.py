@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 os.environ["TQDM_DISABLE"] = "1"  # where it is slow, a bar would stand beside what a test reads
-COMMITTED = [Path(__file__).resolve().parent.parent / "reports" / name for name in (
+ROOT = Path(__file__).resolve().parent.parent
+COMMITTED = [ROOT / "reports" / name for name in (
     "bccd", "cellavision", "course", "ladder", "pbc96", "search_cnn", "worth")]  # as in setup.py
 LONGEST = ["test_ensemble", "test_command", "test_installed", "test_networks", "test_models",
            "test_report"]
@@ -15,6 +16,26 @@ def pytest_collection_modifyitems(items):
     "The longest files begin, so that no process of several waits for one in the end."
     items.sort(key=lambda item: (LONGEST.index(item.path.stem) if item.path.stem in LONGEST
                                  else len(LONGEST)))
+
+
+@pytest.fixture(scope="session")
+def published_once():
+    "Published networks are read, and traced, once; any other file whenever it is asked."
+    from bloodcell_nb.networks import explain
+
+    models, read, once = ROOT / "models", explain.load_model, {}
+
+    def load_model(path, *args, **kwargs):
+        place = Path(path).resolve()
+        if models not in place.parents:
+            return read(path, *args, **kwargs)
+        if place not in once:
+            once[place] = read(path, *args, **kwargs)
+        return once[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain, "load_model", load_model)
+        yield
 
 
 def _data(name):

@@ -29,6 +29,9 @@ SINGLE = "efficientnet_lite0_heavy"  # one of its members
 CAT = project_root() / "nbs" / "images" / "cat.png"
 
 
+pytestmark = pytest.mark.usefixtures("published_once")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     "Eight drawn cells as files, networks of three and eight classes, one cut off, and a text."
