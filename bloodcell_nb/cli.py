@@ -21,6 +21,7 @@ from .data.cells import DataError, DataWarning, as_message
 from .data.files import shared_folder
 from .data.inspection import convert, inspect
 from .data.sources import source_words
+from .evaluation.sets import SET_LEVELS
 from .runs.cluster import run_all
 from .runs.engine import locked, quiet_stderr, terminated_as_interrupted
 from .runs.keys import keras_backend
@@ -298,6 +299,8 @@ _LABEL_SHIFT = _option("--label-shift", action="store_true",
                        help="correct answers for shares of classes estimated from them")
 _SCALE = _option("--scale", metavar="FACTOR", type=_scale,
                  help="magnify the images so; auto: as the nuclei of 20 cells or more tell")
+_SETS = _option("--set", dest="level", choices=SET_LEVELS,
+                help="also the classes that hold the right one for this share of distorted cells")
 _TTA = _option("--tta", dest="views", action="store_const", const=8,
                help="test-time augmentation: the mean over eight views of each image")
 
@@ -314,11 +317,11 @@ def _answers_as(parser):
           _option("images", nargs="+", metavar="IMAGE",
                   help="images of one cell each, folders or .zip files of them, or patterns in "
                        "quotes"),
-          _OR_DEFAULT, _AMONG, _LABEL_SHIFT, _SCALE, _TTA, _answers_as,
+          _OR_DEFAULT, _AMONG, _LABEL_SHIFT, _SCALE, _SETS, _TTA, _answers_as,
           _option("--grad-cam", metavar="DIR", help="also draw there what each answer rests on"),
           help="the class of the cells in images")
-def _predict(images, model="", among="", label_shift=False, scale=1.0, views=None, form="text",
-             grad_cam=None):
+def _predict(images, model="", among="", label_shift=False, scale=1.0, level=None, views=None,
+             form="text", grad_cam=None):
     with _quiet_tensorflow() as stderr:
         from bloodcell_nb.inference.classifier import load_classifier
         from bloodcell_nb.inference.predict import predict_files
@@ -327,7 +330,7 @@ def _predict(images, model="", among="", label_shift=False, scale=1.0, views=Non
         classifier = load_classifier([find_model(model)])
         classifier = replace(classifier, views=views or classifier.views,
                              among=_among(among, classifier.class_names))
-        return predict_files(classifier, images, form, grad_cam, stderr, label_shift, scale)
+        return predict_files(classifier, images, form, grad_cam, stderr, label_shift, scale, level)
 
 # %% ../nbs/reference/cli.ipynb #c0326ebb
 def _among(text, class_names):

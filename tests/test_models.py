@@ -17,10 +17,12 @@ from bloodcell_nb.cli import main
 from bloodcell_nb.data.arrays import write_npz
 from bloodcell_nb.data.cells import CLASS_NAMES, DataWarning
 from bloodcell_nb.data.synthetic import draw_cells
-from bloodcell_nb.inference.classifier import load_classifier
+from bloodcell_nb.evaluation.ensemble import read_predictions
+from bloodcell_nb.evaluation.trust import set_coverage
+from bloodcell_nb.inference.classifier import load_classifier, read_ensemble
 from bloodcell_nb.inference.external import evaluation_cells
 from bloodcell_nb.inference.predict import answer
-from bloodcell_nb.inference.published import find_model, published
+from bloodcell_nb.inference.published import find_model, network_sums, published
 from bloodcell_nb.networks.custom_cnn import custom_cnn
 from bloodcell_nb.runs.recipes import check_recipe, project_root
 
@@ -94,6 +96,46 @@ def test_another_microscope_at_the_training_scale(microscope, capsys):
         found = json.loads(printed(capsys, "predict", microscope, "--json", *more))
         answers[way] = np.mean([one["label"] == Path(one["file"]).parent.name for one in found])
     assert answers["told"] > answers["scaled"] + 0.1 > answers["as it is"] + 0.15, answers
+
+
+def test_sets_of_classes(folder, capsys):
+    """A set holds the answer and, of the classes that can occur, all that it holds without such
+    news; a surer one holds more.
+    """
+    asked = ("predict", folder / "cells", "--json", "--model", SINGLE)
+    plain, sure, surer, two = (json.loads(printed(capsys, *asked, *more)) for more in (
+        (), ("--set", "0.9"), ("--set", "0.99"),
+        ("--set", "0.99", "--among", "monocyte,lymphocyte")))
+    classifier = load_classifier([find_model(SINGLE)])
+    given = np.array([[*one["probabilities"].values()] for one in plain])
+    for found, level in ((sure, "0.9"), (surer, "0.99")):
+        assert [{*one["set"]} for one in found] == [
+            {classifier.class_names[k] for k in np.flatnonzero(one)}
+            for one in classifier.sets(given, level)]
+    for k, one in enumerate(plain):
+        assert one["set"] is None and sure[k]["set"][0] == one["label"] == surer[k]["set"][0]
+        assert {*sure[k]["set"]} <= {*surer[k]["set"]}
+        assert two[k]["set"][0] == two[k]["label"]
+        assert {*two[k]["set"]} == {*surer[k]["set"]} & {"monocyte", "lymphocyte"} | {
+            two[k]["label"]}
+    assert len({len(one["set"]) for one in surer}) > 1
+    text = printed(capsys, *asked[:2], *asked[3:], "--set", "0.99").splitlines()
+    assert all(f"; set: {', '.join(one['set'])}" in line
+               for one, line in zip(surer, text, strict=True))
+
+
+@pytest.mark.parametrize("name", [SINGLE, "convnext_atto_heavy", BEST])
+def test_sets_keep_their_promise_at_home(name):
+    "As recorded, on test cells as stand-in; with few classes where cells are as they are."
+    folder, thresholds = find_model(name), read_ensemble(find_model(name)).set_above
+    record = project_root() / "reports" / "pbc96" / f"evaluate_{name}"
+    assert json.loads((record / "metrics.json").read_text())["recipe"]["networks"] == network_sums(
+        load_classifier([folder]))
+    for part, size in (("test", 1.5), ("stand_in", 4)):
+        saved = read_predictions([record], part)
+        for level, one in set_coverage(saved.labels, saved.probabilities[0], thresholds).items():
+            assert one["promise"] != "does not hold" and one["covered"] > float(level) - 0.01
+            assert one["size"] < size or level == "0.99"
 
 
 def test_at_home_the_scale_stays(real_cells):

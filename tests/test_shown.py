@@ -62,6 +62,7 @@ RUN_BY = {
     "bloodcell run custom_cnn --tensorboard DIR": KILLED,
     "bloodcell predict FOLDER --scale auto --among monocyte,neutrophil":
         "test_models.py::test_another_microscope_at_the_training_scale",
+    "bloodcell predict FOLDER --set 0.95": "test_models.py::test_sets_of_classes",
     "bloodcell predict": "test_models.py::test_predict_needs_no_training",
     "bloodcell predict cell.png --tta --json --grad-cam DIR":
         "test_ensemble.py::test_predict, test_models.py::test_predict_needs_no_training",

@@ -8,7 +8,7 @@ __all__ = ['Classifier', 'ValidationScores', 'EnsembleSettings', 'read_ensemble'
 # %% ../../nbs/reference/inference/classifier.ipynb #2e0ab323
 import hashlib
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,6 +37,7 @@ from bloodcell_nb.evaluation.ensemble import (
     with_temperature,
 )
 from ..evaluation.label_shift import estimate_shares, restricted, with_shares
+from ..evaluation.sets import SET_LEVELS, answer_sets
 from ..runs.finished import model_file
 from ..runs.recipes import first_error
 
@@ -76,6 +77,7 @@ class Classifier:
     # of each class in training: share of the cells, diameter of a nucleus as share of the width
     class_shares: tuple = ()  # empty: not known
     nuclei: tuple = ()
+    set_above: dict = field(default_factory=dict)  # `set_thresholds` by level; empty: not known
     among: tuple = ()  # classes that can occur, in label order; empty: all
 
     @cached_property
@@ -136,6 +138,23 @@ def with_label_shift(
     shares = estimate_shares(probabilities, trained)
     return with_shares(probabilities, trained, shares), shares
 
+# %% ../../nbs/reference/inference/classifier.ipynb #clssets2
+@patch
+def sets(
+    self: Classifier,
+    probabilities: np.ndarray,  # its own answers, (n, classes)
+    level: str,  # of `SET_LEVELS`
+) -> np.ndarray:  # bool, (n, classes)
+    """Give the classes of each cell's prediction set, of those that can occur; raises DataError
+    where no threshold is known.
+    """
+    if level not in self.set_above:
+        raise DataError(f"{_name(self.files[0])} comes without the thresholds of sets; publish it "
+                        "anew")
+    can = [not self.among or name in self.among for name in self.class_names]
+    likeliest = self.told(probabilities).argmax(axis=1)[:, None] == np.arange(len(can))
+    return answer_sets(probabilities, self.set_above[level]) & can | likeliest
+
 # %% ../../nbs/reference/inference/classifier.ipynb #62966d58
 _SCALED = 64  # images by which a scale is estimated
 
@@ -195,6 +214,7 @@ class EnsembleSettings(BaseModel):
     sure_above: _Finite | None = None
     familiar_above: _Finite | None = None
     cell_above: _Finite | None = None
+    set_above: dict[Literal[SET_LEVELS], Annotated[_Finite, Field(ge=0, le=1)]] = {}
     validation: ValidationScores | None = None
     run: str = ""  # key of the run that was published
     data: str = ""  # fingerprint of its data

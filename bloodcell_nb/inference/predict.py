@@ -98,6 +98,7 @@ class Answer:
     familiar: bool | None
     probabilities: dict  # of each class
     kind: str | None = None  # cell, synthetic (a drawn one) or other
+    set: list | None = None  # classes of its prediction set, the likeliest first; None: not asked
 
     def __str__(self):
         ranked = sorted(self.probabilities, key=self.probabilities.get, reverse=True)[:2]
@@ -105,15 +106,25 @@ class Answer:
         text = (f"not sure, {first} or {second}" if self.sure is False
                 else f"{first}  (then {second})")
         unlike = _UNLIKE.get(self.kind, _UNLIKE["other"]) * (self.familiar is False)
-        return f"{printable(self.file)}: {text}{unlike}"
+        one_of = "" if self.set is None else f"; set: {', '.join(self.set)}"
+        return f"{printable(self.file)}: {text}{one_of}{unlike}"
 
 # %% ../../nbs/reference/inference/predict.ipynb #4245a6cf
+def _named_sets(classifier, given, probabilities, level):
+    "Classes of each prediction set, the likeliest first; the answer is always one."
+    sets = classifier.sets(given, level)
+    sets[np.arange(len(sets)), probabilities.argmax(axis=1)] = True
+    return [[classifier.class_names[k] for k in np.argsort(-one, kind="stable") if some[k]]
+            for some, one in zip(sets, probabilities, strict=True)]
+
+
 def answer(
     classifier: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
     names: list,  # of the images, (n,)
     given: np.ndarray = None,  # the classifier's own answers, (n, classes); None: it is asked
     corrected: np.ndarray = None,  # for shares of the classes, (n, classes); None: not corrected
+    level: str = None,  # of prediction sets, of `SET_LEVELS`; None: no sets
 ) -> list[Answer]:
     """Classify images; raises DataError as the classifier does. One is sure of what the classifier
     was sure of by itself: its threshold was chosen so.
@@ -125,10 +136,12 @@ def answer(
     sure = (known if classifier.sure_above is None else
             agree & (given.max(axis=1) >= classifier.sure_above))
     kinds = known if classifier.familiar_above is None else classifier.kinds(images).tolist()
+    sets = _named_sets(classifier, given, probabilities, level) if level else known
     return [Answer(str(name), classifier.class_names[one.argmax()], float(one.max()),
                    None if sure[k] is None else bool(sure[k]),
                    None if kinds[k] is None else kinds[k] == "cell",
-                   dict(zip(classifier.class_names, map(float, one), strict=True)), kinds[k])
+                   dict(zip(classifier.class_names, map(float, one), strict=True)), kinds[k],
+                   sets[k])
             for k, (name, one) in enumerate(zip(names, probabilities, strict=True))]
 
 # %% ../../nbs/reference/inference/predict.ipynb #715e8e2b
@@ -145,10 +158,11 @@ def write_answers(
     elif form == "csv":
         classes = list(answers[0].probabilities) if answers else []
         rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(["file", "label", "probability", "sure", "familiar", "kind", *classes])
+        more = ["set"] if answers and answers[0].set is not None else []
+        rows.writerow(["file", "label", "probability", "sure", "familiar", "kind", *more, *classes])
         for one in answers:
             rows.writerow([printable(one.file), one.label, one.probability, one.sure, one.familiar,
-                           one.kind,
+                           one.kind, *(["; ".join(one.set)] if more else []),
                            *one.probabilities.values()])
     else:
         stream.writelines(f"{one}\n" for one in answers)
@@ -267,6 +281,12 @@ def _shares_words(class_names, shares, n):
         if share >= 0.005)
 
 
+def _set_words(level):
+    "What a set promises, and where."
+    return (f"a set holds the right class of {float(level):.0%} of heavily distorted cells of the "
+            "network's own microscope, and of more of its other cells; elsewhere often of fewer")
+
+
 def _scale_words(factor, n):
     "What became of n images' scale."
     if n < LEAST_CELLS:
@@ -286,6 +306,7 @@ def predict_files(
     stderr=None,  # stream for a bar and for lines; None: without a bar
     label_shift: bool = False,  # correct the answers for shares of classes estimated from them
     scale: float | str = 1.0,  # by which images are magnified; auto: estimated from the nuclei
+    level: str = None,  # of prediction sets, of `SET_LEVELS`; None: no sets
 ) -> int:  # exit code: 1 if a file had no answer
     """Print the answers for images, and a line for each file that is none, and for a network that
     gives no evidence to draw.
@@ -295,6 +316,8 @@ def predict_files(
     """
     _check_apart(names, grad_cam_folder)
     _ = classifier.shares_in_training() if label_shift else None  # refused before all else
+    if level:
+        _ = classifier.sets(np.eye(len(classifier.class_names)), level)
     images, paths, wrong = _read_named(names, classifier.models[0].input_shape[1:3], stderr)
     if scale == "auto":
         scale = classifier.scale_of(images)
@@ -311,11 +334,13 @@ def predict_files(
         _say(_shares_words(classifier.class_names, shares, len(given)), stderr)
     for portion in bar(portions, "compare"):
         answers += answer(classifier, images[portion], paths[portion], given[portion],
-                          found[portion])
+                          found[portion], level)
         if drawings and not _draw_evidence(classifier, images[portion], answers[portion],
                                            drawings[portion], stderr):
             drawings = []
     write_answers(answers, form)
+    if level:
+        _say(_set_words(level), stderr)
     if drawings and form == "text":
         print(printable(f"drawn: {', '.join(path.name for path in drawings[:3])}"
                         f"{', ...' if len(drawings) > 3 else ''} in {grad_cam_folder}"))

@@ -33,7 +33,8 @@ from bloodcell_nb.evaluation.ensemble import (
     with_temperature,
 )
 from ..evaluation.metrics import HEADLINE, score_text
-from ..evaluation.trust import sure_threshold
+from ..evaluation.sets import set_thresholds
+from ..evaluation.trust import set_coverage, sure_threshold
 from .classifier import Classifier, load_classifier, read_ensemble, read_known
 from ..runs.finished import model_file, read_runs, seconds_of
 from ..runs.recipes import project_root, working_root
@@ -168,12 +169,16 @@ def _settings(classifier, val, members):
             **{key: float(np.quantile(values, 1 - _FAMILIAR)) for key, values in familiar.items()}}
 
 
-def _validation(classifier, val):
-    "Accuracy on validation cells as they are, corrupted, and as stand-in, one view each."
+def _under_shift(classifier, val, temperature):
+    "Accuracy on validation cells as they are, corrupted, and as stand-in; thresholds of sets."
     from bloodcell_nb.runs.splits import distorted
 
-    return {name: float((classifier.predict(cells.images).argmax(axis=1) == cells.labels).mean())
-            for name, cells in ({"clean": val} | distorted(val)).items()}
+    cells = {"clean": val} | distorted(val)
+    answers = {name: classifier.predict(some.images) for name, some in cells.items()}
+    right = {name: answers[name].argmax(axis=1) == some.labels for name, some in cells.items()}
+    return {"validation": {name: float(one.mean()) for name, one in right.items()},
+            "set_above": set_thresholds(
+                val.labels, with_temperature(answers["stand_in"], temperature))}
 
 # %% ../../nbs/reference/inference/published.ipynb #cfe4e2b7
 def _finished(folder):
@@ -247,8 +252,8 @@ def _fill(work, record, source, models):
         classifier = Classifier((work / "model.keras",), (1.0,), class_names=made.class_names)
         _write_features(classifier.models[0], splits, work / "features.npz", record.synthetic)
     settings = _settings(classifier, splits.val, members)
-    write_json(work / "ensemble.json", settings | published_from | {
-        "validation": _validation(classifier, splits.val)})
+    write_json(work / "ensemble.json", settings | published_from | _under_shift(
+        classifier, splits.val, settings["temperature"]))
 
 # %% ../../nbs/reference/inference/published.ipynb #c55cb95d
 _OWN = {"ensemble.json", "model.keras", "features.npz", "hashes.npz", "README.md"}
@@ -348,7 +353,7 @@ def _told(runs, sums):
             and {"unscaled", "among"} <= run.metrics["results"].keys()]
 
 
-def _evaluations(runs, sums):
+def _evaluations(runs, sums, set_above):
     "What the evaluations of these networks, one view of each image, found on each kind of cells."
     parts = []
     for run in runs:
@@ -359,10 +364,11 @@ def _evaluations(runs, sums):
         name = Path(run.data).stem
         for part, word in _PARTS.items():
             if part in results:
-                scores = results[part]
+                scores, saved = results[part], read_predictions([run.folder], part)
                 text = {name: score_text(scores, name) for name in HEADLINE}
                 parts.append({"data": name, "part": part, "title": f"{name}, {word}",
                               "scores": scores, "text": text, "trust": results["trust"][part],
+                              "sets": set_coverage(saved.labels, saved.probabilities[0], set_above),
                               "left_out": results.get("left_out_training_cells", "")})
     return sorted(parts, key=lambda part: part["data"] != "pbc96")
 
@@ -448,7 +454,7 @@ def model_card(
             if run.test and not run.synthetic]
     keys = {member: read_ensemble(folder.parent / member).run for member in settings.members}
     trained = {one: _record(runs, one, key) for one, key in (keys | {name: settings.run}).items()}
-    if not (parts := _evaluations(runs, sums)):
+    if not (parts := _evaluations(runs, sums, settings.set_above)):
         raise DataError(f"{name}: reports/ holds no evaluation of these networks; make one with "
                         f"bloodcell evaluate {name} --data SOURCE")
     what, licence = _words([trained[member] for member in settings.members])
@@ -457,9 +463,8 @@ def model_card(
     height, width = read_predictions([trained[name].folder]).image_size
     return _rendered(
         name=name, what=what, licence=licence, class_names=classifier.class_names, parts=parts,
-        told=_told(runs, sums),
-        headline=HEADLINE,
-        settings=settings, known=len(known["features"]), hashed=hashed,
+        told=_told(runs, sums), headline=HEADLINE, settings=settings,
+        known=len(known["features"]), hashed=hashed,
         sums={file: value for file, value in sums.items() if file.endswith(".keras")},
         size=f"{width}x{height}", of_course=_is_course(trained.values()), data=trained[name].data,
         counts=counts | {"train": max(0, hashed - counts["val"])},
