@@ -22,7 +22,8 @@ report: setup  ## the whole course on drawn cells, then the page
 test: setup  ## export and clean leave nothing to do, ruff, the reference's notebooks, chapters at smoke size, pytest
 	tests/check_tree.sh
 	ruff check .
-	$(MAKE) --no-print-directory test-notebooks test-pytest
+	$(MAKE) --no-print-directory -j 2 test-notebooks .venv/older/.installed
+	$(MAKE) --no-print-directory test-pytest
 
 # two processes with one thread each: TensorFlow's threads would wait for one another
 test-notebooks test-pytest: export TF_NUM_INTRAOP_THREADS := 1

@@ -343,5 +343,6 @@ def predict_files(
         _say(_set_words(level), stderr)
     if drawings and form == "text":
         print(printable(f"drawn: {', '.join(path.name for path in drawings[:3])}"
-                        f"{', ...' if len(drawings) > 3 else ''} in {grad_cam_folder}"))
+                        f"{', ...' if len(drawings) > 3 else ''} in {grad_cam_folder}"
+                        f"{f', magnified {scale:.2f} times' if scale != 1 else ''}"))
     return int(wrong > 0)
