@@ -15,17 +15,23 @@ SET_LEVELS = ("0.9", "0.95", "0.99")  # shares of cells whose sets hold the righ
 def set_thresholds(
     labels: np.ndarray,  # of the cells that the promise is for, (n,)
     probabilities: np.ndarray,  # (n, classes)
-) -> dict[str, float]:  # least probability of a class in a set, for each level
-    "Find from which probability on a class belongs to a set: split conformal thresholds."
-    likely = np.sort(probabilities[np.arange(len(labels)), labels])[::-1]
-    ranks = [int(np.ceil((len(labels) + 1) * float(level))) for level in SET_LEVELS]
-    return {level: float(likely[rank - 1]) if rank <= len(labels) else 0.0  # too few: all classes
-            for level, rank in zip(SET_LEVELS, ranks, strict=True)}
+) -> dict[str, list]:  # for each level the least probability of each class in a set, (classes,)
+    """Find from which probability on each class belongs to a set: split conformal thresholds.
+    A class with too few cells for a level has 0, and is in each set.
+    """
+    found = {level: [] for level in SET_LEVELS}
+    for k in range(probabilities.shape[1]):
+        likely = np.sort(probabilities[labels == k, k])[::-1]
+        for level in SET_LEVELS:
+            rank = int(np.ceil((len(likely) + 1) * float(level)))
+            found[level].append(float(likely[rank - 1]) if rank <= len(likely) else 0.0)
+    return found
 
 # %% ../../nbs/reference/evaluation/sets.ipynb #trustset3
 def answer_sets(
     probabilities: np.ndarray,  # (n, classes)
-    above: float,  # least probability of a class in a set
+    above: list,  # least probability of each class in a set, (classes,)
 ) -> np.ndarray:  # bool, (n, classes)
     "Give the classes of each set; the likeliest is always one."
-    return (probabilities >= above) | (probabilities == probabilities.max(axis=1, keepdims=True))
+    likeliest = probabilities == probabilities.max(axis=1, keepdims=True)
+    return (probabilities >= np.array(above)) | likeliest

@@ -68,12 +68,16 @@ def set_coverage(
     labels: np.ndarray,  # (n,)
     probabilities: np.ndarray,  # (n, classes)
     thresholds: dict,  # of `set_thresholds`
-) -> dict[str, dict]:  # for each level: share that holds the right class, classes in a set, promise
-    "Say how many sets hold the right class, how large they are, and whether the promise holds."
-    found = {}
+) -> dict[str, dict]:  # for each level; the lowest class is one of 20 cells or more, else None
+    """Say how many sets hold the right class, over all cells and in the class where fewest do, how
+    many classes are in a set, and whether the promise holds.
+    """
+    found, classes = {}, np.flatnonzero(np.bincount(labels) >= 20)
     for level, above in thresholds.items():
         sets = answer_sets(probabilities, above)
         held = sets[np.arange(len(labels)), labels]
         found[level] = {"covered": float(held.mean()), "size": float(sets.sum(axis=1).mean()),
+                        "lowest": min((float(held[labels == k].mean()) for k in classes),
+                                      default=None),
                         "promise": promise(int(held.sum()), len(labels), float(level))}
     return found

@@ -149,8 +149,8 @@ def sets(
     where no threshold is known.
     """
     if level not in self.set_above:
-        raise DataError(f"{_name(self.files[0])} comes without the thresholds of sets; publish it "
-                        "anew")
+        raise DataError(f"{_name(self.files[0])}: no thresholds of sets come with it, as with a "
+                        "published network; name one of those, or publish its run")
     can = [not self.among or name in self.among for name in self.class_names]
     likeliest = self.told(probabilities).argmax(axis=1)[:, None] == np.arange(len(can))
     return answer_sets(probabilities, self.set_above[level]) & can | likeliest
@@ -214,7 +214,7 @@ class EnsembleSettings(BaseModel):
     sure_above: _Finite | None = None
     familiar_above: _Finite | None = None
     cell_above: _Finite | None = None
-    set_above: dict[Literal[SET_LEVELS], Annotated[_Finite, Field(ge=0, le=1)]] = {}
+    set_above: dict[Literal[SET_LEVELS], list[Annotated[_Finite, Field(ge=0, le=1)]]] = {}
     validation: ValidationScores | None = None
     run: str = ""  # key of the run that was published
     data: str = ""  # fingerprint of its data
@@ -234,6 +234,20 @@ class EnsembleSettings(BaseModel):
             raise ValueError(f"expected {len(found.data['members'])}, one a member")
         if values and found.field_name == "weights" and not sum(values):
             raise ValueError("expected one above 0")
+        return values
+
+    @field_validator("set_above")
+    @classmethod
+    def _each_level(cls, values, found):
+        if values and [*values] != [*SET_LEVELS]:
+            raise ValueError(f"set_above: expected {', '.join(SET_LEVELS)}, each with thresholds")
+        for level, above in values.items():
+            if len(above) != (n := len(found.data.get("class_names") or above)):
+                raise ValueError(f"set_above, {level}: {len(above)} numbers; expected {n}, one a "
+                                 "class")
+        by_class = zip(*values.values(), strict=True)
+        if any([*each] != sorted(each, reverse=True) for each in by_class):
+            raise ValueError("set_above: the surer, the lower a class's threshold; expected that")
         return values
 
     @field_validator("class_shares", "nuclei")

@@ -153,7 +153,8 @@ def write_answers(
     "Write answers, a line each as text and CSV, one list as JSON."
     stream = stream or sys.stdout
     if form == "json":
-        json.dump([asdict(one) for one in answers], stream, indent=1)
+        json.dump([{key: value for key, value in asdict(one).items()
+                    if key != "set" or value is not None} for one in answers], stream, indent=1)
         stream.write("\n")
     elif form == "csv":
         classes = list(answers[0].probabilities) if answers else []
@@ -283,8 +284,8 @@ def _shares_words(class_names, shares, n):
 
 def _set_words(level):
     "What a set promises, and where."
-    return (f"a set holds the right class of {float(level):.0%} of heavily distorted cells of the "
-            "network's own microscope, and of more of its other cells; elsewhere often of fewer")
+    return (f"under the network's own microscope {float(level):.0%} of the sets hold the right "
+            "class, in each class and even of heavily distorted cells; under another far fewer may")
 
 
 def _scale_words(factor, n):

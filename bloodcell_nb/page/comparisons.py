@@ -9,6 +9,7 @@ __all__ = ['LADDER_HEADER', 'SPLITS', 'AUGMENTATION', 'GAINS_HEADER', 'ladders',
            'results_table', 'gains_table', 'on_real_cells']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -35,12 +36,10 @@ from ..runs.finished import Finished, read_runs
 from ..runs.recipes import Recipe, project_root, read_recipe, recipes
 
 # %% ../../nbs/reference/page/comparisons.ipynb #49a3ec96
-def ladders() -> list[list[Recipe]]:  # recipes that have words for their step, by chapter
-    """Chain recipes, each after the one that it is compared with.
-
-    Raises RecipeError where a recipe cannot be read.
-    """
-    steps = [read_recipe(path) for path in recipes().values()]
+@lru_cache(maxsize=1)  # a page asks six times
+def _chains(files):
+    "Chains of the recipes in these files, of which path, time and size are given."
+    steps = [read_recipe(path) for path, *_ in files]
     steps = sorted((recipe for recipe in steps if recipe.step), key=lambda recipe: recipe.notebook)
 
     def chain(recipe):
@@ -48,6 +47,16 @@ def ladders() -> list[list[Recipe]]:  # recipes that have words for their step, 
         return [recipe, *(step for other in after for step in chain(other))]
 
     return [chain(recipe) for recipe in steps if not recipe.baseline]
+
+
+def ladders() -> list[list[Recipe]]:  # recipes that have words for their step, by chapter
+    """Chain recipes, each after the one that it is compared with.
+
+    Raises RecipeError where a recipe cannot be read.
+    """
+    states = [(path, path.stat()) for path in recipes().values()]
+    chains = _chains(tuple((path, one.st_mtime_ns, one.st_size) for path, one in states))
+    return [[*steps] for steps in chains]
 
 # %% ../../nbs/reference/page/comparisons.ipynb #4654d8bc
 def reported_steps() -> list[Recipe]:  # the first recipe of each figure, lowest figure first
