@@ -300,7 +300,7 @@ _LABEL_SHIFT = _option("--label-shift", action="store_true",
 _SCALE = _option("--scale", metavar="FACTOR", type=_scale,
                  help="magnify the images so; auto: as the nuclei of 20 cells or more tell")
 _SETS = _option("--set", dest="level", choices=SET_LEVELS,
-                help="also a set of classes, which holds the right one of this share of cells")
+                help="also a set of classes, made to hold the right one for this share of cells")
 _TTA = _option("--tta", dest="views", action="store_const", const=8,
                help="test-time augmentation: the mean over eight views of each image")
 

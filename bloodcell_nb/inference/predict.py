@@ -284,8 +284,9 @@ def _shares_words(class_names, shares, n):
 
 def _set_words(level):
     "What a set promises, and where."
-    return (f"under the network's own microscope {float(level):.0%} of the sets hold the right "
-            "class, in each class and even of heavily distorted cells; under another far fewer may")
+    return (f"sets are made so that {float(level):.0%} of them hold the right class, class by "
+            "class, for heavily distorted cells of the network's own microscope, one view of each; "
+            "under other microscopes far fewer did")
 
 
 def _scale_words(factor, n):
