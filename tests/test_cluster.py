@@ -13,7 +13,7 @@ from test_command import FAST, SOURCE, recipe, small_project
 
 from bloodcell_nb.data.files import pack
 from bloodcell_nb.data.sources import load, save
-from bloodcell_nb.runs.cluster import _bring, _connected, _with_its_files
+from bloodcell_nb.runs.cluster import Tasks, _bring, _connected, _with_its_files
 from bloodcell_nb.runs.recipes import RecipeError
 
 SECONDS = 240  # that anything may take on a busy machine
@@ -225,3 +225,35 @@ def test_a_command_that_is_stopped_stops_its_runs(cluster):
     said = cluster.run(path, "--data", SOURCE).communicate(timeout=SECONDS)[0]
     assert "has other code than this command; give it the same" in said, said
     assert (work / "state" / "step").exists()
+
+
+def test_a_command_that_is_paused_goes_on(cluster, monkeypatch):
+    "Ctrl-Z and fg, or a laptop that sleeps: Dask would take the silent worker for lost."
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "500ms")
+    paths = [recipe(cluster.folder, name) for name in ("one", "two")]
+    cluster.go.unlink()
+    command = cluster.start(sys.executable, cluster.small, "run", *paths, "--data", SOURCE,
+                            "--profile", "full", "--jobs", 2, "--out", "out")
+    wait_for(lambda: len([*(cluster.folder / "out").glob("*.partial/state/step")]) == 2, command)
+    psutil.Process(command.pid).suspend()
+    time.sleep(7)  # ten of its heartbeats are five seconds
+    psutil.Process(command.pid).resume()
+    cluster.go.touch()
+    said = command.communicate(timeout=60)[0]
+    assert command.returncode == 0 and cluster.states() == {"one": "done", "two": "done"}, said
+    assert [step for _, step in cluster.begun()] == [0, 0], "each begins once"
+
+
+def test_that_nobody_works_is_said_once(cluster, capsys):
+    cluster.scheduler()
+    with _connected(str(cluster.folder / "scheduler.json"), 1) as client:
+        tasks = Tasks(client, {"given": {"root": "out"}})
+        for _ in range(2):  # before the first, and after the first has gone
+            for _ in range(2):
+                tasks.say_whether_nobody_works()
+            worker = cluster.worker()
+            wait_for(lambda: tasks.at_once)
+            tasks.say_whether_nobody_works()
+            kill(worker)
+            wait_for(lambda: not tasks.at_once)
+            assert capsys.readouterr().err.count("no worker at tcp://127.0.0.1") == 1

@@ -6,6 +6,7 @@
 __all__ = ['failures', 'robustness', 'told_table', 'evaluation']
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #307eb0c6
+from collections import Counter
 from textwrap import fill
 
 import numpy as np
@@ -32,6 +33,7 @@ from bloodcell_nb.page.sections import (
     PANELS,
     Section,
     accuracy_of,
+    listed,
     page_section,
     results_of,
     scored,
@@ -123,9 +125,9 @@ def failures(
     weakest, hardest = _hardest(first, "stand_in")
     finding = (f"On the stand-in the best run, {named(first)}, is weakest on {hardest}; on the "
                f"clean cells on {_hardest(first, 'test')[1]}.")
-    agree = sum(_hardest(run, "stand_in")[0] == weakest for run in found)
-    text = [f"For {agree} of {len(found)} runs the weakest class on the stand-in is "
-            f"{weakest[0]}."] if len(found) > 1 and len(weakest) == 1 else []
+    each = Counter(name for run in found for name in _hardest(run, "stand_in")[0]).most_common()
+    text = [f"The weakest class on the stand-in, of {len(found)} runs: "
+            + listed([f"{name} in {count}" for name, count in each]) + "."] if found[1:] else []
     title = f"Weakest on the stand-in: {' and '.join(weakest[:2])}{' ...' * (len(weakest) > 2)}"
     return Section(finding, text + _confusion_words(first) + unlike_words(found, usual),
                    _plot_failures(shown, labels_of(shown, usual), len(found), title))

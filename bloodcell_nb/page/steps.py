@@ -134,10 +134,11 @@ def _called(gain):
     return gain.called or tuple(f"`{name}`" for name in gain[:2])
 
 
-def _most_words(most):
-    "What the largest step is worth, and whether a cause can be named."
+def _most_words(most, count):
+    "What the largest of some steps is worth, and whether a cause can be named."
     run, baseline = _called(most)
-    begin = ("The largest step is" if most.stand_in["interval_95"][0] > 0 else
+    begin = ("The only step is" if count == 1 else
+             "The largest step is" if most.stand_in["interval_95"][0] > 0 else
              "No step is worth more than chance on the stand-in; the largest is")
     cause = (" The two differ in their augmentation alone." if most.augments_alone else
              f" {len({*most.changed} - {'code'})} settings differ between the two, so none of them "
@@ -201,9 +202,10 @@ def worth(
     text = [*_other_changes(most), _zero_words(gains), *_alone_words(gains),
             seed_words(gains, runs),
             *unlike_words(compared, usual_code(runs))]
-    title = (f"Largest step on the stand-in: {(most.labels or most)[0]}, "
+    title = (f"{'Largest' if gains[1:] else 'Only'} step on the stand-in: "
+             f"{(most.labels or most)[0]}, "
              f"{most.stand_in['difference']:+.3f}")
-    return Section(_most_words(most), text, _plot_worth(groups, title),
+    return Section(_most_words(most, len(gains)), text, _plot_worth(groups, title),
                    [("All comparisons", GAINS_HEADER, gain_rows(gains))])
 
 # %% ../../nbs/reference/page/steps.ipynb #c4afbcd0

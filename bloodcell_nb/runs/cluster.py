@@ -153,6 +153,11 @@ def _answers(client, function, *given, seconds=10):
 _SECONDS = 20  # that a scheduler may take to answer
 _LOOPBACK = "127.0.0.1:0"  # where alone a cluster's own page listens, on any port
 _GONE = "the scheduler is gone; the same command goes on from here"
+_NOBODY = "no worker at {}; waits for one\n"
+_SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1 TiB",  # as cells are
+             "distributed.comm.retry.count": 2}
+# a worker in this process is silent while that is paused, and not lost
+_ALONE = {"distributed.scheduler.worker-ttl": None, "distributed.worker.profile.enabled": False}
 
 
 def _address(scheduler):
@@ -178,9 +183,7 @@ def _connected(scheduler, jobs):
     for name in [*logging.root.manager.loggerDict]:
         if name.partition(".")[0] == "distributed":  # what happens, we say
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # the cells of a source are a large graph; a run is not short
-    with config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB",
-                     "distributed.comm.retry.count": 2}):
+    with config.set(_SETTINGS if scheduler else _SETTINGS | _ALONE):
         if not scheduler:
             with LocalCluster(n_workers=1, threads_per_worker=jobs, processes=False,
                               memory_limit=0, dashboard_address=_LOOPBACK,
@@ -205,7 +208,7 @@ def _connected(scheduler, jobs):
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0082
 def _first_answers(client, deadline, paths):
     "Whether workers see some files, by address; waits for the first that answers."
-    words = f"no worker at {client.scheduler.address} yet; waits for one\n"
+    words = _NOBODY.format(client.scheduler.address)
     while not (seen := _answers(client, _sees, paths)) and not is_over(deadline):
         sys.stderr.write(words)
         words = ""
@@ -219,8 +222,7 @@ def _first_answers(client, deadline, paths):
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0045
 def _is_here(recipe):
     "Whether a finished run lies where its recipe says."
-    work = Path(recipe.out)
-    return is_finished(run_places(work.parent, recipe.recipe)[0], run_key(recipe))
+    return is_finished(run_places(Path(recipe.out).parent, recipe.recipe)[0], run_key(recipe))
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0039
 class Tasks:
@@ -233,7 +235,7 @@ class Tasks:
     ):
         self._client, self._order, self._root = client, order, Path(order["given"]["root"])
         self._recipes, self._tasks, self._parcels = {}, {}, {}  # by name; by path
-        self._waiting, self._skipped = {}, []
+        self._waiting, self._skipped, self._said = {}, [], False
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         self._resources = {"GPU": 1} if any(one["resources"].get("GPU") for one in workers) else {}
 
@@ -367,6 +369,14 @@ def ended(
 
 
 @patch
+def say_whether_nobody_works(self: Tasks):
+    "Print a line where the last worker has gone, once until there is one again."
+    if (nobody := not self.at_once) and not self._said:
+        sys.stderr.write(_NOBODY.format(self._client.scheduler.address))
+    self._said = nobody
+
+
+@patch
 def stop(
     self: Tasks,
     names: list = None,  # of runs; None: all
@@ -445,8 +455,12 @@ def _run_on_cluster(root, chosen, deadline, **options):
     "Execute runs on a cluster; gives each one's name and status as it ends."
     with cluster(root, chosen, deadline=deadline, **options) as tasks:
         tasks.add(chosen)
-        while tasks.left and not is_over(deadline):
+        for turn in count():
             yield from tasks.ended()
+            if not tasks.left or is_over(deadline):
+                return
+            if turn % 50 == 0:  # about every five seconds
+                tasks.say_whether_nobody_works()
             time.sleep(0.1)
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0047
@@ -471,9 +485,8 @@ def run_all(
 ) -> tuple[list, list]:  # states of the runs that ended, and names of those that a deadline left
     "Run recipes in processes of their own, and print how each ended; raises RecipeError."
     root, jobs = Path(root).resolve(), min(jobs, len(chosen))
-    given = {"profile": profile, "timeout": timeout, "asked": asked,
-             "alone": jobs == 1 and not scheduler}
-    options = {"events": events and str(events), "deadline": deadline} | given
+    options = {"profile": profile, "timeout": timeout, "asked": asked, "deadline": deadline,
+               "events": events and str(events), "alone": jobs == 1 and not scheduler}
     states = {}
     with sharing(root) as lock, closing(
         _run_on_cluster(root, chosen, jobs=jobs, scheduler=scheduler, **options)
