@@ -68,7 +68,7 @@ def set_coverage(
     labels: np.ndarray,  # (n,)
     probabilities: np.ndarray,  # (n, classes)
     thresholds: dict,  # of `set_thresholds`
-) -> dict[str, dict]:  # for each level; the lowest class is one of 20 cells or more, else None
+) -> dict[str, dict]:  # for each level; `lowest` is of the classes with 20 cells or more, `judged`
     """Say how many sets hold the right class, over all cells and in the class where fewest do, how
     many classes are in a set, and whether the promise holds.
     """
@@ -78,6 +78,6 @@ def set_coverage(
         held = sets[np.arange(len(labels)), labels]
         found[level] = {"covered": float(held.mean()), "size": float(sets.sum(axis=1).mean()),
                         "lowest": min((float(held[labels == k].mean()) for k in classes),
-                                      default=None),
+                                      default=None), "judged": len(classes),
                         "promise": promise(int(held.sum()), len(labels), float(level))}
     return found
