@@ -66,7 +66,7 @@ _LIBRARIES = ("keras", "tensorflow", "tensorboard", "jax", "jaxlib", "torch", "k
               "numpy", "scipy", "scikit-learn", "imbalanced-learn", "imagehash", "pillow",
               "matplotlib", "pydantic", "pydantic-core", "pyyaml", "jinja2", "dask", "distributed",
               "filelock", "optuna", "psutil", "pooch", "tqdm", "traitlets", "papermill", "nbclient",
-              "nbconvert", "nbformat", "bleach", "onnx", "onnxruntime", "ipython", "ipykernel",
+              "nbconvert", "nbformat", "nh3", "onnx", "onnxruntime", "ipython", "ipykernel",
               "fastcore")
 
 

@@ -98,13 +98,13 @@ _TAGS = {"a", "blockquote", "br", "code", "div", "em", "h1", "h2", "h3", "h4", "
          "tr", "ul"}
 
 
-def _of_image(tag, name, value):
-    "Whether an attribute of an image stays: a source is in the page itself."
-    return name in ("class", "id", "alt", "width") or (
-        name == "src" and value.startswith("data:image/"))
+_ATTRIBUTES = {"*": {"class", "id"}, "a": {"href"}, "img": {"src", "alt", "width"}}
 
 
-_ATTRIBUTES = {"*": ["class", "id"], "a": ["href"], "img": _of_image}
+def _kept(tag, name, value):
+    "An attribute as it is; None for a link or an image that lies elsewhere in the folder."
+    here = {"href": ("https:", "http:", "#"), "src": ("data:image/",)}.get(name, "")
+    return value if value.startswith(here) else None
 
 
 def _as_it_is(part):
@@ -114,15 +114,20 @@ def _as_it_is(part):
 
 def _body(notebook):
     "HTML of a notebook's cells, without scripts and without what lies elsewhere."
-    import bleach
-    from nbconvert import HTMLExporter
+    import nh3
+    from nbconvert import HTMLExporter, TemplateExporter
+    from nbconvert.filters import Highlight2HTML
 
-    body, more = HTMLExporter(template_name="basic", exclude_anchor_links=True,
-                              exclude_input_prompt=True, exclude_output_prompt=True,
-                              filters={"clean_html": _as_it_is}).from_notebook_node(notebook)
-    body = bleach.clean(body, _TAGS, _ATTRIBUTES, {"http", "https", "data"}, strip=True)
-    body = re.sub(r'<a\b[^>]*href="(?!https?:|#)[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.S)
+    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True,
+                            exclude_input_prompt=True, exclude_output_prompt=True,
+                            filters={"clean_html": _as_it_is, "highlight_code": Highlight2HTML()})
+    # as the class above it does: its own would read all of the page once more
+    body, more = TemplateExporter.from_notebook_node(exporter, notebook)
+    body = nh3.clean(body, _TAGS, attributes=_ATTRIBUTES, attribute_filter=_kept, link_rel=None,
+                     url_schemes={"http", "https", "data"})
+    body = re.sub(r"<a\b(?![^>]*\bhref=)[^>]*>(.*?)</a>", r"\1", body, flags=re.S)
     body = re.sub(r'<img\b(?![^>]*src="data:image/)[^>]*>', "", body)
+    body = re.sub(r"<img\b(?![^>]*\balt=)", '<img alt="figure"', body)
     style = "\n".join(line for text in more["inlining"]["css"] for line in text.splitlines()
                       if line.startswith(".highlight ."))
     return body, style  # and how code is coloured
