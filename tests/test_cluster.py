@@ -5,6 +5,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ from test_command import FAST, SOURCE, recipe, small_project
 
 from bloodcell_nb.data.files import pack
 from bloodcell_nb.data.sources import load, save
-from bloodcell_nb.runs.cluster import Tasks, _bring, _connected, _with_its_files
+from bloodcell_nb.runs.cluster import Tasks, _bring, _connected, _with_its_files, _workers
 from bloodcell_nb.runs.recipes import RecipeError
 
 SECONDS = 240  # that anything may take on a busy machine
@@ -249,11 +250,18 @@ def test_that_nobody_works_is_said_once(cluster, capsys):
     with _connected(str(cluster.folder / "scheduler.json"), 1) as client:
         tasks = Tasks(client, {"given": {"root": "out"}})
         for _ in range(2):  # before the first, and after the first has gone
-            for _ in range(2):
-                tasks.say_whether_nobody_works()
+            for _ in range(100):
+                tasks.ended()
             worker = cluster.worker()
             wait_for(lambda: tasks.at_once)
-            tasks.say_whether_nobody_works()
+            for _ in range(50):
+                tasks.ended()
             kill(worker)
             wait_for(lambda: not tasks.at_once)
             assert capsys.readouterr().err.count("no worker at tcp://127.0.0.1") == 1
+
+
+def test_a_scheduler_that_dask_has_given_up_is_gone():
+    "Asked for its workers, when it has been silent for long: the client has nothing to say of it."
+    with pytest.raises(RecipeError, match="the scheduler is gone; the same command goes on"):
+        _workers(SimpleNamespace(scheduler_info=lambda n_workers: {}))

@@ -139,13 +139,19 @@ def _execute_order(order):
         return {"status": status, "parcel": pack(found[0]) if found else None}
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0080
+def _workers(client):
+    "What a scheduler says of its workers, by address."
+    if "workers" not in (said := client.scheduler_info(n_workers=-1)):  # Dask has given up
+        raise RecipeError(_GONE)
+    return said["workers"]
+
+
 def _answers(client, function, *given, seconds=10):
     "What workers answer, by address: an error where it raises one; those that are silent lack."
     def ask(address):
         return client.run(function, *given, workers=[address], on_error="return")
 
-    addresses = client.scheduler_info(n_workers=-1)["workers"]
-    answers = in_time([partial(ask, address) for address in addresses], seconds)
+    answers = in_time([partial(ask, address) for address in _workers(client)], seconds)
     return {address: one for found in answers if isinstance(found, dict)  # else it has gone
             for address, one in found.items()}
 
@@ -163,9 +169,8 @@ _ALONE = {"distributed.scheduler.worker-ttl": None, "distributed.worker.profile.
 def _address(scheduler):
     "A scheduler's address, out of the file that it writes or as it is given."
     address = scheduler
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a file of something else
-        if Path(scheduler).is_file():
-            address = json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"]
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no file, or one of something else
+        address = json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"]
     if not re.fullmatch(r"((tcp|tls|wss?)://)?[^\s/]+:\d{1,5}", str(address)):
         raise RecipeError(f"--scheduler {scheduler}: expected an address such as "
                           "tcp://127.0.0.1:8786, or the file that dask scheduler "
@@ -235,14 +240,14 @@ class Tasks:
     ):
         self._client, self._order, self._root = client, order, Path(order["given"]["root"])
         self._recipes, self._tasks, self._parcels = {}, {}, {}  # by name; by path
-        self._waiting, self._skipped, self._said = {}, [], False
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        self._waiting, self._skipped, self._turns, self._nobody = {}, [], count(), False
+        workers = _workers(client).values()
         self._resources = {"GPU": 1} if any(one["resources"].get("GPU") for one in workers) else {}
 
     @property
     def at_once(self) -> int:  # the cluster's workers may be other ones each time
         "How many runs its workers take at a time."
-        return sum(_at_once(self._client.scheduler_info(n_workers=-1)["workers"]).values())
+        return sum(_at_once(_workers(self._client)).values())
 
     @property
     def left(self) -> list[str]:  # names
@@ -361,19 +366,17 @@ def _bring(root, name, result):
 def ended(
     self: Tasks,
 ) -> list[tuple[str, dict]]:  # name and status
-    "The runs that have ended since it was asked last; their folders lie in their places."
+    """The runs that have ended since it was asked last; their folders lie in their places. Once it
+    is found out, every fiftieth time, that no worker is left, a line says so.
+    """
+    if next(self._turns) % 50 == 0:
+        known, self._nobody = self._nobody, not self.at_once
+        sys.stderr.write(_NOBODY.format(self._client.scheduler.address)
+                         * (self._nobody and not known))
     found = [(self._skipped.pop(), {"state": "skipped"}) for _ in [*self._skipped]]
     for name in [name for name, task in self._waiting.items() if task.done()]:
         found.append((name, _bring(self._root, name, _result(self._waiting.pop(name)))))
     return found
-
-
-@patch
-def say_whether_nobody_works(self: Tasks):
-    "Print a line where the last worker has gone, once until there is one again."
-    if (nobody := not self.at_once) and not self._said:
-        sys.stderr.write(_NOBODY.format(self._client.scheduler.address))
-    self._said = nobody
 
 
 @patch
@@ -426,11 +429,10 @@ def cluster(
     with _connected(scheduler, jobs) as client, _token(root) as token:
         paths = [str(path) for recipe in recipes for path in named_files(recipe).values()]
         seen = _first_answers(client, deadline, [token, *paths])
-        workers = client.scheduler_info(n_workers=-1)["workers"]
         topic = f"bloodcell-{uuid.uuid4().hex}" if scheduler else None
         tasks = Tasks(client, {
             "command": uuid.uuid4().hex, "given": given | {"root": str(root)}, "topic": topic,
-            "token": token, "shared": all(seen.values()), "sharing": _at_once(workers),
+            "token": token, "shared": all(seen.values()), "sharing": _at_once(_workers(client)),
             "events": events, "backend": keras_backend()})
         with _shown(client, topic):
             try:
@@ -455,12 +457,8 @@ def _run_on_cluster(root, chosen, deadline, **options):
     "Execute runs on a cluster; gives each one's name and status as it ends."
     with cluster(root, chosen, deadline=deadline, **options) as tasks:
         tasks.add(chosen)
-        for turn in count():
+        while tasks.left and not is_over(deadline):
             yield from tasks.ended()
-            if not tasks.left or is_over(deadline):
-                return
-            if turn % 50 == 0:  # about every five seconds
-                tasks.say_whether_nobody_works()
             time.sleep(0.1)
 
 # %% ../../nbs/reference/runs/cluster.ipynb #clus0047

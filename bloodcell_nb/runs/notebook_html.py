@@ -85,6 +85,7 @@ def _reduced(notebook):
             cell.source = html.escape(cell.source)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
+            data.pop("application/vnd.jupyter.widget-view+json", None)  # its text is shown
             if "image/png" in data:
                 data["image/png"] = base64.b64encode(
                     smaller(base64.b64decode(data["image/png"]))).decode()
@@ -107,24 +108,26 @@ def _kept(tag, name, value):
     return value if value.startswith(here) else None
 
 
-def _as_it_is(part):
-    "A part of a notebook's HTML, not cleaned by itself: all of them are, together."
-    return part.decode() if isinstance(part, bytes) else part
+def _cleaned(part):
+    "HTML of what is allowed; all that it opens it closes."
+    import nh3
+
+    return nh3.clean(part.decode() if isinstance(part, bytes) else part, _TAGS,
+                     attributes=_ATTRIBUTES, attribute_filter=_kept, link_rel=None,
+                     url_schemes={"http", "https", "data"})
 
 
 def _body(notebook):
     "HTML of a notebook's cells, without scripts and without what lies elsewhere."
-    import nh3
     from nbconvert import HTMLExporter, TemplateExporter
     from nbconvert.filters import Highlight2HTML
 
-    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True,
+    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True, sanitize_html=True,
                             exclude_input_prompt=True, exclude_output_prompt=True,
-                            filters={"clean_html": _as_it_is, "highlight_code": Highlight2HTML()})
+                            filters={"clean_html": _cleaned, "highlight_code": Highlight2HTML()})
     # as the class above it does: its own would read all of the page once more
     body, more = TemplateExporter.from_notebook_node(exporter, notebook)
-    body = nh3.clean(body, _TAGS, attributes=_ATTRIBUTES, attribute_filter=_kept, link_rel=None,
-                     url_schemes={"http", "https", "data"})
+    body = _cleaned(body)  # what no part's cleaning has seen, too
     body = re.sub(r"<a\b(?![^>]*\bhref=)[^>]*>(.*?)</a>", r"\1", body, flags=re.S)
     body = re.sub(r'<img\b(?![^>]*src="data:image/)[^>]*>', "", body)
     body = re.sub(r"<img\b(?![^>]*\balt=)", '<img alt="figure"', body)
