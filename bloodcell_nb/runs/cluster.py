@@ -366,8 +366,8 @@ def _bring(root, name, result):
 def ended(
     self: Tasks,
 ) -> list[tuple[str, dict]]:  # name and status
-    """The runs that have ended since it was asked last; their folders lie in their places. Once it
-    is found out, every fiftieth time, that no worker is left, a line says so.
+    """The runs that have ended since it was asked last; their folders lie in their places. Every
+    fiftieth time it looks for workers too, and prints a line where the last has gone.
     """
     if next(self._turns) % 50 == 0:
         known, self._nobody = self._nobody, not self.at_once
