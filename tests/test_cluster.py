@@ -94,6 +94,15 @@ class Cluster:
         return {path.parent.name: json.loads(path.read_text())["state"]
                 for path in (self.folder / "out").glob("*/status.json")}
 
+    def end(self):
+        "Kill what still lives, and what that has started."
+        below = [one for process in self.processes if process.poll() is None
+                 for one in psutil.Process(process.pid).children(recursive=True)]
+        for one in [*self.processes, *below]:
+            kill(one)
+        for process in self.processes:
+            process.communicate()
+
 
 def kill(process):
     "Kill -9 of a process alone: what it started lives, or ends by itself."
@@ -105,12 +114,7 @@ def kill(process):
 def cluster(tmp_path, request):
     made = Cluster(tmp_path, getattr(request, "param", False))
     yield made
-    below = [one for process in made.processes if process.poll() is None
-             for one in psutil.Process(process.pid).children(recursive=True)]
-    for one in [*made.processes, *below]:
-        kill(one)
-    for process in made.processes:
-        process.communicate()
+    made.end()
 
 
 def test_a_worker_that_dies_costs_no_run(cluster):

@@ -68,7 +68,7 @@ def set_coverage(
     labels: np.ndarray,  # (n,)
     probabilities: np.ndarray,  # (n, classes)
     thresholds: dict,  # of `set_thresholds`
-) -> dict[str, dict]:  # for each level; `lowest` is of the classes with 20 cells or more, `judged`
+) -> dict[str, dict]:  # for each level; `lowest` of the `judged` with 20 cells or more, else None
     """Say how many sets hold the right class, over all cells and in the class where fewest do, how
     many classes are in a set, and whether the promise holds.
     """

@@ -31,14 +31,6 @@ class Workers(Cluster):
         return self.start("dask", "worker", "--scheduler-file", "scheduler.json", "--no-nanny",
                           "--no-dashboard", "--nthreads", 1, "--local-directory", place)
 
-    def end(self):
-        "Kill what still lives, and what that has started."
-        for process in self.processes:
-            if process.poll() is None:
-                for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    kill(one)
-            process.communicate()
-
 
 def finished(root):
     "Runs that have their record, by name."
