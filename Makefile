@@ -14,6 +14,7 @@ setup: .venv/.installed  ## make .venv with the locked versions, the package and
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name bloodcell_nb
 	mkdir -p .venv/etc/ipython && echo "c.IPKernelApp.capture_fd_output = False" > .venv/etc/ipython/ipython_kernel_config.py  # TensorFlow's log stays out of the notebooks
+	$(BIN)/python -c "import bloodcell_nb, keras"  # compiled once, before several processes want it at once
 	touch $@
 
 report: setup  ## the whole course on drawn cells, then the page
@@ -22,16 +23,16 @@ report: setup  ## the whole course on drawn cells, then the page
 test: setup  ## export and clean leave nothing to do, ruff, the reference's notebooks, chapters at smoke size, pytest
 	tests/check_tree.sh
 	ruff check .
-	$(MAKE) --no-print-directory -j 2 test-notebooks .venv/older/.installed
-	$(MAKE) --no-print-directory test-pytest
+	$(MAKE) --no-print-directory -j 2 test-notebooks test-pytest
 
-# two processes with one thread each: TensorFlow's threads would wait for one another
+# a process for the notebooks beside two for pytest, so that both cores have work to the end; each
+# with one thread, since TensorFlow's threads would wait for one another
 test-notebooks test-pytest: export TF_NUM_INTRAOP_THREADS := 1
 test-notebooks test-pytest: export OMP_NUM_THREADS := 1
 
 # 01 is run by reference/runs/engine, 03 to 07 by test_ensemble, 09 by test_models, 02 by test-all
 test-notebooks:
-	nbdev_test --n_workers 2 --do_print --timing --skip_file_re '^([_.]|0[1-79]_)'
+	nbdev_test --n_workers 1 --do_print --timing --skip_file_re '^([_.]|0[1-79]_)'
 
 test-pytest: .venv/older/.installed
 	pytest -n 2 --dist loadscope --no-loadscope-reorder
