@@ -423,6 +423,14 @@ def _taken(images, network):
         return images
     return ops.cast(ops.round(images), wanted)
 
+# %% ../../nbs/reference/augment/policies.ipynb #teach005
+def _answers(teachers, images):
+    "Mean of what networks answer to images of any size."
+    from keras import ops
+
+    return sum(ops.cast(one(_taken(_resized(images, one.input_shape), one), training=False),
+                        "float32") for one in teachers) / len(teachers)
+
 # %% ../../nbs/reference/augment/policies.ipynb #8bd4dbf9
 def augmented(
     model,  # keras model: images to probabilities; it is what is trained, and what is saved
@@ -430,6 +438,8 @@ def augmented(
     class_weight: dict = None,  # weight of each class in the training's loss
     cells: Cells = None,  # kept where the model computes, and asked for by their numbers
     batch_size: int = None,  # of every batch; a policy needs it
+    teachers: list = (),  # keras models: their mean answer to an image is its label
+    share: float = 1.0,  # of that label; the rest is the image's own
 ):  # keras model on {"images", "labels", "mixed"}, or on {"index"}: (n,)
     "Wrap a classifier so that its training step augments."
     import keras
@@ -455,6 +465,8 @@ def augmented(
             images = _resized(images, self.seen.input_shape)
             if self.apply:
                 images, labels = self.apply(images, labels, mixed)
+            if teachers:
+                labels = (1 - share) * labels + share * _answers(teachers, images)
             found = self.seen(_taken(images, self.seen), training=True)
             return {"probabilities": found, "labels": labels}
 

@@ -28,7 +28,7 @@ from bloodcell_nb.runs.recipes import (
     runs_folder,
     runs_read,
 )
-from .weight_files import PACKAGED, packaged_file, recipe_weights
+from .weight_files import PACKAGED, packaged_file, recipe_weights, teacher_files
 
 # %% ../../nbs/reference/runs/keys.ipynb #64495b80
 def _parse(code):
@@ -160,7 +160,8 @@ def _read_by(recipe):
 
 # %% ../../nbs/reference/runs/keys.ipynb #1b277bcc
 # places and words
-_NOT_IN_KEY = {"out", "source", "weights", "runs", "model", "step", "reported", "baseline"}
+_NOT_IN_KEY = {"out", "source", "weights", "runs", "model", "step", "reported", "baseline",
+               "teacher"}
 
 
 def run_key(
@@ -179,5 +180,6 @@ def run_key(
     parts = [recipe.model_dump_json(exclude=left_out), data or fingerprint(recipe.source),
              code_fingerprint(recipe.notebook),
              fingerprint(file) if file else getattr(recipe, "weights", ""), keras_backend(),
+             *map(file_sum, teacher_files(recipe)),
              _read_by(recipe) if isinstance(recipe, ReaderRecipe) else ""]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

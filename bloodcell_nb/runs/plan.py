@@ -127,12 +127,12 @@ def check_inputs(
     chosen: list,  # recipes
 ):
     "Raise DataError for what the recipes' runs would not find, or their backend cannot do."
-    from bloodcell_nb.runs.weight_files import recipe_weights
+    from bloodcell_nb.runs.weight_files import recipe_weights, teacher_files
 
     for place in dict.fromkeys(recipe.source for recipe in chosen):
         check_source(place)
     for recipe in chosen:
-        recipe_weights(recipe)
+        recipe_weights(recipe), teacher_files(recipe)
         library, backend = getattr(recipe, "augmentation_library", ""), keras_backend()
         if library == "keras_cv" and backend != "tensorflow":
             raise RecipeError(f"{recipe.recipe}: augmentation_library is keras_cv, which needs "

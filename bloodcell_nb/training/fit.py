@@ -26,12 +26,13 @@ from ..data.analysis import balance_classes, duplicate_groups, perceptual_hashes
 from ..data.cells import Cells, DataError, StoredImages, fold_indices, split_indices
 from ..data.files import replacing
 from ..evaluation.metrics import plot_learning_curves, score
-from ..networks.explain import save_network
+from ..networks.explain import load_model, save_network
 from ..networks.speed import keep_freed_memory, speed_up_answers, speed_up_training
 from ..runs.recipes import TrainingRecipe
 from ..runs.run import Run
 from ..runs.splits import Splits, class_weight_dict, distorted
 from ..runs.tensorboard import event_callbacks
+from ..runs.weight_files import teacher_files
 from .image_sizes import GrowingImages, policies_of
 from bloodcell_nb.training.optimizers import (
     compiles_with_xla,
@@ -167,6 +168,25 @@ class Fit:
                 "images_per_second": round(self.images_per_second, 1), "seconds": self.seconds,
                 **({"not_finite": self.not_finite} if self.not_finite else {})}
 
+# %% ../../nbs/reference/training/fit.ipynb #teach006
+def _teachers(recipe, train):
+    "The networks that teach; DataError for one that knows other classes, or in another order."
+    few, found = train[:128], []
+    for file in teacher_files(recipe):
+        teacher, name = load_model(file), f"teacher {file.parent.name}/{file.name}"
+        classes = len(train.class_names)
+        if (count := teacher.output_shape[1]) != classes:
+            raise DataError(f"{name} answers with {count} classes; expected {classes}, as the "
+                            f"source has: {', '.join(train.class_names)}")
+        images = keras.ops.image.resize(np.asarray(few.images), teacher.input_shape[1:3])
+        answers = np.asarray(teacher.predict(images, verbose=0)).argmax(axis=1)
+        if (right := (answers == few.labels).mean()) < 2 / classes:
+            raise DataError(f"{name} is right on {right:.0%} of {len(few)} training cells; expected"
+                            f" one for these classes in this order: {', '.join(train.class_names)}")
+        teacher.trainable = False
+        found.append(teacher)
+    return found
+
 # %% ../../nbs/reference/training/fit.ipynb #a14ce7ca
 def _compiled(model, train, recipe, policies):
     "The model with augmentation, compiled as the recipe says, and its batches."
@@ -178,7 +198,7 @@ def _compiled(model, train, recipe, policies):
     speed_up_training(model)
     keep_freed_memory()
     trained = augmented(model, policies, weights, train if on_device else None,
-                        batches.batch_size)
+                        batches.batch_size, _teachers(recipe, train), recipe.teacher_share)
     trained.compile(
         make_optimizer(recipe, len(batches), model.trainable_variables),
         keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),

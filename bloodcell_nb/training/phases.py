@@ -82,7 +82,7 @@ def fit_phases(
                                         "learning_rate": phase.learning_rate} | (
                                             {} if phase.augment else {"augmentation": []}))
         once = (phase.trainable == "head" and _constant(model, now)
-                and not isinstance(train.images, StoredImages))
+                and not recipe.teacher and not isinstance(train.images, StoredImages))
         one = fit_head if once else fit
         try:
             fitted = one(model, train, val, now, run,
