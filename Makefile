@@ -39,7 +39,7 @@ test-pytest: .venv/older/.installed
 
 # Keras alone, on the locked TensorFlow: what travels is read by these too
 .venv/older/.installed: .venv/.installed
-	for version in 3.6.0 3.10.0 3.13.2 3.14.0; do $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target .venv/older/$$version keras==$$version || echo "no Keras $$version here: not tested"; done
+	for version in 3.6.0 3.10.0 3.13.2 3.14.0; do $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile --target .venv/older/$$version keras==$$version || echo "no Keras $$version here: not tested"; done
 	touch $@
 
 test-all: test  ## also the chapters as they stand; every recipe, at smoke size, without pretrained weights

@@ -171,10 +171,10 @@ class Fit:
 # %% ../../nbs/reference/training/fit.ipynb #teach006
 def _teachers(recipe, train):
     "The networks that teach; DataError for one that knows other classes, or in another order."
-    few, found = train[:128], []
+    found, classes = [], len(train.class_names)
     for file in teacher_files(recipe):
-        teacher, name = load_model(file), f"teacher {file.parent.name}/{file.name}"
-        classes = len(train.class_names)
+        few, teacher = train[:128], load_model(file)
+        name = f"teacher {file.parent.name}/{file.name}"
         if (count := teacher.output_shape[1]) != classes:
             raise DataError(f"{name} answers with {count} classes; expected {classes}, as the "
                             f"source has: {', '.join(train.class_names)}")
