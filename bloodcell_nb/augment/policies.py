@@ -425,11 +425,12 @@ def _taken(images, network):
 
 # %% ../../nbs/reference/augment/policies.ipynb #teach005
 def _answers(teachers, images):
-    "Mean of what networks answer to images of any size."
+    "Weighted mean of what networks answer to images of any size."
     from keras import ops
 
-    return sum(ops.cast(one(_taken(_resized(images, one.input_shape), one), training=False),
-                        "float32") for one in teachers) / len(teachers)
+    return sum(weight * ops.cast(one(_taken(_resized(images, one.input_shape), one),
+                                     training=False), "float32")
+               for one, weight in teachers) / sum(weight for _, weight in teachers)
 
 # %% ../../nbs/reference/augment/policies.ipynb #8bd4dbf9
 def augmented(
@@ -438,7 +439,7 @@ def augmented(
     class_weight: dict = None,  # weight of each class in the training's loss
     cells: Cells = None,  # kept where the model computes, and asked for by their numbers
     batch_size: int = None,  # of every batch; a policy needs it
-    teachers: list = (),  # keras models: their mean answer to an image is its label
+    teachers: list = (),  # keras models, each with its share in the answer that is the label
     share: float = 1.0,  # of that label; the rest is the image's own
 ):  # keras model on {"images", "labels", "mixed"}, or on {"index"}: (n,)
     "Wrap a classifier so that its training step augments."

@@ -81,7 +81,7 @@ class DataWarning(UserWarning):
 SYNTHETIC, MEDMNIST = "synthetic", "medmnist"
 # words that are no path, for each parameter of a recipe that may name one
 KEYWORDS = {"source": (SYNTHETIC, MEDMNIST), "weights": ("imagenet", "none"), "runs": (),
-            "model": ()}
+            "model": (), "teacher": ()}
 
 
 def source_path(

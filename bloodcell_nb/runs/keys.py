@@ -180,6 +180,6 @@ def run_key(
     parts = [recipe.model_dump_json(exclude=left_out), data or fingerprint(recipe.source),
              code_fingerprint(recipe.notebook),
              fingerprint(file) if file else getattr(recipe, "weights", ""), keras_backend(),
-             *map(file_sum, teacher_files(recipe)),
+             *(f"{file_sum(file)} {share}" for file, share in teacher_files(recipe).items()),
              _read_by(recipe) if isinstance(recipe, ReaderRecipe) else ""]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -161,8 +161,8 @@ class TrainingRecipe(_Optimization):
         "source", description="of the source, or drawn anew with val_share: stratified or random")
     validation_noise: float = Field(0.0, ge=0, le=128, description="standard deviation of noise on "
                                                                    "validation images, grey levels")
-    teacher: list[str] = Field([], description="published networks or .keras files: their mean "
-                                               "answer to an image, as augmented, is its label")
+    teacher: str = Field("", description="a .keras file, run's folder or published network: its "
+                                         "answer to an image, as augmented, is the label")
     teacher_share: float = Field(1.0, gt=0, le=1, description="of that label; the rest: its own")
     folds: int = Field(0, ge=0, description="from 2: also k-fold cross-validation of training and "
                                             "validation split, stratified unless that is random")

@@ -206,8 +206,6 @@ def finish(
              and path.exists()}
     if self.weights:  # of a folder, the file in it
         values["weights"] = self.weights.name
-    if teacher := values.get("teacher"):
-        values["teacher"] = [Path(name).name for name in teacher]
     record = {
         "recipe": values,
         "data": {"source": values["source"], "fingerprint": self.data, "synthetic": self.synthetic},

@@ -7,6 +7,7 @@ __all__ = ['PACKAGED', 'packaged_file', 'find_weights', 'recipe_weights', 'teach
            'load_file']
 
 # %% ../../nbs/reference/runs/weight_files.ipynb #wf000003
+import json
 import os
 import tempfile
 import warnings
@@ -108,15 +109,21 @@ def recipe_weights(
 # %% ../../nbs/reference/runs/weight_files.ipynb #teach002
 def teacher_files(
     recipe,  # a Recipe
-) -> list[Path]:  # .keras files; none where the cells' own labels teach
+) -> dict[Path, float]:  # share of each .keras file in the answer; none where labels teach
     "Find the networks that a training learns from; raises DataError."
-    models = [root / "models" for root in (working_root(), project_root())]
-    places = [next((folder / name for folder in models if (folder / name).is_dir()), Path(name))
-              for name in getattr(recipe, "teacher", ())]
+    if not (place := source_path(getattr(recipe, "teacher", ""), "teacher")):
+        return {}
+    if not place.exists():
+        models = [root / "models" / place for root in (working_root(), project_root())]
+        place = next((folder for folder in models if folder.is_dir()), place)
     try:
-        return [model_file(place) for place in places]
-    except DataError as error:
-        raise DataError(f"teacher: {error}") from None
+        if (place / "model.keras").is_file() or not (place / "ensemble.json").is_file():
+            return {model_file(place): 1.0}
+        said = json.loads((place / "ensemble.json").read_text(encoding="utf-8"))
+        return {model_file(place.parent / member): weight for member, weight in zip(
+            said["members"], said["weights"], strict=True) if weight > 0}
+    except (DataError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"teacher: {error or place}") from None
 
 # %% ../../nbs/reference/runs/weight_files.ipynb #wf000010
 def keras_models() -> Path:

@@ -172,7 +172,7 @@ class Fit:
 def _teachers(recipe, train):
     "The networks that teach; DataError for one that knows other classes, or in another order."
     found, classes = [], len(train.class_names)
-    for file in teacher_files(recipe):
+    for file, weight in teacher_files(recipe).items():
         few, teacher = train[:128], load_model(file)
         name = f"teacher {file.parent.name}/{file.name}"
         if (count := teacher.output_shape[1]) != classes:
@@ -184,7 +184,7 @@ def _teachers(recipe, train):
             raise DataError(f"{name} is right on {right:.0%} of {len(few)} training cells; expected"
                             f" one for these classes in this order: {', '.join(train.class_names)}")
         teacher.trainable = False
-        found.append(teacher)
+        found.append((teacher, weight))
     return found
 
 # %% ../../nbs/reference/training/fit.ipynb #a14ce7ca
