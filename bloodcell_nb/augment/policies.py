@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'LIBRARIES', 'KERAS_CV', 'named_policy', 'check_policy', 'keras_cv_layer', 'weakened', 'Policy',
-           'with_noise', 'augmented']
+           'with_noise', 'teacher_answers', 'augmented']
 
 # %% ../../nbs/reference/augment/policies.ipynb #34131068
 import logging
@@ -424,8 +424,11 @@ def _taken(images, network):
     return ops.cast(ops.round(images), wanted)
 
 # %% ../../nbs/reference/augment/policies.ipynb #teach005
-def _answers(teachers, images):
-    "Weighted mean of what networks answer to images of any size."
+def teacher_answers(
+    teachers: list,  # keras models, each with its share
+    images,  # (n, h, w, 3) of any size, grey levels
+):  # float32 (n, classes)
+    "Weighted mean of what networks answer to images."
     from keras import ops
 
     return sum(weight * ops.cast(one(_taken(_resized(images, one.input_shape), one),
@@ -467,7 +470,7 @@ def augmented(
             if self.apply:
                 images, labels = self.apply(images, labels, mixed)
             if teachers:
-                labels = (1 - share) * labels + share * _answers(teachers, images)
+                labels = (1 - share) * labels + share * teacher_answers(teachers, images)
             found = self.seen(_taken(images, self.seen), training=True)
             return {"probabilities": found, "labels": labels}
 

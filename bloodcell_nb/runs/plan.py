@@ -132,7 +132,8 @@ def check_inputs(
     for place in dict.fromkeys(recipe.source for recipe in chosen):
         check_source(place)
     for recipe in chosen:
-        recipe_weights(recipe), teacher_files(recipe)
+        recipe_weights(recipe)
+        teacher_files(recipe)
         library, backend = getattr(recipe, "augmentation_library", ""), keras_backend()
         if library == "keras_cv" and backend != "tensorflow":
             raise RecipeError(f"{recipe.recipe}: augmentation_library is keras_cv, which needs "

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from IPython.display import HTML, DisplayHandle
 from matplotlib.figure import Figure
 
-from ..augment.policies import augmented, with_noise
+from ..augment.policies import augmented, teacher_answers, with_noise
 from ..data.analysis import balance_classes, duplicate_groups, perceptual_hashes
 from ..data.cells import Cells, DataError, StoredImages, fold_indices, split_indices
 from ..data.files import replacing
@@ -178,8 +178,8 @@ def _teachers(recipe, train):
         if (count := teacher.output_shape[1]) != classes:
             raise DataError(f"{name} answers with {count} classes; expected {classes}, as the "
                             f"source has: {', '.join(train.class_names)}")
-        images = keras.ops.image.resize(np.asarray(few.images), teacher.input_shape[1:3])
-        answers = np.asarray(teacher.predict(images, verbose=0)).argmax(axis=1)
+        answers = keras.ops.convert_to_numpy(teacher_answers(
+            [(teacher, 1.0)], np.asarray(few.images))).argmax(axis=1)
         if (right := (answers == few.labels).mean()) < 2 / classes:
             raise DataError(f"{name} is right on {right:.0%} of {len(few)} training cells; expected"
                             f" one for these classes in this order: {', '.join(train.class_names)}")
