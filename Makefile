@@ -34,12 +34,17 @@ test-notebooks test-pytest: export OMP_NUM_THREADS := 1
 test-notebooks:
 	nbdev_test --n_workers 1 --do_print --timing --skip_file_re '^([_.]|0[1-79]_)'
 
-test-pytest: .venv/older/.installed
+test-pytest: .venv/older/.installed .venv/jax/.installed
 	pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Keras alone, on the locked TensorFlow: what travels is read by these too
 .venv/older/.installed: .venv/.installed
 	for version in 3.6.0 3.10.0 3.13.2 3.14.0; do $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile --target .venv/older/$$version keras==$$version || echo "no Keras $$version here: not tested"; done
+	touch $@
+
+# JAX apart: TensorFlow imports it wherever it finds it, and every command would wait for that
+.venv/jax/.installed: .venv/.installed
+	$(BIN)/python -c "import configparser as c; s = c.ConfigParser(); s.read('settings.ini', 'utf-8'); print(s['DEFAULT']['jax_requirements'])" | $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile --target .venv/jax -r /dev/stdin
 	touch $@
 
 test-all: test  ## also the chapters as they stand; every recipe, at smoke size, without pretrained weights

@@ -1,5 +1,6 @@
 "Where real cells lie, and a small source for runs."
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def published_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explain, "load_model", load_model)
         yield
+
+
+@pytest.fixture(scope="session")
+def under_jax():
+    "Environment variables under which a process computes with JAX, which `make test` puts apart."
+    apart = ROOT / ".venv" / "jax"
+    if not (apart / "jax").is_dir() and find_spec("jax") is None:
+        pytest.skip("JAX is not installed; make .venv/jax/.installed, or pip install -e .[jax]")
+    places = [str(apart), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(places)}
 
 
 def _data(name):

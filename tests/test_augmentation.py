@@ -73,9 +73,8 @@ assert abs(np.asarray(shown).mean() - images.mean()) < 0.05
 """
 
 
-def test_operations_under_jax():
+def test_operations_under_jax(under_jax):
     "Limits, mixing with alpha 0 and rounding, as reference/augment/policies has it for TensorFlow."
-    pytest.importorskip("jax", reason="JAX is not installed; pip install -e .[jax]")
     done = subprocess.run([sys.executable, "-c", OTHER_BACKEND], capture_output=True, text=True,
-                          env=os.environ | {"KERAS_BACKEND": "jax"})
+                          env=os.environ | under_jax)
     assert done.returncode == 0, done.stderr[-2000:]

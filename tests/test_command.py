@@ -371,15 +371,12 @@ def test_a_budget_that_ends_before_the_runs_do(tmp_path, monkeypatch, capsys):
     assert last_state(work) >= 1
 
 
-def test_jax(tmp_path):
+def test_jax(tmp_path, under_jax):
     "A chapter runs on JAX too, with the three operations that Keras lacks there."
-    pytest.importorskip("jax",
-                        reason="JAX is not installed; pip install -e .[jax] to run recipes with "
-                               "KERAS_BACKEND=jax")
     lacking = {"RandomApply": {"k": 2, "of": ["RandomChannelShift", "ChannelShuffle", "GridMask"]}}
     one = recipe(tmp_path, "one", epochs=1, augmentation=["RandomFlip", lacking])
     done = bloodcell("run", one, "--data", SOURCE, "--profile", "full", "--out", tmp_path,
-                     KERAS_BACKEND="jax")
+                     **under_jax)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert record["environment"]["backend"] == "jax"

@@ -173,7 +173,8 @@ def test_one_code_is_the_usual_one_in_all_parts(tmp_path):
             git={"commit": commit * 20, "clean": True}))
     page = unescape(build_page(tmp_path).read_text(encoding="utf-8"))
     told = page.partition('<h3 id="ensemble">')[2].partition("</section>")[0]
-    for words in ("mean of Lite0 and ConvNeXt Atto (8 views)", "mean of the two ways, Lite0 and Atto"):
+    for words in ("mean of Lite0 and ConvNeXt Atto (8 views)",
+                  "mean of the two ways, Lite0 and Atto"):
         assert f"<td>{words} †</td>" in told
     assert "† marks records of other code than most: 2 of commit abababa." in told
     assert "3 of 5 records are of commit cdcdcdc, 2 of commit abababa." in page

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tomllib
 from configparser import ConfigParser
-from importlib.metadata import metadata, packages_distributions
+from importlib.metadata import distributions, metadata, packages_distributions
 from modulefinder import ModuleFinder
 from pathlib import Path
 
@@ -58,20 +58,21 @@ def test_one_source_of_dependencies():
     assert pins(line for line in listed if "==" in line) == direct
     assert "-e ." in listed and "python=3.11" in conda
     locked = pins((ROOT / "requirements.lock").read_text().split())
-    # CI runs recipes on JAX too, and exports to ONNX
-    wanted = direct | pins(settings()["jax_requirements"].split()
-                           + settings()["onnx_requirements"].split())
+    wanted = direct | pins(settings()["onnx_requirements"].split())  # CI exports to ONNX too
     assert {name: locked.get(name) for name in wanted} == wanted
+    assert not {"jax", "jaxlib"} & {*locked}, "each process that imports TensorFlow would import it"
 
 
-def test_the_cuda_builds_are_those_of_the_same_versions():
+def test_the_cuda_builds_are_those_of_the_same_versions(under_jax):
     "What a GPU needs beside the locked libraries, each by the extra that its own package names."
+    places = [*under_jax["PYTHONPATH"].split(os.pathsep), *sys.path]
     ours, known = settings(), metadata("bloodcell_nb").get_all("Provides-Extra")
     pinned = pins((ours["requirements"] + ours["jax_requirements"]).split())
     for extra, name, needed in (("cuda", "tensorflow", "and-cuda"), ("jax-cuda", "jax", "cuda12")):
         given = ours[f"{extra.replace('-', '_')}_requirements"].split()
         assert given == [f"{name}[{needed}]=={pinned[name]}"] and extra in known
-        assert needed in metadata(name).get_all("Provides-Extra")
+        found = next(iter(distributions(name=name, path=places)))
+        assert needed in found.metadata.get_all("Provides-Extra")
         assert f".[{extra}]" in (ROOT / "environment.yml").read_text()
 
 
