@@ -49,8 +49,11 @@ def label_points(
     names: list[str],
 ):  # the axes
     "Write each point's name right of the axes, in the order of y, with a line to the point."
-    for place, k in zip(np.linspace(0.02, 0.98, len(names)), np.argsort(y), strict=True):
-        ax.annotate(fill(names[k], 38), (x[k], y[k]), (1.03, place), textcoords="axes fraction",
+    texts, order = [fill(name, 38) for name in names], np.argsort(y)
+    lines = np.array([1 + texts[k].count("\n") for k in order])  # as much room as a name needs
+    middles = (lines.cumsum() - lines / 2) / max(lines.sum(), 1)
+    for place, k in zip(middles, order, strict=True):
+        ax.annotate(texts[k], (x[k], y[k]), (1.03, place), textcoords="axes fraction",
                     va="center", fontsize=9, annotation_clip=False, parse_math=False,
                     arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6,
                                 "relpos": (0, 0.5)})
