@@ -505,6 +505,35 @@ def test_import_is_light():
         assert module in loaded and heavy & set(loaded) <= allowed, heavy & set(loaded)
 
 
+def judged(chapter):
+    "Lines of a chapter that test what it read from records of other runs."
+    others, found = set(), []
+    for cell in json.loads(chapter.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            parts = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
+            names = ({part.id for part in parts if isinstance(part.ctx, ast.Load)}
+                     - {part.id for part in parts if isinstance(part.ctx, ast.Store)})
+            if isinstance(node, ast.Assign | ast.NamedExpr):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                given = {part.id for target in targets for part in ast.walk(target)
+                         if isinstance(part, ast.Name)}
+                others = others | given if names & {"read_runs", *others} else others - given
+            tests = (isinstance(node, ast.Assert) or isinstance(node, ast.Call)
+                     and getattr(node.func, "id", "") in ("test_eq", "test_close", "test_fail"))
+            if tests and names & others:
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("chapter", sorted((ROOT / "nbs").glob("0[1-79]_*.ipynb")),
+                         ids=lambda path: path.stem)
+def test_no_run_fails_for_the_sake_of_another_runs_record(chapter):
+    "Whoever trains for hours may have other records in reports/ than those that are committed."
+    assert judged(chapter) == []
+
+
 def test_readme_shows_the_records():
     "Its table holds lines of the records alone, at most ten, the best on the stand-in among them."
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()

@@ -37,6 +37,7 @@ MADE = RECORDS / "efficientnet_lite0_heavy"  # two copies of it are the runs of 
 GOOD, ODD = "efficientnet_lite0_mixup_double", "efficientnet_lite0_translation_mixup"
 WORDS = {GOOD: "Lite0, MixUp on a second copy",  # their recipes' steps
          ODD: "Lite0, translation, MixUp on a second copy"}
+EVALUATED = f"evaluate_{MADE.name}"
 WORTH = "What each augmentation and each step was worth"
 
 
@@ -392,6 +393,28 @@ def test_a_committed_page_and_csv_say_what_the_records_say(folder, tmp_path):
                 low, high = scores["interval_95"][key]
                 assert [float(row[f"{column}_{key}{end}"]) for end in ("", "_low", "_high")
                         ] == [scores[key], low, high]
+
+
+def test_what_chapters_say_of_the_committed_records():
+    "In their texts, 09 above all: here, since no run may end for the sake of another's record."
+    home, bccd, away, course = ({run.name: run.metrics.get("results", {}) for run in read_runs(
+        RECORDS.parent / place)} for place in ("pbc96", "bccd", "cellavision", "course"))
+    assert round(home["efficientnet_lite0_fast"]["test"]["accuracy"], 2) == 0.97  # README too
+    found = course["analysis"]
+    assert found["kept"] == found["images"] - found["dropped"]["injected"] - 18 == 11_959 - 18
+
+    def gains(place, of, over, what="accuracy"):
+        return [one[of][what] - one[over][what] for one in place.values()
+                if {of, over} <= one.keys()]
+
+    assert min(gains(bccd, "among", "test") + gains(away, "among", "test")) > 0.05
+    assert min(gains(away, "test", "unscaled")) > 0.05 < max(gains(bccd, "test", "unscaled"))
+    assert min(gains(bccd, "test", "unscaled", "auc")) < -0.02
+    assert min(gains(bccd, "label_shift", "among")) < -0.2
+    lost = {(name, k): home[name]["test"]["accuracy"] - place[name]["test"]["accuracy"]
+            for k, place in enumerate((bccd, away)) for name in place if name in home}
+    assert min(lost.values()) > 0.1
+    assert lost["evaluate_convnext_atto_heavy", 0] > lost[EVALUATED, 0] + 0.2
 
 
 def test_a_record_with_the_area_under_the_curve_shows_it(folder):
