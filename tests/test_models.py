@@ -30,6 +30,7 @@ from bloodcell_nb.runs.recipes import check_recipe, project_root
 
 BEST = "ensemble_lite0_atto"  # best on the cells of its own laboratory
 SINGLE = "efficientnet_lite0_heavy"  # one of its members
+TAUGHT = "efficientnet_lite0_taught"  # by it
 CAT = project_root() / "nbs" / "images" / "cat.png"
 
 
@@ -129,7 +130,7 @@ def test_sets_of_classes(folder, capsys):
                for one, line in zip(surer, text, strict=True))
 
 
-@pytest.mark.parametrize("name", [SINGLE, "convnext_atto_heavy", BEST])
+@pytest.mark.parametrize("name", [SINGLE, "convnext_atto_heavy", BEST, TAUGHT])
 def test_sets_keep_their_promise_at_home(name):
     "As recorded, on test cells as stand-in, in each class; with few classes on cells as they are."
     folder, thresholds = find_model(name), read_ensemble(find_model(name)).set_above
