@@ -285,7 +285,8 @@ def test_what_a_record_says_stays_text(tmp_path):
         place = tmp_path / f"{LESS}script '{name}"
         place.mkdir()
         for file in ("status.json", "metrics.json"):
-            whole = replaced(json.loads((RECORDS / name / file).read_text()), kept=("state", "commit"))
+            whole = replaced(json.loads((RECORDS / name / file).read_text()),
+                             kept=("state", "commit"))
             if "phases" in whole.get("results", {}):
                 whole["results"]["cross_validation"] = folds
             if "models" in whole.get("results", {}):
