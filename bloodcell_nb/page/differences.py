@@ -10,11 +10,22 @@ import numpy as np
 
 from .comparable import same_code
 from ..runs.finished import Finished
-from ..runs.recipes import Recipe
+from ..runs.recipes import SCHEMAS, Recipe
 from ..runs.splits import ONCE
 
 # %% ../../nbs/reference/page/differences.ipynb #c18ded5e
 _NAMES = {"notebook", "recipe", "step", "reported", "baseline", "source", "out", "runs"}
+
+
+def _settings(run):
+    "What a run's recipe says; of a setting that came after its record, the default."
+    recipe = run.metrics["recipe"] if isinstance(run, Finished) else run.model_dump()
+    schema = SCHEMAS.get(recipe.get("notebook"))
+    later = {name: field.get_default(call_default_factory=True)
+             for name, field in (schema.model_fields if schema else {}).items()
+             if not field.is_required()}
+    known = {name: value for name, value in later.items() if value is not None}  # None: of others
+    return ONCE | known | recipe
 
 
 def changed_settings(
@@ -22,8 +33,7 @@ def changed_settings(
     second: Finished | Recipe,
 ) -> list[str]:  # names of settings, and code where two runs are not known to be of the same
     "Name what two recipes set differently, a run's as its record holds it."
-    ours, theirs = (ONCE | (run.metrics["recipe"] if isinstance(run, Finished)
-                            else run.model_dump()) for run in (first, second))
+    ours, theirs = _settings(first), _settings(second)
     changed = [key for key in ours if key in theirs and key not in _NAMES
                and ours[key] != theirs[key]]
     return changed + ["code"] * (isinstance(second, Finished) and not same_code(first, second))
