@@ -519,7 +519,8 @@ def judged(chapter):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 given = {part.id for target in targets for part in ast.walk(target)
                          if isinstance(part, ast.Name)}
-                others = others | given if names & {"read_runs", *others} else others - given
+                read = names & {"read_runs", "runs_on_real_cells", *others}
+                others = others | given if read else others - given
             tests = (isinstance(node, ast.Assert) or isinstance(node, ast.Call)
                      and getattr(node.func, "id", "") in ("test_eq", "test_close", "test_fail"))
             if tests and names & others:

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['kind_of', 'views_of', 'recipe_name', 'recipe_epochs', 'shortened', 'notes_of', 'words_of', 'label_of', 'called',
-           'named', 'epochs_words', 'made_by', 'usual_code', 'same_code', 'code_words', 'labels_of', 'unlike_words']
+           'named', 'epochs_words', 'made_by', 'usual_code', 'same_code', 'code_words', 'labels_of', 'unlike_words',
+           'runs_on_real_cells']
 
 # %% ../../nbs/reference/page/comparable.ipynb #compimp1
 from collections import Counter
 from contextlib import suppress
 from functools import cache
 
-from ..runs.finished import Finished
-from ..runs.recipes import RecipeError, read_recipe, recipes
+from ..runs.finished import Finished, read_runs
+from ..runs.recipes import RecipeError, project_root, read_recipe, recipes
 from ..runs.studies import PROFILES, SIZES, planned_epochs, sizes_of
 
 # %% ../../nbs/reference/page/comparable.ipynb #kindsrun
@@ -268,3 +269,12 @@ def unlike_words(
     "Say which of these runs are not like the others."
     return _short_words(runs) + _views_words(runs) + (
         _other_code_words(runs, usual) if usual else [])
+
+# %% ../../nbs/reference/page/comparable.ipynb #realruns
+def runs_on_real_cells(
+    *parts,  # that a run's results must hold, such as "stand_in"
+) -> dict[str, Finished]:  # by name; none where there is no such folder
+    "Read the runs on real cells that come with the project."
+    folder = project_root() / "reports" / "pbc96"
+    return {run.name: run for run in (read_runs(folder) if folder.is_dir() else [])
+            if {*parts} <= run.metrics.get("results", {}).keys() and run.metrics}

@@ -8,6 +8,7 @@ __all__ = ['PACKAGED', 'packaged_file', 'find_weights', 'recipe_weights', 'teach
 
 # %% ../../nbs/reference/runs/weight_files.ipynb #wf000003
 import json
+import math
 import os
 import tempfile
 import warnings
@@ -107,23 +108,39 @@ def recipe_weights(
     return find_weights(weights, recipe.backbone, recipe.alpha, side)
 
 # %% ../../nbs/reference/runs/weight_files.ipynb #teach002
+def _members(path):
+    "Networks that an ensemble's file names, each with its weight; DataError for another file."
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        found = {path.parent.parent / member: float(weight) for member, weight in zip(
+            said["members"], said["weights"], strict=True)}
+    except (OSError, ValueError, LookupError, TypeError):
+        found = {}
+    if not all(0 <= weight < math.inf for weight in found.values()) or not any(found.values()):
+        raise DataError(f"{path} is no ensemble; expected members, folders beside its own, and a "
+                        "weight of each, finite and none below 0, not all of them 0")
+    return {place: weight for place, weight in found.items() if weight}
+
+
 def teacher_files(
     recipe,  # a Recipe
 ) -> dict[Path, float]:  # share of each .keras file in the answer; none where labels teach
     "Find the networks that a training learns from; raises DataError."
     if not (place := source_path(getattr(recipe, "teacher", ""), "teacher")):
         return {}
-    if not place.exists():
-        models = [root / "models" / place for root in (working_root(), project_root())]
-        place = next((folder for folder in models if folder.is_dir()), place)
     try:
+        if not place.exists():
+            models = [root / "models" / place for root in (working_root(), project_root())]
+            place = next((folder for folder in models if folder.is_dir()), place)
         if (place / "model.keras").is_file() or not (place / "ensemble.json").is_file():
             return {model_file(place): 1.0}
-        said = json.loads((place / "ensemble.json").read_text(encoding="utf-8"))
-        return {model_file(place.parent / member): weight for member, weight in zip(
-            said["members"], said["weights"], strict=True) if weight > 0}
-    except (DataError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"teacher: {error or place}") from None
+        return {model_file(folder): weight
+                for folder, weight in _members(place / "ensemble.json").items()}
+    except DataError as error:
+        raise DataError(f"teacher: {error}") from None
+    except OSError as error:
+        raise DataError(f"teacher: {str(place)[:60]!r}: {error.strerror}; expected a .keras file, "
+                        "the folder of a run, or a published network") from None
 
 # %% ../../nbs/reference/runs/weight_files.ipynb #wf000010
 def keras_models() -> Path:

@@ -169,6 +169,14 @@ class Fit:
                 **({"not_finite": self.not_finite} if self.not_finite else {})}
 
 # %% ../../nbs/reference/training/fit.ipynb #teach006
+def _class_names(file):
+    "Classes of a published network, in its order; none of another's file."
+    try:
+        return json.loads(file.with_name("ensemble.json").read_text("utf-8"))["class_names"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+
+
 def _teachers(recipe, train):
     "The networks that teach; DataError for one that knows other classes, or in another order."
     found, classes = [], len(train.class_names)
@@ -180,7 +188,12 @@ def _teachers(recipe, train):
                             f"source has: {', '.join(train.class_names)}")
         answers = keras.ops.convert_to_numpy(teacher_answers(
             [(teacher, 1.0)], np.asarray(few.images))).argmax(axis=1)
-        if (right := (answers == few.labels).mean()) < 2 / classes:
+        names = _class_names(file)
+        if names != list(train.class_names) and {*names} == {*train.class_names}:
+            raise DataError(f"{name} knows these classes in another order: {', '.join(names)}; "
+                            f"expected {', '.join(train.class_names)}")
+        least = 1 / classes + min(1 / classes, (1 - 1 / classes) / 4)  # well above chance
+        if (right := (answers == few.labels).mean()) < least:
             raise DataError(f"{name} is right on {right:.0%} of {len(few)} training cells; expected"
                             f" one for these classes in this order: {', '.join(train.class_names)}")
         teacher.trainable = False
