@@ -172,7 +172,8 @@ class Fit:
 def _class_names(file):
     "Classes of a published network, in its order; none of another's file."
     try:
-        return json.loads(file.with_name("ensemble.json").read_text("utf-8"))["class_names"]
+        said = json.loads(file.with_name("ensemble.json").read_text(encoding="utf-8"))
+        return said["class_names"]
     except (OSError, ValueError, LookupError, TypeError):
         return []
 
