@@ -4,6 +4,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, when they are first imported
 
+# the versions that settings.ini pins for an extra
+asked_by = $(PYTHON) -c "import configparser as c; s = c.ConfigParser(); s.read('settings.ini', 'utf-8'); print(s['DEFAULT']['$(1)_requirements'])"
+
 .PHONY: setup report test test-notebooks test-pytest test-all lab docs slides exercises notebooks readme lock clean
 
 setup: .venv/.installed  ## make .venv with the locked versions, the package and its kernel
@@ -44,7 +47,7 @@ test-pytest: .venv/older/.installed .venv/jax/.installed
 
 # JAX apart: TensorFlow imports it wherever it finds it, and every command would wait for that
 .venv/jax/.installed: .venv/.installed
-	$(BIN)/python -c "import configparser as c; s = c.ConfigParser(); s.read('settings.ini', 'utf-8'); print(s['DEFAULT']['jax_requirements'])" | $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile --target .venv/jax -r /dev/stdin
+	$(call asked_by,jax) | $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile --target .venv/jax -r /dev/stdin
 	touch $@
 
 test-all: test  ## also the chapters as they stand; every recipe, at smoke size, without pretrained weights
@@ -65,7 +68,7 @@ docs: .venv/.installed .venv/docs/.installed  ## the notebooks, as they were run
 # apart from the locked versions, since Sphinx imports nothing of the package
 .venv/docs/.installed: settings.ini
 	$(PYTHON) -m venv .venv/docs
-	$(PYTHON) -c "import configparser as c; s = c.ConfigParser(); s.read('settings.ini', 'utf-8'); print(s['DEFAULT']['docs_requirements'])" | .venv/docs/bin/python -m pip install --disable-pip-version-check --quiet -r /dev/stdin
+	$(call asked_by,docs) | .venv/docs/bin/python -m pip install --disable-pip-version-check --quiet -r /dev/stdin
 	touch $@
 
 slides: .venv/.installed .venv/docs/.installed  ## slides of each chapter: _docs/slides/index.html

@@ -264,7 +264,7 @@ def check_page_free(
     write: a page, a results.csv or a figure.
     """
     folder, taken = Path(folder), []
-    runs = [run for run in read_runs(folder) if run.metrics] if folder.is_dir() else []
+    runs = [run for run in read_runs(folder, missing_ok=True) if run.metrics]
     for data in dict.fromkeys(run.data for run in runs):
         _figures_folder([run for run in runs if run.data == data], folder, taken)
     places = {folder / "index.html": _our_page, folder / "cells.html": _our_page,

@@ -275,6 +275,6 @@ def runs_on_real_cells(
     *parts,  # that a run's results must hold, such as "stand_in"
 ) -> dict[str, Finished]:  # by name; none where there is no such folder
     "Read the runs on real cells that come with the project."
-    folder = project_root() / "reports" / "pbc96"
-    return {run.name: run for run in (read_runs(folder) if folder.is_dir() else [])
-            if {*parts} <= run.metrics.get("results", {}).keys() and run.metrics}
+    return {run.name: run
+            for run in read_runs(project_root() / "reports" / "pbc96", missing_ok=True)
+            if run.metrics and {*parts} <= run.metrics.get("results", {}).keys()}

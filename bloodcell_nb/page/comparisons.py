@@ -362,7 +362,7 @@ def one_change_each(
 ) -> tuple[list[StepGain], list[Finished]]:  # the largest on the stand-in first; and the runs
     "Compare the runs of a study that changes one thing at a time with their baselines."
     folder = folder or project_root() / "reports" / "worth"
-    runs = [run for run in (read_runs(folder) if folder.is_dir() else []) if run.test]
+    runs = [run for run in read_runs(folder, missing_ok=True) if run.test]
     return sorted(step_gains(runs)[0], key=lambda gain: -gain.stand_in["difference"]), runs
 
 # %% ../../nbs/reference/page/comparisons.ipynb #seedwrd1
@@ -463,7 +463,7 @@ def gains_table(
 # %% ../../nbs/reference/page/comparisons.ipynb #9694128b
 def _chapter_runs(notebook, folder):
     "Runs of a chapter's recipes that are scored, the best on the stand-in first."
-    runs = [run for run in (read_runs(folder) if folder.is_dir() else []) if run.test
+    runs = [run for run in read_runs(folder, missing_ok=True) if run.test
             and run.metrics["recipe"].get("notebook") == notebook]
     return sorted(runs, key=lambda run: -run.metrics["results"].get("stand_in", {}).get(
         "accuracy", 0))

@@ -21,11 +21,10 @@ def _settings(run):
     "What a run's recipe says; of a setting that came after its record, the default."
     recipe = run.metrics["recipe"] if isinstance(run, Finished) else run.model_dump()
     schema = SCHEMAS.get(recipe.get("notebook"))
-    later = {name: field.get_default(call_default_factory=True)
-             for name, field in (schema.model_fields if schema else {}).items()
-             if not field.is_required()}
-    known = {name: value for name, value in later.items() if value is not None}  # None: of others
-    return ONCE | known | recipe
+    later = {name: default for name, field in (schema.model_fields if schema else {}).items()
+             if not field.is_required()  # and no default that other settings give
+             and (default := field.get_default(call_default_factory=True)) is not None}
+    return ONCE | later | recipe
 
 
 def changed_settings(

@@ -308,12 +308,15 @@ _SET_ASIDE = re.compile(r"[a-z0-9_]+-[0-9a-f]{0,8}(-\d+)?(\.partial)?")  # their
 
 def read_runs(
     folder: Path,  # holds run folders, at any depth
+    missing_ok: bool = False,  # no runs where there is no such folder, instead of an error
 ) -> list[Finished]:  # by data and name
     """Read the runs below a folder, the unreadable too, but for those that were set aside.
 
     Raises DataError where there is no such folder.
     """
     if not (folder := Path(folder)).is_dir():
+        if missing_ok:
+            return []
         raise DataError(f"{folder}: no such folder; name one that holds runs, such as "
                         "reports/pbc96")
     places, errors = [], []

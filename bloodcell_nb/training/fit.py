@@ -187,12 +187,12 @@ def _teachers(recipe, train):
         if (count := teacher.output_shape[1]) != classes:
             raise DataError(f"{name} answers with {count} classes; expected {classes}, as the "
                             f"source has: {', '.join(train.class_names)}")
-        answers = keras.ops.convert_to_numpy(teacher_answers(
-            [(teacher, 1.0)], np.asarray(few.images))).argmax(axis=1)
         names = _class_names(file)
         if names != list(train.class_names) and {*names} == {*train.class_names}:
             raise DataError(f"{name} knows these classes in another order: {', '.join(names)}; "
                             f"expected {', '.join(train.class_names)}")
+        answers = keras.ops.convert_to_numpy(teacher_answers(
+            [(teacher, 1.0)], np.asarray(few.images))).argmax(axis=1)
         least = 1 / classes + min(1 / classes, (1 - 1 / classes) / 4)  # well above chance
         if (right := (answers == few.labels).mean()) < least:
             raise DataError(f"{name} is right on {right:.0%} of {len(few)} training cells; expected"
