@@ -31,10 +31,11 @@ def show_table(
     header: list,  # names of the columns
     rows: list,  # values of each row
 ):
-    "Show a table below the cell."
+    "Show a table below the cell; one without rows says so."
     from IPython.display import Markdown, display
 
-    lines = [header, ["---"] * len(header), *rows]
+    none = ["none", *[""] * (len(header) - 1)]
+    lines = [header, ["---"] * len(header), *(rows or [none])]
     display(Markdown("\n".join("| " + " | ".join(str(value) for value in line) + " |"
                                for line in lines)))
 

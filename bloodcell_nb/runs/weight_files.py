@@ -15,6 +15,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from zipfile import is_zipfile
 
 from filelock import FileLock
 
@@ -132,10 +133,12 @@ def teacher_files(
         if not place.exists():
             models = [root / "models" / place for root in (working_root(), project_root())]
             place = next((folder for folder in models if folder.is_dir()), place)
-        if (place / "model.keras").is_file() or not (place / "ensemble.json").is_file():
-            return {model_file(place): 1.0}
-        return {model_file(folder): weight
-                for folder, weight in _members(place / "ensemble.json").items()}
+        several = not (place / "model.keras").is_file() and (place / "ensemble.json").is_file()
+        members = _members(place / "ensemble.json") if several else {place: 1.0}
+        files = {model_file(folder): weight for folder, weight in members.items()}
+        if spoiled := next((file for file in files if not is_zipfile(file)), None):
+            raise DataError(f"{spoiled} is no Keras model; expected a .keras file that is whole")
+        return files
     except DataError as error:
         raise DataError(f"teacher: {error}") from None
     except OSError as error:
