@@ -173,10 +173,11 @@ def weighted_mean(
 # %% ../../nbs/06_ensemble.ipynb #ff7ec693
 def with_temperature(
     probabilities: np.ndarray,  # (n, classes)
-    temperature: float,  # above 1: less sure
+    temperature: float | np.ndarray,  # above 1: less sure; one, or one of each answer, (n,)
 ) -> np.ndarray:  # (n, classes)
     "Divide the logits by a temperature."
-    logits = np.log(np.asarray(probabilities, np.float64) + 1e-12) / temperature
+    logits = np.log(np.asarray(probabilities, np.float64) + 1e-12)
+    logits /= np.reshape(temperature, (-1, 1))
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return raised / raised.sum(axis=1, keepdims=True)
 

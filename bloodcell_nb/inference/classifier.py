@@ -30,6 +30,7 @@ from bloodcell_nb.data.scale import (
     nucleus_sizes,
 )
 from ..data.arrays import npz_headers
+from ..evaluation.calibration import temperature_at
 from bloodcell_nb.evaluation.ensemble import (
     predict_views,
     read_predictions,
@@ -66,7 +67,7 @@ class Classifier:
     "Networks that predict together."
     files: tuple  # .keras files
     weights: tuple  # of each in the mean
-    temperature: float = 1.0
+    temperature: float = 1.0  # of all images, where it does not depend on their distance
     views: int = 1  # flips and quarter turns of each image that are averaged
     class_names: tuple = CLASS_NAMES
     # probability from which an answer is sure; similarity to a training cell and probability of
@@ -74,6 +75,7 @@ class Classifier:
     sure_above: float = None
     familiar_above: float = None
     cell_above: float = None
+    by_distance: tuple = ()  # far and near of `temperature_at`; empty: one temperature for all
     # of each class in training: share of the cells, diameter of a nucleus as share of the width
     class_shares: tuple = ()  # empty: not known
     nuclei: tuple = ()
@@ -97,10 +99,14 @@ def predict(
     images: np.ndarray,  # uint8 (n, h, w, 3)
     batch_size: int = 256,
 ) -> np.ndarray:  # probabilities, (n, classes)
-    "Predict the classes of images; raises DataError as `models` and `predict_views` do."
+    """Predict the classes of images; raises DataError as `models`, `predict_views` and, where the
+    temperature depends on an image's distance to the training cells, `similarities` do.
+    """
     members = np.stack([predict_views(model, images, self.views, batch_size).mean(axis=0)
                         for model in self.models])
-    return with_temperature(weighted_mean(members, np.array(self.weights)), self.temperature)
+    temperature = (temperature_at(self.similarities(images, batch_size)[0], *self.by_distance)
+                   if self.by_distance else self.temperature)
+    return with_temperature(weighted_mean(members, np.array(self.weights)), temperature)
 
 # %% ../../nbs/reference/inference/classifier.ipynb #acda210f
 @patch
@@ -214,6 +220,7 @@ class EnsembleSettings(BaseModel):
     sure_above: _Finite | None = None
     familiar_above: _Finite | None = None
     cell_above: _Finite | None = None
+    by_distance: list[Annotated[_Finite, Field(gt=0)]] = []  # none, or far and near
     set_above: dict[Literal[SET_LEVELS], list[Annotated[_Finite, Field(ge=0, le=1)]]] = {}
     validation: ValidationScores | None = None
     run: str = ""  # key of the run that was published
@@ -234,6 +241,13 @@ class EnsembleSettings(BaseModel):
             raise ValueError(f"expected {len(found.data['members'])}, one a member")
         if values and found.field_name == "weights" and not sum(values):
             raise ValueError("expected one above 0")
+        return values
+
+    @field_validator("by_distance")
+    @classmethod
+    def _far_and_near(cls, values):
+        if len(values) not in (0, 2):
+            raise ValueError(f"by_distance: {len(values)} numbers; expected 2, far and near")
         return values
 
     @field_validator("set_above")
@@ -298,7 +312,7 @@ def _joined(places, networks, settings):
     return Classifier(networks, **settings | {
         "weights": tuple(weight / sum(weights) for weight in weights),
         "class_names": tuple(names),
-        **{key: tuple(settings.get(key, ())) for key in ("class_shares", "nuclei")}})
+        **{key: tuple(settings.get(key, ())) for key in ("class_shares", "nuclei", "by_distance")}})
 
 # %% ../../nbs/reference/inference/classifier.ipynb #713513bb
 def _load_ensemble(folder, runs):

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 import zipfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..data.negatives import fit_kinds, no_cells, resized
 from ..data.scale import nucleus_sizes
 from ..data.sources import fingerprint
 from ..data.synthetic import draw_cells
+from ..evaluation.calibration import fit_temperature_at, temperature_at
 from bloodcell_nb.evaluation.ensemble import (
     fit_temperature,
     read_predictions,
@@ -117,7 +119,8 @@ def network_sums(
     how their mean is taken and judged.
     """
     settings = [getattr(classifier, name) for name in (
-        "weights", "temperature", "class_names", "sure_above", "familiar_above", "cell_above")]
+        "weights", "temperature", "class_names", "sure_above", "familiar_above", "cell_above",
+        *filter(partial(getattr, classifier), ["by_distance"]))]  # published earlier: none
     beside = ("features.npz", "hashes.npz")  # of the folder's own network
     files = [file.with_name(name) for file in classifier.files
              for name in (file.name, *beside[:2 * (file.name == "model.keras")])]
@@ -152,33 +155,40 @@ def _write_features(model, splits, path, synthetic=False, seed=0):
 _FAMILIAR = 0.995  # share of the validation cells that pass either threshold
 
 
-def _settings(classifier, val, members):
-    "Weights, temperature and thresholds, chosen on validation cells."
-    raw = classifier.predict(val.images)
-    temperature = fit_temperature(raw, val.labels)
-    calibrated, nuclei = with_temperature(raw, temperature), nucleus_sizes(val.images)
-    similar, probable = classifier.similarities(val.images)
-    familiar = {"familiar_above": similar} | (
-        {} if probable is None else {"cell_above": probable[:, 0]})
-    return {"members": members, "weights": list(classifier.weights), "views": 1,
-            "class_names": list(classifier.class_names), "temperature": temperature,
-            "class_shares": calibrated.mean(axis=0, dtype=float).tolist(),
-            "nuclei": [float(np.median(nuclei[val.labels == k])) if (val.labels == k).any() else 0.0
-                       for k in range(len(classifier.class_names))],
-            "sure_above": sure_threshold(val.labels, calibrated),
-            **{key: float(np.quantile(values, 1 - _FAMILIAR)) for key, values in familiar.items()}}
-
-
-def _under_shift(classifier, val, temperature):
-    "Accuracy on validation cells as they are, corrupted, and as stand-in; thresholds of sets."
+def _asked(classifier, val):
+    """Of validation cells, as they are, corrupted and as stand-in: labels, answers before any
+    temperature, `similarities`.
+    """
     from bloodcell_nb.runs.splits import distorted
 
-    cells = {"clean": val} | distorted(val)
-    answers = {name: classifier.predict(some.images) for name, some in cells.items()}
-    right = {name: answers[name].argmax(axis=1) == some.labels for name, some in cells.items()}
-    return {"validation": {name: float(one.mean()) for name, one in right.items()},
-            "set_above": set_thresholds(
-                val.labels, with_temperature(answers["stand_in"], temperature))}
+    return {name: (some.labels, classifier.predict(some.images),
+                   *classifier.similarities(some.images))
+            for name, some in ({"clean": val} | distorted(val)).items()}
+
+
+def _settings(classifier, val, members):
+    "Weights, temperatures and thresholds, chosen on validation cells, and its accuracy on them."
+    asked = _asked(classifier, val)
+    by_distance = fit_temperature_at(*(
+        np.concatenate([found[k] for found in asked.values()]) for k in (1, 0, 2)))
+    calibrated = {name: with_temperature(raw, temperature_at(similar, *by_distance))
+                  for name, (_, raw, similar, _) in asked.items()}
+    labels, raw, similar, probable = asked["clean"]
+    familiar = {"familiar_above": similar} | (
+        {} if probable is None else {"cell_above": probable[:, 0]})
+    nuclei = nucleus_sizes(val.images)
+    return {"members": members, "weights": list(classifier.weights), "views": 1,
+            "class_names": list(classifier.class_names),
+            "temperature": fit_temperature(raw, labels), "by_distance": by_distance,
+            "class_shares": np.maximum(  # as it may be read again
+                calibrated["clean"].mean(axis=0, dtype=float), 1e-9).tolist(),
+            "nuclei": [float(np.median(nuclei[labels == k])) if (labels == k).any() else 0.0
+                       for k in range(len(classifier.class_names))],
+            "sure_above": sure_threshold(labels, calibrated["clean"]),
+            **{key: float(np.quantile(values, 1 - _FAMILIAR)) for key, values in familiar.items()},
+            "validation": {name: float((raw.argmax(axis=1) == labels).mean())
+                           for name, (labels, raw, *_) in asked.items()},
+            "set_above": set_thresholds(asked["stand_in"][0], calibrated["stand_in"])}
 
 # %% ../../nbs/reference/inference/published.ipynb #cfe4e2b7
 def _finished(folder):
@@ -251,9 +261,8 @@ def _fill(work, record, source, models):
         copy_network(model_file(record.folder), work / "model.keras")
         classifier = Classifier((work / "model.keras",), (1.0,), class_names=made.class_names)
         _write_features(classifier.models[0], splits, work / "features.npz", record.synthetic)
-    settings = _settings(classifier, splits.val, members)
-    write_json(work / "ensemble.json", settings | published_from | _under_shift(
-        classifier, splits.val, settings["temperature"]))
+    write_json(work / "ensemble.json",
+               _settings(classifier, splits.val, members) | published_from)
 
 # %% ../../nbs/reference/inference/published.ipynb #c55cb95d
 _OWN = {"ensemble.json", "model.keras", "features.npz", "hashes.npz", "README.md"}
