@@ -14,7 +14,6 @@ import tempfile
 import warnings
 import zipfile
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +118,8 @@ def network_sums(
     how their mean is taken and judged.
     """
     settings = [getattr(classifier, name) for name in (
-        "weights", "temperature", "class_names", "sure_above", "familiar_above", "cell_above",
-        *filter(partial(getattr, classifier), ["by_distance"]))]  # published earlier: none
+        "weights", "temperature", "class_names", "sure_above", "familiar_above", "cell_above")]
+    settings += [classifier.by_distance] * bool(classifier.by_distance)  # none: published earlier
     beside = ("features.npz", "hashes.npz")  # of the folder's own network
     files = [file.with_name(name) for file in classifier.files
              for name in (file.name, *beside[:2 * (file.name == "model.keras")])]
