@@ -102,11 +102,14 @@ def predict(
     """Predict the classes of images; raises DataError as `models`, `predict_views` and, where the
     temperature depends on an image's distance to the training cells, `similarities` do.
     """
-    members = np.stack([predict_views(model, images, self.views, batch_size).mean(axis=0)
-                        for model in self.models])
-    temperature = (temperature_at(self.similarities(images, batch_size)[0], *self.by_distance)
-                   if self.by_distance else self.temperature)
-    return with_temperature(weighted_mean(members, np.array(self.weights)), temperature)
+    temperature, members = self.temperature, []
+    if self.by_distance:
+        similar, _, first = _compared(self, images, batch_size)
+        temperature = temperature_at(similar, *self.by_distance)
+        members = [first] * (self.views == 1)  # which need not be computed again
+    members += [predict_views(model, images, self.views, batch_size).mean(axis=0)
+                for model in self.models[len(members):]]
+    return with_temperature(weighted_mean(np.stack(members), np.array(self.weights)), temperature)
 
 # %% ../../nbs/reference/inference/classifier.ipynb #acda210f
 @patch
@@ -390,13 +393,15 @@ def read_known(
 
 # %% ../../nbs/reference/inference/classifier.ipynb #da0bfb99
 def _known_cells(classifier):
-    "The first network up to its features, those of training cells, and what tells kinds apart."
+    """The first network, giving its features and its answers, the features of training cells, and
+    what tells kinds apart.
+    """
     from bloodcell_nb.networks.explain import feature_network
 
-    path = classifier.files[0].with_name("features.npz")
+    path, first = classifier.files[0].with_name("features.npz"), classifier.models[0]
     found = read_known(path)
-    network = feature_network(classifier.models[0])
-    wide = network.output_shape[1]
+    network = feature_network(first, answers=True)
+    wide = network.output_shape[0][1]
     with _usable(path):
         known, weights = found["features"], found.get("kinds")  # None: published earlier
         if known.shape[1] != wide:
@@ -404,6 +409,17 @@ def _known_cells(classifier):
         if weights is not None and weights.shape not in ((wide + 1, 2), (wide + 1, 3)):
             raise ValueError(f"kinds of shape {weights.shape}, not ({wide + 1}, 3)")
     return network, known, weights
+
+
+def _compared(classifier, images, batch_size):
+    "What `similarities` gives, and the first network's answers, (n, classes)."
+    if "_known" not in vars(classifier):  # once, as cached_property does
+        vars(classifier)["_known"] = _known_cells(classifier)
+    network, known, weights = vars(classifier)["_known"]
+    found, answers = network.predict(images, batch_size=batch_size, verbose=0)
+    found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    return ((found @ known.T).max(axis=1),
+            None if weights is None else kind_probabilities(found, weights), answers)
 
 
 @patch
@@ -418,13 +434,7 @@ def similarities(
 
     Raises DataError where the features of training cells are missing or cannot be read.
     """
-    if "_known" not in vars(self):  # once, as cached_property does
-        vars(self)["_known"] = _known_cells(self)
-    network, known, weights = vars(self)["_known"]
-    found = network.predict(images, batch_size=batch_size, verbose=0)
-    found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
-    return ((found @ known.T).max(axis=1),
-            None if weights is None else kind_probabilities(found, weights))
+    return _compared(self, images, batch_size)[:2]
 
 # %% ../../nbs/reference/inference/classifier.ipynb #a7c40c62
 @patch

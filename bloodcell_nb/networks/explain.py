@@ -283,6 +283,7 @@ def split_model(
 # %% ../../nbs/reference/networks/explain.ipynb #adcc1057
 def feature_network(
     model: keras.Model,  # of `custom_cnn` or `transfer_model`
+    answers: bool = False,  # also give its answers, (n, classes)
 ) -> keras.Model:  # uint8 (n, h, w, 3) to features (n, channels)
     """Cut a classifier before its head: what its first dense layer sees.
 
@@ -293,7 +294,8 @@ def feature_network(
     if not dense or len(dense[0].input.shape) != 2 or len(model.input_shape) != 4:
         raise DataError(f"{model.name}: expected a classifier of images whose head begins with a "
                         "dense layer")
-    return speed_up_answers(keras.Model(model.inputs, dense[0].input))
+    found = [dense[0].input, model.output] if answers else dense[0].input
+    return speed_up_answers(keras.Model(model.inputs, found))
 
 # %% ../../nbs/reference/networks/explain.ipynb #4672919e
 def embed(
