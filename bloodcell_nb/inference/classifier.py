@@ -198,6 +198,7 @@ def scale_of(
 
 # %% ../../nbs/reference/inference/classifier.ipynb #a7c40c6a
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+_FarAndNear = Annotated[list[Annotated[_Finite, Field(gt=0)]], Field(min_length=2, max_length=2)]
 
 
 class ValidationScores(BaseModel):
@@ -223,7 +224,7 @@ class EnsembleSettings(BaseModel):
     sure_above: _Finite | None = None
     familiar_above: _Finite | None = None
     cell_above: _Finite | None = None
-    by_distance: list[Annotated[_Finite, Field(gt=0)]] = []  # none, or far and near
+    by_distance: _FarAndNear | None = None
     set_above: dict[Literal[SET_LEVELS], list[Annotated[_Finite, Field(ge=0, le=1)]]] = {}
     validation: ValidationScores | None = None
     run: str = ""  # key of the run that was published
@@ -244,13 +245,6 @@ class EnsembleSettings(BaseModel):
             raise ValueError(f"expected {len(found.data['members'])}, one a member")
         if values and found.field_name == "weights" and not sum(values):
             raise ValueError("expected one above 0")
-        return values
-
-    @field_validator("by_distance")
-    @classmethod
-    def _far_and_near(cls, values):
-        if len(values) not in (0, 2):
-            raise ValueError(f"by_distance: {len(values)} numbers; expected 2, far and near")
         return values
 
     @field_validator("set_above")
@@ -315,7 +309,8 @@ def _joined(places, networks, settings):
     return Classifier(networks, **settings | {
         "weights": tuple(weight / sum(weights) for weight in weights),
         "class_names": tuple(names),
-        **{key: tuple(settings.get(key, ())) for key in ("class_shares", "nuclei", "by_distance")}})
+        **{key: tuple(settings.get(key) or ())
+           for key in ("class_shares", "nuclei", "by_distance")}})
 
 # %% ../../nbs/reference/inference/classifier.ipynb #713513bb
 def _load_ensemble(folder, runs):

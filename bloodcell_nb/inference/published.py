@@ -28,11 +28,7 @@ from ..data.scale import nucleus_sizes
 from ..data.sources import fingerprint
 from ..data.synthetic import draw_cells
 from ..evaluation.calibration import fit_temperature_at, temperature_at
-from bloodcell_nb.evaluation.ensemble import (
-    fit_temperature,
-    read_predictions,
-    with_temperature,
-)
+from ..evaluation.ensemble import fit_temperature, read_predictions, with_temperature
 from ..evaluation.metrics import HEADLINE, score_text
 from ..evaluation.sets import set_thresholds
 from ..evaluation.trust import set_coverage, sure_threshold
@@ -155,9 +151,7 @@ _FAMILIAR = 0.995  # share of the validation cells that pass either threshold
 
 
 def _asked(classifier, val):
-    """Of validation cells, as they are, corrupted and as stand-in: labels, answers before any
-    temperature, `similarities`.
-    """
+    "Labels, raw answers and `similarities` of validation cells, as they are and distorted."
     from bloodcell_nb.runs.splits import distorted
 
     return {name: (some.labels, classifier.predict(some.images),
@@ -179,8 +173,7 @@ def _settings(classifier, val, members):
     return {"members": members, "weights": list(classifier.weights), "views": 1,
             "class_names": list(classifier.class_names),
             "temperature": fit_temperature(raw, labels), "by_distance": by_distance,
-            "class_shares": np.maximum(  # as it may be read again
-                calibrated["clean"].mean(axis=0, dtype=float), 1e-9).tolist(),
+            "class_shares": np.maximum(calibrated["clean"].mean(0, float), 1e-9).tolist(),
             "nuclei": [float(np.median(nuclei[labels == k])) if (labels == k).any() else 0.0
                        for k in range(len(classifier.class_names))],
             "sure_above": sure_threshold(labels, calibrated["clean"]),
@@ -260,8 +253,7 @@ def _fill(work, record, source, models):
         copy_network(model_file(record.folder), work / "model.keras")
         classifier = Classifier((work / "model.keras",), (1.0,), class_names=made.class_names)
         _write_features(classifier.models[0], splits, work / "features.npz", record.synthetic)
-    write_json(work / "ensemble.json",
-               _settings(classifier, splits.val, members) | published_from)
+    write_json(work / "ensemble.json", _settings(classifier, splits.val, members) | published_from)
 
 # %% ../../nbs/reference/inference/published.ipynb #c55cb95d
 _OWN = {"ensemble.json", "model.keras", "features.npz", "hashes.npz", "README.md"}
