@@ -139,7 +139,8 @@ GOOD = {"members": ["first", "second"], "weights": [0.5, 1.5], "temperature": 0.
     ("familiar_above", float("inf"), "familiar_above is inf"), ("cell_above", "x", "valid number"),
     ("validation", {"clean": 0.9}, "validation.corrupted is missing"),
     ("networks", ["a"], "one a member"), ("by_distance", [1.0], "at least 2 items"),
-    ("by_distance", [1, 0], "greater than 0"), ("by_distance", [float("inf"), 1], "is inf"),
+    ("by_distance", [1, 0], "greater than or equal to 0.001"),
+    ("by_distance", [float("inf"), 1], "is inf"),
     ("surely", 1, "unknown key surely"),
     (None, [], "valid dict"), (None, "no JSON", "cannot be read")])
 def test_ensemble_json_is_checked(tmp_path, key, value, words):

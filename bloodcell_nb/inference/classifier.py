@@ -198,7 +198,8 @@ def scale_of(
 
 # %% ../../nbs/reference/inference/classifier.ipynb #a7c40c6a
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
-_FarAndNear = Annotated[list[Annotated[_Finite, Field(gt=0)]], Field(min_length=2, max_length=2)]
+_FarAndNear = Annotated[list[Annotated[_Finite, Field(ge=1e-3, le=10)]],  # as they are fitted
+                        Field(min_length=2, max_length=2)]
 
 
 class ValidationScores(BaseModel):
@@ -378,7 +379,7 @@ def read_known(
             found = dict(file)
         for key in ("features", "kinds"):
             if key in found:
-                found[key] = found[key].astype(np.float32)
+                found[key] = found[key].astype(np.float32, casting="same_kind")
                 if found[key].ndim != 2 or not np.isfinite(found[key]).all():
                     raise ValueError(f"{key} of shape {found[key].shape}, or not finite")
         if "hashes" in found and (found["hashes"].shape[1:], found["hashes"].dtype) != (
@@ -399,8 +400,10 @@ def _known_cells(classifier):
     wide = network.output_shape[0][1]
     with _usable(path):
         known, weights = found["features"], found.get("kinds")  # None: published earlier
-        if known.shape[1] != wide:
+        if known.shape[1] != wide or not len(known):
             raise ValueError(f"features of shape {known.shape}, not (cells, {wide})")
+        if np.abs(known).max() > 1.01:  # half precision
+            raise ValueError("features above 1, not of length 1")
         if weights is not None and weights.shape not in ((wide + 1, 2), (wide + 1, 3)):
             raise ValueError(f"kinds of shape {weights.shape}, not ({wide + 1}, 3)")
     return network, known, weights

@@ -251,5 +251,5 @@ def export_file(
           f"{made.largest_difference:.2g}, accuracy {made.accuracy:.4f} "
           f"(Keras: {made.accuracy_before:.4f})")
     if classifier.by_distance:
-        print(f"one temperature, {classifier.temperature:.3f}, for all images: of those unlike the "
-              "training cells it is surer than bloodcell predict")
+        print(f"one temperature, {classifier.temperature:.3f}, for all images; bloodcell predict "
+              f"gives each its own, {classifier.by_distance[0]:.3f} far from the training cells")

@@ -59,7 +59,7 @@ def _check_whole(folder):
     for file in classifier.files:
         if not zipfile.is_zipfile(file):
             raise DataError(f"{file.parent.name}/{file.name} is no whole network")
-    if classifier.familiar_above is not None:
+    if classifier.familiar_above is not None or classifier.by_distance:
         read_known(classifier.files[0].with_name("features.npz"))
 
 
@@ -162,18 +162,18 @@ def _asked(classifier, val):
 def _settings(classifier, val, members):
     "Weights, temperatures and thresholds, chosen on validation cells, and its accuracy on them."
     asked = _asked(classifier, val)
-    by_distance = fit_temperature_at(*(
+    (labels, raw, similar, probable), nuclei = asked["clean"], nucleus_sizes(val.images)
+    temperature, by_distance = fit_temperature(raw, labels), fit_temperature_at(*(
         np.concatenate([found[k] for found in asked.values()]) for k in (1, 0, 2)))
-    calibrated = {name: with_temperature(raw, temperature_at(similar, *by_distance))
+    calibrated = {name: with_temperature(raw, temperature_at(similar, *by_distance)
+                                         if by_distance else temperature)
                   for name, (_, raw, similar, _) in asked.items()}
-    labels, raw, similar, probable = asked["clean"]
     familiar = {"familiar_above": similar} | (
         {} if probable is None else {"cell_above": probable[:, 0]})
-    nuclei = nucleus_sizes(val.images)
     return {"members": members, "weights": list(classifier.weights), "views": 1,
-            "class_names": list(classifier.class_names),
-            "temperature": fit_temperature(raw, labels), "by_distance": by_distance,
-            "class_shares": np.maximum(calibrated["clean"].mean(0, float), 1e-9).tolist(),
+            "class_names": list(classifier.class_names), "temperature": temperature,
+            "by_distance": by_distance, "class_shares": np.maximum(
+                calibrated["clean"].mean(0, float), 1e-9).tolist(),
             "nuclei": [float(np.median(nuclei[labels == k])) if (labels == k).any() else 0.0
                        for k in range(len(classifier.class_names))],
             "sure_above": sure_threshold(labels, calibrated["clean"]),
