@@ -131,6 +131,15 @@ def test_sets_of_classes(folder, capsys):
 
 
 @pytest.mark.parametrize("name", [SINGLE, "convnext_atto_heavy", BEST, TAUGHT])
+def test_confidence_fits_at_home(name):
+    "As recorded: of test cells as they are and, by the distance of each, as stand-in."
+    record = json.loads((project_root() / "reports" / "pbc96" / f"evaluate_{name}" / "metrics.json"
+                         ).read_text(encoding="utf-8"))["results"]
+    assert record["by_distance"] == read_ensemble(find_model(name)).by_distance
+    assert record["test"]["ece"] < 0.012 and record["stand_in"]["ece"] < 0.04
+
+
+@pytest.mark.parametrize("name", [SINGLE, "convnext_atto_heavy", BEST, TAUGHT])
 def test_sets_keep_their_promise_at_home(name):
     "As recorded, on test cells as stand-in, in each class; with few classes on cells as they are."
     folder, thresholds = find_model(name), read_ensemble(find_model(name)).set_above
