@@ -247,3 +247,23 @@ def test_cells_of_another_microscope_are_not_called_synthetic(microscope):
     elsewhere = load(microscope, 96, every_class=False).images
     assert (grain(elsewhere) < DRAWN_GRAIN).mean() <= 0.03
     assert (grain(draw_cells(96, seed=9).images) < DRAWN_GRAIN).mean() >= 0.95
+
+
+def test_the_reports_cnn():
+    "Its layers, weights and rates, with and without batch normalisation."
+    report, normed = custom_cnn(), custom_cnn(batch_norm=True, l2=0.002)
+    assert [type(layer).__name__ for layer in report.layers] == [
+        "InputLayer", "Rescaling", *["Conv2D", "Activation", "MaxPooling2D", "Dropout"] * 4,
+        "GlobalAveragePooling2D", "Dense", "Dropout", "Dense"]
+    convolutions = sum(9 * a * b + b for a, b in ((3, 32), (32, 64), (64, 128), (128, 256)))
+    assert report.count_params() == convolutions + (256 * 256 + 256) + (256 * 8 + 8)
+    assert [layer.rate for layer in report.layers
+            if isinstance(layer, layers.Dropout)] == [0.25] * 4 + [0.5]
+    assert {type(layer.kernel_initializer).__name__ for layer in report.layers
+            if isinstance(layer, layers.Conv2D)} == {"HeUniform"}
+    assert [type(layer).__name__ for layer in normed.layers
+            if isinstance(layer, layers.BatchNormalization | layers.Dropout)] == [
+                "BatchNormalization"] * 4 + ["Dropout"] * 2
+    assert {round(float(layer.kernel_regularizer.l2), 6) for layer in normed.layers
+            if getattr(layer, "kernel_regularizer", None)} == {0.002}
+    assert custom_cnn((28, 28), 3).output_shape == (None, 3)
