@@ -21,9 +21,16 @@ from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.published import find_model
 from bloodcell_nb.inference.submission import write_submission
 from bloodcell_nb.networks.custom_cnn import custom_cnn
-from bloodcell_nb.networks.explain import MAX_NETWORK_BYTES, copy_network, load_model, save_network
-from bloodcell_nb.networks.pretrained import preprocess
-from bloodcell_nb.runs.recipes import project_root
+from bloodcell_nb.networks.explain import (
+    MAX_NETWORK_BYTES,
+    copy_network,
+    embed,
+    load_model,
+    save_network,
+    split_model,
+)
+from bloodcell_nb.networks.pretrained import preprocess, set_trainable, transfer_model
+from bloodcell_nb.runs.recipes import project_root, read_recipe, recipes
 
 OLDER = project_root() / ".venv" / "older"  # a folder for each version: `make test` fills it
 
@@ -267,3 +274,35 @@ def test_the_reports_cnn():
     assert {round(float(layer.kernel_regularizer.l2), 6) for layer in normed.layers
             if getattr(layer, "kernel_regularizer", None)} == {0.002}
     assert custom_cnn((28, 28), 3).output_shape == (None, 3)
+
+
+def test_lite0_with_a_head(tmp_path):
+    """Its features are its backbone's, Grad-CAM's halves and a copy on disk give its answers, its
+    layers are found by their names, and its batch normalisation learns nothing.
+    """
+    recipe = read_recipe(recipes()["efficientnet_lite0_head"])
+    network = transfer_model(recipe.model_copy(update={"weights": "imagenet"}), (96, 96), 8)
+    inner, to_numpy = network.get_layer("backbone"), keras.ops.convert_to_numpy
+    noise = np.random.default_rng(1).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
+    answers = to_numpy(network(noise))
+    assert np.allclose(embed(network, noise), to_numpy(inner(noise.astype("float32"))), atol=1e-5)
+    for least in (1, 6):  # over shortcuts too
+        to_maps, head = split_model(network, least)
+        assert to_maps.output_shape[1:3] == (max(least, 3),) * 2
+        assert np.allclose(keras.ops.softmax(head(to_maps([noise]))), answers, atol=1e-5)
+    network.save(tmp_path / "model.keras")  # of Keras' own layers alone
+    assert np.allclose(load_model(tmp_path)(noise), answers, atol=1e-6)
+
+    assert set_trainable(network, "layers block7, top_conv") == [
+        "block7a_expand_conv", "block7a_dwconv", "block7a_project_conv", "top_conv"]
+    assert set_trainable(network, "last 2") == ["top_conv"]  # its batch normalisation stays
+    assert set_trainable(network, "head") == []
+    assert len(set_trainable(network, "all", True)) == 2 * 49
+    every = set_trainable(network, "all")
+    # stem, top, and the convolutions of the 16 blocks, of which one has two
+    assert len(every) == 49 and not any(name.endswith("_bn") for name in every)
+
+    statistics = inner.get_layer("block4a_bn").get_weights()
+    network.compile("adam", "categorical_crossentropy", jit_compile=False, run_eagerly=True)
+    network.train_on_batch(noise, np.eye(8)[:4])
+    assert all(map(np.array_equal, inner.get_layer("block4a_bn").get_weights(), statistics))

@@ -1,5 +1,6 @@
 "Pretrained weights: the same network whichever way they come."
 import ast
+import io
 import threading
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import bloodcell_nb
 from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.networks import pretrained as transfer
 from bloodcell_nb.networks.convnext import CONVNEXTS
+from bloodcell_nb.networks.efficientnet import load_arrays, weights_file
 from bloodcell_nb.networks.pretrained import load_backbone
 from bloodcell_nb.networks.speed import precision
 from bloodcell_nb.runs.keys import run_key
@@ -193,3 +195,40 @@ def test_only_a_training_keeps_freed_memory():
         if any(getattr(called, "id", "") == "keep_freed_memory" for called in calls):
             callers.add(path.name)
     assert callers == {"fit.py"}
+
+
+def test_a_file_of_arrays_is_taken_whole_or_refused(tmp_path):
+    "Lite0's, cut, damaged, of other kinds: a line says why, and no weight is set. Lite2's goes in."
+    network, lite2 = (load_backbone(f"EfficientNetLite{k}", (96, 96), weights)
+                      for k, weights in ((0, "imagenet"), (2, "none")))
+    content = weights_file("EfficientNetLite0", "imagenet").read_bytes()
+    with np.load(io.BytesIO(content)) as file:
+        arrays = dict(file)
+    keys, before, single = list(arrays), network.get_weights(), io.BytesIO()
+    np.save(single, np.zeros(3))
+    for given, words, into in (
+        (content[:3_000_000], "given.npz cannot be read (BadZipFile", network),
+        (content[:4_000_000] + b"x" + content[4_000_001:], "cannot be read (BadZip", network),
+        (b"no weights at all", "given.npz cannot be read", network),
+        (b"", "given.npz cannot be read", network),
+        (single.getvalue(), "given.npz cannot be read", network),
+        ({"a": np.array([{}])}, "given.npz cannot be read", network),
+        (arrays, "245 arrays; expected the 320 of efficientnetlite2", lite2),
+        ({keys[1]: arrays[keys[1]], keys[0]: arrays[keys[0]]} | arrays,
+         "001_stem_bn_gamma is float32 (32,); expected finite floats (3, 3", network),
+        (arrays | {keys[0]: np.full_like(arrays[keys[0]], np.nan)},
+         "given.npz: 000_stem_kernel is float16 (3, 3, 3, 32); expected finite", network),
+        (arrays | {keys[0]: np.ones((3, 3, 3, 32), int)}, "int64 (3, 3, 3, 32)", network),
+    ):
+        path = tmp_path / "given.npz"
+        path.write_bytes(given) if isinstance(given, bytes) else np.savez(path, **given)
+        with pytest.raises(DataError) as refused:
+            load_arrays(into, path)
+        line = str(refused.value)
+        assert words in line and "\n" not in line and len(line) < 350, line
+    assert all(map(np.array_equal, before, network.get_weights()))
+    np.savez(tmp_path / "lite2.npz", *lite2.get_weights())
+    filled = load_backbone("EfficientNetLite2", (96, 96), str(tmp_path / "lite2.npz"))
+    assert all(map(np.array_equal, filled.get_weights(), lite2.get_weights()))
+    with pytest.raises(DataError, match="no file"):
+        load_backbone("EfficientNetLite0", (96, 96), "/no/such.npz")
