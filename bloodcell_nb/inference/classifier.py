@@ -255,8 +255,7 @@ class EnsembleSettings(BaseModel):
             raise ValueError(f"set_above: expected {', '.join(SET_LEVELS)}, each with thresholds")
         for level, above in values.items():
             if len(above) != (n := len(found.data.get("class_names") or above)):
-                raise ValueError(f"set_above, {level}: {len(above)} numbers; expected {n}, one a "
-                                 "class")
+                raise ValueError(f"set_above, {level}: {len(above)} numbers; expected {n}")
         by_class = zip(*values.values(), strict=True)
         if any([*each] != sorted(each, reverse=True) for each in by_class):
             raise ValueError("set_above: the surer, the lower a class's threshold; expected that")
