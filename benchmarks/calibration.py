@@ -13,8 +13,12 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import minimize
 
-from bloodcell_nb.evaluation.calibration import fit_temperature_at, temperature_at
-from bloodcell_nb.evaluation.ensemble import fit_temperature, with_temperature
+from bloodcell_nb.evaluation.calibration import (
+    LEAST_TEMPERATURE,
+    fit_temperature_at,
+    temperature_at,
+)
+from bloodcell_nb.evaluation.ensemble import fit_temperature, temperature_loss, with_temperature
 from bloodcell_nb.evaluation.metrics import expected_calibration_error
 from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.external import labelled_cells
@@ -31,13 +35,11 @@ CURVES = {  # of the distance to the nearest training cell
 def fitted(curve, raw, labels, distance):
     "A function of distances, by whose temperatures the labels are likeliest."
     def temperatures(distance, numbers):
-        return np.maximum(curve(np.maximum(distance, 1e-4), *numbers), 0.1)
+        return np.maximum(curve(np.maximum(distance, 1e-4), *numbers), LEAST_TEMPERATURE)
 
-    def loss(numbers):
-        found = with_temperature(raw, temperatures(distance, numbers))
-        return -np.log(found[np.arange(len(labels)), labels] + 1e-12).mean()
-
-    numbers = minimize(loss, [-0.5, 0], method="Nelder-Mead").x
+    numbers = minimize(
+        lambda numbers: temperature_loss(raw, labels, temperatures(distance, numbers)),
+        [-0.5, 0], method="Nelder-Mead").x
     return lambda distance: temperatures(distance, numbers)
 
 
@@ -46,13 +48,15 @@ def ways(raw, labels, similar):
     together = [np.concatenate([*one.values()]) for one in (raw, labels, similar)]
     clean = fit_temperature(raw["clean"], labels["clean"])
     same = fit_temperature(*together[:2])
-    far, near = fit_temperature_at(*together)
+    by_distance = fit_temperature_at(*together)  # None: no likelier than one
     found = {"one, fitted to clean cells": lambda similar: clean,
              "one, fitted to all": lambda similar: same}
     for name, curve in CURVES.items():
         at = fitted(curve, *together[:2], 1 - together[2])
         found[name] = lambda similar, at=at: at(1 - similar)
-    return found | {"levelling off": lambda similar: temperature_at(similar, far, near)}
+    found["levelling off"] = lambda similar: (temperature_at(similar, *by_distance)
+                                              if by_distance else same)
+    return found
 
 
 def main(home, elsewhere, *names):

@@ -285,13 +285,14 @@ def test_lite0_with_a_head(tmp_path):
     inner, to_numpy = network.get_layer("backbone"), keras.ops.convert_to_numpy
     noise = np.random.default_rng(1).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
     answers = to_numpy(network(noise))
-    assert np.allclose(embed(network, noise), to_numpy(inner(noise.astype("float32"))), atol=1e-5)
+    assert np.allclose(embed(network, noise), to_numpy(inner(noise.astype("float32"))), rtol=0,
+                       atol=1e-5)
     for least in (1, 6):  # over shortcuts too
         to_maps, head = split_model(network, least)
         assert to_maps.output_shape[1:3] == (max(least, 3),) * 2
-        assert np.allclose(keras.ops.softmax(head(to_maps([noise]))), answers, atol=1e-5)
+        assert np.allclose(keras.ops.softmax(head(to_maps([noise]))), answers, rtol=0, atol=1e-5)
     network.save(tmp_path / "model.keras")  # of Keras' own layers alone
-    assert np.allclose(load_model(tmp_path)(noise), answers, atol=1e-6)
+    assert np.allclose(load_model(tmp_path)(noise), answers, rtol=0, atol=1e-6)
 
     assert set_trainable(network, "layers block7, top_conv") == [
         "block7a_expand_conv", "block7a_dwconv", "block7a_project_conv", "top_conv"]

@@ -8,7 +8,7 @@ __all__ = ['LEAST_TEMPERATURE', 'temperature_at', 'fit_temperature_at']
 # %% ../../nbs/reference/evaluation/calibration.ipynb #calib003
 import numpy as np
 
-from .ensemble import fit_temperature, with_temperature
+from .ensemble import fit_temperature, temperature_loss
 
 # %% ../../nbs/reference/evaluation/calibration.ipynb #calib006
 LEAST_TEMPERATURE = 0.1  # as `fit_temperature` has it: of an image that is a training cell
@@ -34,12 +34,8 @@ def fit_temperature_at(
     """
     from scipy.optimize import minimize
 
-    def loss(temperature):
-        calibrated = with_temperature(probabilities, temperature)
-        return -np.log(calibrated[np.arange(len(labels)), labels] + 1e-12).mean()
-
-    found = minimize(lambda logs: loss(temperature_at(similar, *np.exp(logs))),
-                     np.log([1, 0.05]), method="Nelder-Mead",
+    found = minimize(lambda logs: temperature_loss(probabilities, labels, temperature_at(
+        similar, *np.exp(logs))), np.log([1, 0.05]), method="Nelder-Mead",
                      bounds=np.log([[0.1, 10], [0.001, 10]]))
-    same = loss(fit_temperature(probabilities, labels))
+    same = temperature_loss(probabilities, labels, fit_temperature(probabilities, labels))
     return tuple(np.exp(found.x).tolist()) if found.fun < same else None

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Predictions', 'read_predictions', 'dihedral', 'predict_views', 'error_correlation', 'mixture_weights',
-           'greedy_weights', 'weighted_mean', 'with_temperature', 'fit_temperature', 'paired_comparison',
-           'risk_coverage']
+           'greedy_weights', 'weighted_mean', 'with_temperature', 'temperature_loss', 'fit_temperature',
+           'paired_comparison', 'risk_coverage']
 
 # %% ../../nbs/06_ensemble.ipynb #9ba78c27
 from dataclasses import dataclass
@@ -182,6 +182,16 @@ def with_temperature(
     return raised / raised.sum(axis=1, keepdims=True)
 
 
+def temperature_loss(
+    probabilities: np.ndarray,  # (n, classes)
+    labels: np.ndarray,  # (n,)
+    temperature: float | np.ndarray,  # as for `with_temperature`
+) -> float:
+    "Mean negative log likelihood of the labels under a temperature."
+    likely = with_temperature(probabilities, temperature)[np.arange(len(labels)), labels]
+    return -np.log(likely + 1e-12).mean()
+
+
 def fit_temperature(
     probabilities: np.ndarray,  # on the validation split, (n, classes)
     labels: np.ndarray,  # (n,)
@@ -189,12 +199,9 @@ def fit_temperature(
     "Find the temperature, from 0.1 to 10, under which the labels are likeliest."
     from scipy.optimize import minimize_scalar
 
-    def loss(log_temperature):
-        return -np.log(with_temperature(probabilities, np.exp(log_temperature))[
-            np.arange(len(labels)), labels] + 1e-12).mean()
-
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)),
-                                        method="bounded").x))
+    found = minimize_scalar(lambda log: temperature_loss(probabilities, labels, np.exp(log)),
+                            bounds=(np.log(0.1), np.log(10)), method="bounded")
+    return float(np.exp(found.x))
 
 # %% ../../nbs/06_ensemble.ipynb #b1abe789
 def paired_comparison(

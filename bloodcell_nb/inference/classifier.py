@@ -254,8 +254,8 @@ class EnsembleSettings(BaseModel):
         if values and [*values] != [*SET_LEVELS]:
             raise ValueError(f"set_above: expected {', '.join(SET_LEVELS)}, each with thresholds")
         for level, above in values.items():
-            if len(above) != (n := len(found.data.get("class_names") or above)):
-                raise ValueError(f"set_above, {level}: {len(above)} numbers; expected {n}")
+            if (count := len(above)) != (n := len(found.data.get("class_names") or above)):
+                raise ValueError(f"set_above, {level}: {count} numbers; expected {n}, one a class")
         by_class = zip(*values.values(), strict=True)
         if any([*each] != sorted(each, reverse=True) for each in by_class):
             raise ValueError("set_above: the surer, the lower a class's threshold; expected that")
