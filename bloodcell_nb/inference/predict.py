@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ..data.cells import DataError, as_message, check_memory, printable
 from ..data.image_files import IMAGE_SUFFIXES, is_hidden, list_images, read_image
 from ..data.scale import LEAST_CELLS, magnified
-from .classifier import Classifier
+from .classifier import Classifier, Seen
 
 # %% ../../nbs/reference/inference/predict.ipynb #c3ec8a2f
 def expand(
@@ -122,20 +122,21 @@ def answer(
     classifier: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
     names: list,  # of the images, (n,)
-    given: np.ndarray = None,  # the classifier's own answers, (n, classes); None: it is asked
+    seen: Seen = None,  # what the classifier says of them; None: it is asked
     corrected: np.ndarray = None,  # for shares of the classes, (n, classes); None: not corrected
     level: str = None,  # of prediction sets, of `SET_LEVELS`; None: no sets
 ) -> list[Answer]:
     """Classify images; raises DataError as the classifier does. One is sure of what the classifier
     was sure of by itself: its threshold was chosen so.
     """
-    given = classifier.predict(images) if given is None else given
+    seen = seen or classifier.see(images)
+    given = seen.probabilities
     probabilities = classifier.told(given) if corrected is None else corrected
     known = len(images) * [None]
     agree = given.argmax(axis=1) == probabilities.argmax(axis=1)
     sure = (known if classifier.sure_above is None else
             agree & (given.max(axis=1) >= classifier.sure_above))
-    kinds = known if classifier.familiar_above is None else classifier.kinds(images).tolist()
+    kinds = known if seen.kinds is None else seen.kinds.tolist()
     sets = _named_sets(classifier, given, probabilities, level) if level else known
     return [Answer(str(name), classifier.class_names[one.argmax()], float(one.max()),
                    None if sure[k] is None else bool(sure[k]),
@@ -300,6 +301,12 @@ def _scale_words(factor, n):
 _PORTION = 256  # images at once
 
 
+def _joined(portions):
+    "What a classifier says of images, from what it says of some at a time."
+    return Seen(*(None if column[0] is None else np.concatenate(column)
+                  for column in zip(*portions, strict=True)))
+
+
 def predict_files(
     classifier: Classifier,
     names: list[str],  # files, folders, .zip files and patterns
@@ -326,17 +333,16 @@ def predict_files(
         _say(_scale_words(scale, len(images)), stderr)
     images = magnified(images, scale)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
-    answers = []
     portions = [slice(start, start + _PORTION) for start in range(0, len(paths), _PORTION)]
-    bar = partial(tqdm, unit="portion", file=stderr, disable=stderr is None or len(portions) == 1)
-    given = np.concatenate([classifier.predict(images[some]) for some in bar(portions, "predict")])
-    found = classifier.told(given)
+    bar = tqdm(portions, "predict", unit="portion", file=stderr,
+               disable=stderr is None or len(portions) == 1)
+    seen = _joined([classifier.see(images[some]) for some in bar])
+    found = classifier.told(seen.probabilities)
     if label_shift:
-        found, shares = classifier.with_label_shift(given)
-        _say(_shares_words(classifier.class_names, shares, len(given)), stderr)
-    for portion in bar(portions, "compare"):
-        answers += answer(classifier, images[portion], paths[portion], given[portion],
-                          found[portion], level)
+        found, shares = classifier.with_label_shift(seen)
+        _say(_shares_words(classifier.class_names, shares, len(found)), stderr)
+    answers = answer(classifier, images, paths, seen, found, level)
+    for portion in portions:
         if drawings and not _draw_evidence(classifier, images[portion], answers[portion],
                                            drawings[portion], stderr):
             drawings = []
