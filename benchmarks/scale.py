@@ -3,14 +3,15 @@
     python benchmarks/scale.py HOME.zip ELSEWHERE.zip [NETWORK ...]
 
 Validation cells of HOME are drawn in batches, of all classes and of one. All cells of ELSEWHERE, a
-microscope on which choices may be made, are asked as they are and at the estimated scale.
+microscope on which choices may be made, are asked as they are and at the estimated scale, all
+together and each class of 20 or more alone.
 """
 import sys
 from dataclasses import replace
 
 import numpy as np
 
-from bloodcell_nb.data.scale import FACTORS, magnification, magnified, nucleus_sizes
+from bloodcell_nb.data.scale import FACTORS, LEAST_CELLS, magnification, magnified, nucleus_sizes
 from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.external import labelled_cells
 from bloodcell_nb.inference.published import find_model
@@ -46,12 +47,13 @@ def main(home, elsewhere, *names):
                 print(f"  {size} of {what}: magnified {(moved > 0).mean():.3f}, by more than 0.1 "
                       f"{(moved > 0.1).mean():.3f}; from {found.min():.2f} to {found.max():.2f}")
         other = labelled_cells(elsewhere, classifier)
-        factor = classifier.scale_of(other.images)
-        for one in (1.0, factor):
-            share = (classifier.predict(magnified(other.images, one)).argmax(axis=1)
-                     == other.labels).mean()
-            print(f"  {elsewhere.rpartition('/')[2]}, {len(other)} cells, magnified {one:.2f}: "
-                  f"{share:.3f} right")
+        alone = {other.class_names[k]: other[other.labels == k]
+                 for k, count in enumerate(other.counts) if count >= LEAST_CELLS}
+        for what, cells in {"cells": other, **alone}.items():
+            for one in (1.0, classifier.scale_of(cells.images)):
+                found = classifier.predict(magnified(cells.images, one)).argmax(axis=1)
+                print(f"  {elsewhere.rpartition('/')[2]}, {len(cells)} {what}, magnified "
+                      f"{one:.2f}: {(found == cells.labels).mean():.3f} right")
 
 
 if __name__ == "__main__":
