@@ -111,13 +111,16 @@ def predict_views(
     images: np.ndarray,  # uint8 (n, h, w, 3)
     views: int = 1,  # 1: as they are; 2: mirrored too; 4 and 8: turned as well
     batch_size: int = 256,
+    given: np.ndarray = None,  # of the images as they are, (n, classes), if that is known already
 ) -> np.ndarray:  # probabilities, (views, n, classes); their mean is test-time augmentation
     "Predict views of images; raises DataError for more than two where images are not square."
     if views > 2 and images.shape[1] != images.shape[2]:
         raise DataError(f"views is {views} with images of {images.shape[2]}x{images.shape[1]}; "
                         "only square ones can be turned: use 1 or 2")
-    return np.stack([model.predict(np.ascontiguousarray(dihedral(images, view)),
-                                   batch_size=batch_size, verbose=0) for view in range(views)])
+    known = [] if given is None else [given]
+    return np.stack(known + [model.predict(np.ascontiguousarray(dihedral(images, view)),
+                                           batch_size=batch_size, verbose=0)
+                             for view in range(len(known), views)])
 
 # %% ../../nbs/06_ensemble.ipynb #baac3e25
 def error_correlation(

@@ -110,15 +110,15 @@ def see(
     """Answer for images; raises DataError as `models`, `predict_views` and, where kinds are asked
     or the temperature depends on an image's distance to the training cells, `similarities` do.
     """
-    models, with_kinds, members = self.models, with_kinds and self.familiar_above is not None, []
+    models, with_kinds, given = self.models, with_kinds and self.familiar_above is not None, None
     if not len(images):
         none = np.empty((0, len(self.class_names)))
         return Seen(none, none, np.empty(0, str) if with_kinds else None)
     if self.by_distance or with_kinds:
-        similar, probable, first = _compared(self, images, batch_size)
-        members = [first] * (self.views == 1)  # which need not be computed again
-    members += [predict_views(model, images, self.views, batch_size).mean(axis=0)
-                for model in models[len(members):]]
+        similar, probable, given = _compared(self, images, batch_size)
+    known = [given] + [None] * (len(models) - 1)
+    members = [predict_views(model, images, self.views, batch_size, first).mean(axis=0)
+               for model, first in zip(models, known, strict=True)]
     mean = weighted_mean(np.stack(members), np.array(self.weights))
     own = even = with_temperature(mean, self.temperature)
     if self.by_distance:
@@ -440,7 +440,8 @@ def _compared(classifier, images, batch_size):
     if "_known" not in vars(classifier):  # once, as cached_property does
         vars(classifier)["_known"] = _known_cells(classifier)
     network, known, weights = vars(classifier)["_known"]
-    found, answers = network.predict(images, batch_size=batch_size, verbose=0)
+    found, answers = (network.predict(images, batch_size=batch_size, verbose=0) if len(images)
+                      else [np.empty((0, shape[1])) for shape in network.output_shape])
     found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
     return ((found @ known.T).max(axis=1),
             None if weights is None else kind_probabilities(found, weights), answers)

@@ -122,14 +122,14 @@ def answer(
     classifier: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
     names: list,  # of the images, (n,)
-    seen: Seen = None,  # what the classifier says of them; None: it is asked
+    seen: Seen = None,  # what the classifier says of them, kinds too; None: it is asked
     corrected: np.ndarray = None,  # for shares of the classes, (n, classes); None: not corrected
     level: str = None,  # of prediction sets, of `SET_LEVELS`; None: no sets
 ) -> list[Answer]:
     """Classify images; raises DataError as the classifier does. One is sure of what the classifier
     was sure of by itself: its threshold was chosen so.
     """
-    seen = seen or classifier.see(images)
+    seen = classifier.see(images) if seen is None else seen
     given = seen.probabilities
     probabilities = classifier.told(given) if corrected is None else corrected
     known = len(images) * [None]
@@ -178,6 +178,8 @@ def evidence(
     "Draw what answers rest on; raises DataError as `grad_cam` does."
     from bloodcell_nb.networks.explain import grad_cam, heat_overlay
 
+    if not len(images):
+        return np.concatenate([images, images], axis=2)
     heat = sum(weight * grad_cam(model, images, labels) for model, weight
                in zip(classifier.models, classifier.weights, strict=True))
     return np.concatenate([images, heat_overlay(images, heat)], axis=2)
