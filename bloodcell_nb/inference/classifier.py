@@ -165,8 +165,8 @@ def with_label_shift(
     """Correct answers for shares of classes that are estimated from them, if they are
     `LEAST_CELLS`; raises DataError as `shares_in_training` does.
 
-    Shares are estimated from the answers under one temperature: those that an image's distance
-    softened say too little of them.
+    Shares are estimated from the answers under one temperature, by which they came nearer to the
+    truth under another microscope (benchmarks/RESULTS.md).
     """
     trained, probabilities = self.shares_in_training(), self.told(seen.probabilities)
     if len(probabilities) < LEAST_CELLS:

@@ -336,15 +336,14 @@ def predict_files(
     images = magnified(images, scale)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
     portions = [slice(start, start + _PORTION) for start in range(0, len(paths), _PORTION)]
-    bar = tqdm(portions, "predict", unit="portion", file=stderr,
-               disable=stderr is None or len(portions) == 1)
-    seen = _joined([classifier.see(images[some]) for some in bar])
+    bar = partial(tqdm, unit="portion", file=stderr, disable=stderr is None or len(portions) == 1)
+    seen = _joined([classifier.see(images[some]) for some in bar(portions, "predict")])
     found = classifier.told(seen.probabilities)
     if label_shift:
         found, shares = classifier.with_label_shift(seen)
         _say(_shares_words(classifier.class_names, shares, len(found)), stderr)
     answers = answer(classifier, images, paths, seen, found, level)
-    for portion in portions:
+    for portion in bar(portions, "draw") if drawings else ():
         if drawings and not _draw_evidence(classifier, images[portion], answers[portion],
                                            drawings[portion], stderr):
             drawings = []
