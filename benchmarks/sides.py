@@ -21,12 +21,13 @@ class Side:
         script: Path,  # prints JSON, reads a line of stdin before each round
         task: dict,  # its argument
         python: str = sys.executable,  # interpreter
+        **variables: str,  # of its environment, besides this process's
     ):
         self.log = tempfile.TemporaryFile("w+")
         places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(places),
-                                    "TF_CPP_MIN_LOG_LEVEL": "3",
-                                    "TQDM_DISABLE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+        environment = os.environ | variables | {
+            "PYTHONPATH": os.pathsep.join(places), "TF_CPP_MIN_LOG_LEVEL": "3",
+            "TQDM_DISABLE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
         self.process = subprocess.Popen(
             [python, str(script), json.dumps(task)], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)

@@ -1,6 +1,7 @@
 """Training images per second: ours, PyTorch, and a bare Keras `fit`, on one machine.
 
     python benchmarks/throughput.py                         # ours beside timm in PyTorch
+    python benchmarks/throughput.py --best                  # beside PyTorch's best way of four
     python benchmarks/throughput.py --keras                 # our fit beside a bare Keras fit
     python benchmarks/throughput.py --depthwise             # our ConvNeXt beside Keras'
     python benchmarks/throughput.py --batches 8 64 512      # ours over the batch size
@@ -175,10 +176,27 @@ def side(what, task):
     return Side(Path(__file__), task | {"what": what})
 
 
+# what a process of PyTorch keeps its freed memory by, as ours does without being told
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
+WAYS = {"plain": {}, "compiled": {"compile": True}, "bfloat16": {"bfloat16": True},
+        "compiled, bfloat16": {"compile": True, "bfloat16": True}}
+
+
+def best_way(options, task):
+    "The fastest of PyTorch's ways, by one round of each, freed memory kept."
+    speeds = {}
+    for name, way in WAYS.items():
+        with Side(TORCH, task | way, options.torch_python, **KEPT) as side:
+            side.answer()
+            speeds[name] = side.round()["speed"]
+    print(f"{task['network']}: {speeds}", file=sys.stderr, flush=True)
+    return max(speeds, key=speeds.get)
+
+
 def beside_torch(options, tasks):
     "Print ours against PyTorch."
-    print("| network | batch | policy | ours, images/s | PyTorch, images/s | ours of PyTorch |\n"
-          + "|---" * 6 + "|")
+    print("| network | batch | policy | ours, images/s | PyTorch, images/s | ours of PyTorch | "
+          "PyTorch's way |\n" + "|---" * 7 + "|")
     import numpy as np
 
     with tempfile.TemporaryDirectory() as place:
@@ -186,15 +204,19 @@ def beside_torch(options, tasks):
         cells = cells_of(options.images)
         np.savez(path, images=cells.images, labels=cells.labels)
         for task in tasks:
+            plain = task | {"heavy": False, "cells": str(path), "what": "throughput"}
+            way = best_way(options, plain) if options.best else "plain"
+            kept = KEPT if options.best else {}
             for policy in options.policies:
                 now = task | {"heavy": policy == "heavy", "cells": str(path),
                               "workers": options.workers, "what": "throughput"}
                 # a DataLoader has full buffers where a round begins
                 now["uncounted"] = 2 + (2 * options.workers if now["heavy"] else 0)
-                with side("ours", now) as one, Side(TORCH, now, options.torch_python) as other:
+                with (side("ours", now) as one,
+                      Side(TORCH, now | WAYS[way], options.torch_python, **kept) as other):
                     us, them, ratios = compared(in_turn(one, other, options.rounds))
                 print(f"| {task['network']} | {task['batch']} | {policy} | {us:,.1f} | {them:,.1f} "
-                      f"| {ratio_text(ratios)} |", flush=True)
+                      f"| {ratio_text(ratios)} | {way} |", flush=True)
 
 
 def beside_keras(options, tasks):
@@ -281,6 +303,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3, help="of each side")
     parser.add_argument("--seconds", type=float, default=10, help="of each round, at least")
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision on both sides")
+    parser.add_argument("--best", action="store_true", help="PyTorch compiled or not, in bfloat16 "
+                        "or not, whichever is fastest; freed memory kept")
     parser.add_argument("--torch-python", default=sys.executable,
                         help="interpreter of PyTorch's side; this one by default")
     parser.add_argument("--workers", type=int, default=min(os.cpu_count(), 16),

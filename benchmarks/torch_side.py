@@ -91,8 +91,8 @@ def batches(images, labels, task):
 
 
 def training_step(model, optimizer, task):
-    "One step: channels_last, bfloat16 where asked for, compiled on a GPU."
-    run = torch.compile(model) if DEVICE == "cuda" else model
+    "One step: channels_last; bfloat16 and compiled where asked for, compiled on a GPU."
+    run = torch.compile(model) if DEVICE == "cuda" or task.get("compile") else model
     # CutMix in half of the batches; label smoothing, as ours
     mix = timm.data.Mixup(mixup_alpha=0, cutmix_alpha=1, prob=0.5, num_classes=8,
                           label_smoothing=0.05)
