@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'LIBRARIES', 'KERAS_CV', 'named_policy', 'check_policy', 'keras_cv_layer', 'weakened', 'Policy',
-           'with_noise', 'teacher_answers', 'augmented']
+           'with_noise', 'teacher_answers', 'divergence', 'augmented']
 
 # %% ../../nbs/reference/augment/policies.ipynb #34131068
 import logging
@@ -435,6 +435,28 @@ def teacher_answers(
                                      training=False), "float32")
                for one, weight in teachers) / sum(weight for _, weight in teachers)
 
+# %% ../../nbs/reference/augment/policies.ipynb #consist6
+def _trained_answers(network, images, copies):
+    "What a network says in training of images, and of as many copies of them."
+    from keras import ops
+
+    if not copies:
+        return {"probabilities": network(_taken(images, network), training=True)}
+    shown = ops.concatenate([_taken(some, network) for some in (images, *copies)])
+    found, *others = ops.split(network(shown, training=True), 1 + len(copies))
+    return {"probabilities": found, "copies": others}
+
+# %% ../../nbs/reference/augment/policies.ipynb #consist2
+def divergence(
+    answers: list,  # probabilities, (n, classes) each
+):  # (n,); 0: all answer the same
+    "Jensen-Shannon divergence among several answers, in nats."
+    from keras import ops
+
+    answers = [ops.clip(ops.cast(one, "float32"), 1e-7, 1.0) for one in answers]
+    mean = ops.log(sum(answers) / len(answers))
+    return sum(ops.sum(one * (ops.log(one) - mean), axis=-1) for one in answers) / len(answers)
+
 # %% ../../nbs/reference/augment/policies.ipynb #8bd4dbf9
 def augmented(
     model,  # keras model: images to probabilities; it is what is trained, and what is saved
@@ -444,6 +466,7 @@ def augmented(
     batch_size: int = None,  # of every batch; a policy needs it
     teachers: list = (),  # keras models, each with its share in the answer that is the label
     share: float = 1.0,  # of that label; the rest is the image's own
+    consistency: float = 0.0,  # weight of `divergence`; above 0: images are learned as they are
 ):  # keras model on {"images", "labels", "mixed"}, or on {"index"}: (n,)
     "Wrap a classifier so that its training step augments."
     import keras
@@ -467,19 +490,22 @@ def augmented(
             if not training:
                 return {"probabilities": self.network(images, training=False), "labels": labels}
             images = _resized(images, self.seen.input_shape)
-            if self.apply:
+            copies = [self.apply(images, labels, mixed)[0] for _ in range(2 * bool(consistency))]
+            if self.apply and not copies:
                 images, labels = self.apply(images, labels, mixed)
             if teachers:
                 labels = (1 - share) * labels + share * teacher_answers(teachers, images)
-            found = self.seen(_taken(images, self.seen), training=True)
-            return {"probabilities": found, "labels": labels}
+            return _trained_answers(self.seen, images, copies) | {"labels": labels}
 
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
             labels, found = y_pred["labels"], y_pred["probabilities"]
             if not training:  # it chooses the epoch: without label smoothing and L2
                 return keras.ops.mean(keras.losses.categorical_crossentropy(labels, found))
             weight = _weights(labels, class_weight) if class_weight else None
-            return super().compute_loss(x, labels, found, weight, training)
+            loss = super().compute_loss(x, labels, found, weight, training)
+            if consistency:
+                loss += consistency * keras.ops.mean(divergence([found, *y_pred["copies"]]))
+            return loss
 
         def compute_metrics(self, x, y, y_pred, sample_weight=None):
             labels, found = y_pred["labels"], y_pred["probabilities"]

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 import bloodcell_nb
-from ..augment.policies import check_policy, named_policy
+from ..augment.policies import OPERATIONS, check_policy, named_policy
 from ..data.cells import SYNTHETIC, DataError
 from ..data.yaml_text import cut, parse_yaml, quoted
 from .parameters import parameters_of
@@ -164,6 +164,9 @@ class TrainingRecipe(_Optimization):
     teacher: str = Field("", description="a .keras file, run's folder or published network: its "
                                          "answer to an image, as augmented, is the label")
     teacher_share: float = Field(1.0, gt=0, le=1, description="of that label; the rest: its own")
+    consistency: float = Field(0.0, ge=0, le=1000, description="weight in the loss of how far "
+                               "answers to an image and to two augmented copies lie apart "
+                               "(Jensen-Shannon; AugMix: 12), the label the image's; 0: none")
     folds: int = Field(0, ge=0, description="from 2: also k-fold cross-validation of training and "
                                             "validation split, stratified unless that is random")
     mixed_precision: bool = Field(False, description="bfloat16 arithmetic with float32 weights, "
@@ -339,6 +342,15 @@ def _did_you_mean(key, schema):
     return (f"did you mean {close[0]}?" if close
             else f"allowed are {', '.join(schema.model_fields)}")
 
+# %% ../../nbs/reference/runs/recipes.ipynb #consist1
+def _check_consistency(recipe, names, where):
+    "Raise RecipeError where copies are to be compared that nothing, or a mixture, sets apart."
+    mixing = [name for name in names if name in OPERATIONS and OPERATIONS[name].family == "mixing"]
+    if getattr(recipe, "consistency", 0) and (mixing or not names):
+        raise RecipeError(f"{where}: consistency is {recipe.consistency:g} with "
+                          f"{mixing[0] if mixing else 'no augmentation'}; expected a policy whose "
+                          "copies show one image alone, such as [AugMix]")
+
 # %% ../../nbs/reference/runs/recipes.ipynb #8575b4e9
 def check_recipe(
     parameters: dict,  # what the recipe says
@@ -355,7 +367,8 @@ def check_recipe(
         recipe = SCHEMAS[notebook](**parameters)
     except ValidationError as error:
         raise RecipeError(f"{where}: {first_error(error, SCHEMAS[notebook])}") from None
-    check_policy(getattr(recipe, "augmentation", []), f"{where}: augmentation")
+    policy = check_policy(getattr(recipe, "augmentation", []), f"{where}: augmentation")
+    _check_consistency(recipe, [name for name, _ in policy], where)
     return recipe
 
 # %% ../../nbs/reference/runs/recipes.ipynb #ceef872f

@@ -212,7 +212,8 @@ def _compiled(model, train, recipe, policies):
     speed_up_training(model)
     keep_freed_memory()
     trained = augmented(model, policies, weights, train if on_device else None,
-                        batches.batch_size, _teachers(recipe, train), recipe.teacher_share)
+                        batches.batch_size, _teachers(recipe, train), recipe.teacher_share,
+                        recipe.consistency if policy else 0.0)
     trained.compile(
         make_optimizer(recipe, len(batches), model.trainable_variables),
         keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
