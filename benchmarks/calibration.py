@@ -60,7 +60,7 @@ def ways(raw, labels, similar):
 
 
 def main(home, elsewhere, *names):
-    for name in names or ["efficientnet_lite0_taught"]:
+    for name in names or ["efficientnet_lite0_taught_128"]:
         classifier = replace(load_classifier([find_model(name)]), views=1, temperature=1.0,
                              by_distance=())
         val = labelled_cells(home, classifier).part("val")

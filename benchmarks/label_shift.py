@@ -46,7 +46,7 @@ def draws(labels, rng):
 
 
 def main(home, elsewhere, *names):
-    for name in names or ["efficientnet_lite0_taught"]:
+    for name in names or ["efficientnet_lite0_taught_128"]:
         classifier = replace(load_classifier([find_model(name)]), views=1)
         trained = classifier.shares_in_training()
         stand_in = distorted(labelled_cells(home, classifier).part("val"))["stand_in"]

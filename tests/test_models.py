@@ -30,7 +30,7 @@ from bloodcell_nb.runs.recipes import check_recipe, project_root
 
 BEST = "ensemble_lite0_atto"  # best on the cells of its own laboratory
 SINGLE = "efficientnet_lite0_heavy"  # one of its members
-TAUGHT = "efficientnet_lite0_taught"  # by it
+TAUGHT = "efficientnet_lite0_taught_128"  # by it
 CAT = project_root() / "nbs" / "images" / "cat.png"
 
 
