@@ -50,7 +50,8 @@ def test_a_decay_follows_the_optimizer_unless_it_is_named():
 
 OTHER_BACKEND = """
 import keras, numpy as np
-from bloodcell_nb.augment.policies import OPERATIONS, Policy, augmented
+from bloodcell_nb.augment.policies import OPERATIONS, Policy
+from bloodcell_nb.training.step import augmented
 from bloodcell_nb.data.synthetic import draw_cells
 
 cells = draw_cells(8)

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 
-from bloodcell_nb.augment.policies import augmented
 from bloodcell_nb.data import arrays, files
 from bloodcell_nb.data import cells as cells_module
 from bloodcell_nb.data.cells import Cells, DataError, StoredImages
@@ -20,6 +19,7 @@ from bloodcell_nb.training.fit import Batches, Fit, NotFinite, fit
 from bloodcell_nb.training.image_sizes import policies_of
 from bloodcell_nb.training.optimizers import cycle_ends
 from bloodcell_nb.training.phases import fit_phases
+from bloodcell_nb.training.step import augmented
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)

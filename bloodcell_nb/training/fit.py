@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from IPython.display import HTML, DisplayHandle
 from matplotlib.figure import Figure
 
-from ..augment.policies import augmented, teacher_answers, with_noise
+from ..augment.policies import with_noise
 from ..data.analysis import balance_classes, duplicate_groups, perceptual_hashes
 from ..data.cells import Cells, DataError, StoredImages, fold_indices, split_indices
 from ..data.files import replacing
@@ -41,6 +41,7 @@ from bloodcell_nb.training.optimizers import (
     training_metrics,
 )
 from .state import Progress, Times, restore_state
+from .step import augmented, teacher_answers
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new model in a notebook
 

@@ -36,7 +36,6 @@ from twenty_kills import (  # noqa: E402
     to_its_end,
 )
 
-from bloodcell_nb.augment.policies import augmented  # noqa: E402
 from bloodcell_nb.data.sources import load, save  # noqa: E402
 from bloodcell_nb.data.synthetic import draw_cells  # noqa: E402
 from bloodcell_nb.networks.custom_cnn import custom_cnn  # noqa: E402
@@ -46,6 +45,7 @@ from bloodcell_nb.runs.run import Run  # noqa: E402
 from bloodcell_nb.runs.run_folders import is_finished, status_of  # noqa: E402
 from bloodcell_nb.training.fit import Batches, fit  # noqa: E402
 from bloodcell_nb.training.state import Progress, Times, restore_state  # noqa: E402
+from bloodcell_nb.training.step import augmented  # noqa: E402
 
 SETTINGS = {"epochs": 6, "patience": 6, "schedule": "cosine_restarts", "snapshots": True, **MIXED}
 
