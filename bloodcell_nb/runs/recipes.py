@@ -14,17 +14,10 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 import bloodcell_nb
-from ..augment.policies import OPERATIONS, check_policy, named_policy
+from ..augment.policies import check_consistency, check_policy, named_policy
 from ..data.cells import SYNTHETIC, DataError
 from ..data.yaml_text import cut, parse_yaml, quoted
 from .parameters import parameters_of
@@ -342,15 +335,6 @@ def _did_you_mean(key, schema):
     return (f"did you mean {close[0]}?" if close
             else f"allowed are {', '.join(schema.model_fields)}")
 
-# %% ../../nbs/reference/runs/recipes.ipynb #consist1
-def _check_consistency(recipe, names, where):
-    "Raise RecipeError where copies are to be compared that nothing, or a mixture, sets apart."
-    mixing = [name for name in names if name in OPERATIONS and OPERATIONS[name].family == "mixing"]
-    if getattr(recipe, "consistency", 0) and (mixing or not names):
-        raise RecipeError(f"{where}: consistency is {recipe.consistency:g} with "
-                          f"{mixing[0] if mixing else 'no augmentation'}; expected a policy whose "
-                          "copies show one image alone, such as [AugMix]")
-
 # %% ../../nbs/reference/runs/recipes.ipynb #8575b4e9
 def check_recipe(
     parameters: dict,  # what the recipe says
@@ -368,7 +352,7 @@ def check_recipe(
     except ValidationError as error:
         raise RecipeError(f"{where}: {first_error(error, SCHEMAS[notebook])}") from None
     policy = check_policy(getattr(recipe, "augmentation", []), f"{where}: augmentation")
-    _check_consistency(recipe, [name for name, _ in policy], where)
+    check_consistency(getattr(recipe, "consistency", 0.0), policy, where)
     return recipe
 
 # %% ../../nbs/reference/runs/recipes.ipynb #ceef872f
