@@ -365,8 +365,11 @@ def evaluation(
         return None
     first = found[0]
     classes = sum(values["n"] > 0 for values in first.test["per_class"].values())
+    others = [f"`{_network(run)}`" for run in found[1:]
+              if accuracy_of(run, "test") == accuracy_of(first, "test")]
     finding = (f"`{_network(first)}` is right on {with_interval(first.test, 'accuracy', 3)} of "
-               f"{first.test['n']:,} cells of {classes} classes.")
+               f"{first.test['n']:,} cells of {classes} classes"
+               + f", as many as {listed(others)}" * bool(others) + ".")
     judged = [run for run in found if results_of(run)["trust"]]
     text = ([words for data, words in _PLACES.items() if first.data.startswith(data)]
             + _unseen_words(first) + [_trust_words(run) for run in judged[:1]]

@@ -297,9 +297,10 @@ def conclusion(
     "Tell which run was best, and of how many steps a cause can be named."
     if len(found := scored(runs)) < 2:
         return None
-    best, clean = found[0], max(found, key=lambda run: accuracy_of(run, "test"))
-    also = ("and on the clean ones" if clean is best else
-            f"on the clean ones {named(clean)}")
+    best, most = found[0], max(accuracy_of(run, "test") for run in found)
+    clean = [run for run in found if accuracy_of(run, "test") == most]
+    also = ("and on the clean ones" if clean == [best] else
+            f"on the clean ones {listed([named(run) for run in clean])}")
     text, (gains, _) = [], step_gains(runs)
     if gains:
         above = [gain for gain in gains if gain.stand_in["interval_95"][0] > 0]
