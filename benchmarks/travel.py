@@ -8,7 +8,7 @@ as they are, at 1.2 times their size, and told which classes occur. Of runs that
 seed alone: the mean and the range, the mean of their answers, and the network of their mean
 weights ("soup", Wortsman et al. 2022).
 """
-import sys
+import argparse
 from itertools import groupby
 from pathlib import Path
 
@@ -27,6 +27,8 @@ MAGNIFIED = 1.2
 def all_sets(home, elsewhere, classifier):
     "Images, labels and the classes that can occur, by name."
     val = labelled_cells(home, classifier).part("val")
+    if not len(val):
+        raise SystemExit(f"{home} has no validation cells; expected a source with splits")
     other = labelled_cells(elsewhere, classifier)
     occur = tuple(name for name, count in zip(other.class_names, other.counts, strict=True)
                   if count)
@@ -77,7 +79,9 @@ def main(home, elsewhere, *runs):
             if sets is None:
                 sets = all_sets(home, elsewhere, classifier)
                 print(f"| | {' | '.join(sets)} |\n|---|{'---|' * len(sets)}")
-            (network,) = classifier.models
+            if len(classifier.models) > 1:
+                raise SystemExit(f"{place} is an ensemble; expected runs of one network each")
+            network = classifier.models[0]
             found.append(answers(network, sets))
             weights.append(network.get_weights())
         names = classifier.class_names
@@ -91,4 +95,9 @@ def main(home, elsewhere, *runs):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("home")
+    parser.add_argument("elsewhere")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder, or a .keras file")
+    given = parser.parse_args()
+    main(given.home, given.elsewhere, *given.runs)

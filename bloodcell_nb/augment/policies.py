@@ -124,13 +124,13 @@ def check_consistency(
     policy: list,  # of `check_policy`
     where: str = "recipe",  # named in an error
 ):
-    "Raise DataError for copies that nothing, or another image in them, would set apart."
+    "Raise DataError for copies that nothing sets apart, or whose labels would be mixed."
     mixing = [name for name, _ in policy if name in OPERATIONS
               and OPERATIONS[name].family == "mixing"]
     if weight and (mixing or not policy):
         raise DataError(f"{where}: consistency is {weight:g} with "
-                        f"{mixing[0] if mixing else 'no augmentation'}; expected a policy whose "
-                        "copies show one image alone, such as [AugMix]")
+                        f"{mixing[0] if mixing else 'no augmentation'}; expected a policy that "
+                        "augments and mixes no labels, such as [AugMix]")
 
 # %% ../../nbs/reference/augment/policies.ipynb #4efaaed7
 LIBRARIES = ("native", "keras_cv")

@@ -155,7 +155,7 @@ class TrainingRecipe(_Optimization):
     validation_noise: float = Field(0.0, ge=0, le=128, description="standard deviation of noise on "
                                                                    "validation images, grey levels")
     teacher: str = Field("", description="a .keras file, run's folder or published network: its "
-                                         "answer to an image, as augmented, is the label")
+                                         "answer to an image, as it is learned, is the label")
     teacher_share: float = Field(1.0, gt=0, le=1, description="of that label; the rest: its own")
     consistency: float = Field(0.0, ge=0, le=1000, description="weight in the loss of how far "
                                "answers to an image and to two augmented copies lie apart "
@@ -352,7 +352,9 @@ def check_recipe(
     except ValidationError as error:
         raise RecipeError(f"{where}: {first_error(error, SCHEMAS[notebook])}") from None
     policy = check_policy(getattr(recipe, "augmentation", []), f"{where}: augmentation")
-    check_consistency(getattr(recipe, "consistency", 0.0), policy, where)
+    phases = getattr(recipe, "phases", None)
+    augments = phases is None or any(phase.augment for phase in phases)
+    check_consistency(getattr(recipe, "consistency", 0.0), policy if augments else [], where)
     return recipe
 
 # %% ../../nbs/reference/runs/recipes.ipynb #ceef872f

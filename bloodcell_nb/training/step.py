@@ -126,7 +126,9 @@ def augmented(
     batch_size: int = None,  # of every batch; a policy needs it
     teachers: list = (),  # keras models, each with its share in the answer that is the label
     share: float = 1.0,  # of that label; the rest is the image's own
-    consistency: float = 0.0,  # weight of `divergence`; above 0: images are learned as they are
+    # weight of `divergence`; above 0 images are learned as they are, and a policy is needed that
+    # mixes no labels
+    consistency: float = 0.0,
 ):  # keras model on {"images", "labels", "mixed"}, or on {"index"}: (n,)
     "Wrap a classifier so that its training step augments."
     import keras
