@@ -178,7 +178,9 @@ def side(what, task):
 
 # what a process of PyTorch keeps its freed memory by, as ours does without being told
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
-WAYS = {"plain": {}, "compiled": {"compile": True}, "bfloat16": {"bfloat16": True},
+WAYS = {"plain": {"compile": False, "bfloat16": False},
+        "compiled": {"compile": True, "bfloat16": False},
+        "bfloat16": {"compile": False, "bfloat16": True},
         "compiled, bfloat16": {"compile": True, "bfloat16": True}}
 
 
@@ -205,7 +207,7 @@ def beside_torch(options, tasks):
         np.savez(path, images=cells.images, labels=cells.labels)
         for task in tasks:
             plain = task | {"heavy": False, "cells": str(path), "what": "throughput"}
-            way = best_way(options, plain) if options.best else "plain"
+            way = best_way(options, plain) if options.best else "as asked"
             kept = KEPT if options.best else {}
             for policy in options.policies:
                 now = task | {"heavy": policy == "heavy", "cells": str(path),
@@ -213,7 +215,7 @@ def beside_torch(options, tasks):
                 # a DataLoader has full buffers where a round begins
                 now["uncounted"] = 2 + (2 * options.workers if now["heavy"] else 0)
                 with (side("ours", now) as one,
-                      Side(TORCH, now | WAYS[way], options.torch_python, **kept) as other):
+                      Side(TORCH, now | WAYS.get(way, {}), options.torch_python, **kept) as other):
                     us, them, ratios = compared(in_turn(one, other, options.rounds))
                 print(f"| {task['network']} | {task['batch']} | {policy} | {us:,.1f} | {them:,.1f} "
                       f"| {ratio_text(ratios)} | {way} |", flush=True)

@@ -118,6 +118,11 @@ def _check_random_apply(given, where):
                         f"expected 1 to {len(inner)}, the number of operations")
     return {"k": given["k"], "of": inner}
 
+# %% ../../nbs/reference/augment/policies.ipynb #ca6d9ee4
+def _family(name):
+    "Of an operation; none of RandomApply."
+    return OPERATIONS[name].family if name in OPERATIONS else ""
+
 # %% ../../nbs/reference/augment/policies.ipynb #consist1
 def check_consistency(
     weight: float,  # of what sets the answers to an image and to its augmented copies apart
@@ -125,8 +130,7 @@ def check_consistency(
     where: str = "recipe",  # named in an error
 ):
     "Raise DataError for copies that nothing sets apart, or whose labels would be mixed."
-    mixing = [name for name, _ in policy if name in OPERATIONS
-              and OPERATIONS[name].family == "mixing"]
+    mixing = [name for name, _ in policy if _family(name) == "mixing"]
     if weight and (mixing or not policy):
         raise DataError(f"{where}: consistency is {weight:g} with "
                         f"{mixing[0] if mixing else 'no augmentation'}; expected a policy that "
@@ -200,11 +204,6 @@ def weakened(
     "The same operations, milder."
     return [(name, {key: _milder(name, key, value, strength) for key, value in parameters.items()})
             for name, parameters in checked]
-
-# %% ../../nbs/reference/augment/policies.ipynb #ca6d9ee4
-def _family(name):
-    "Of an operation; none of RandomApply."
-    return OPERATIONS[name].family if name in OPERATIONS else ""
 
 # %% ../../nbs/reference/augment/policies.ipynb #d86bf150
 def _where(mixed, after, before):
