@@ -162,8 +162,9 @@ class TrainingRecipe(_Optimization):
                                "(Jensen-Shannon; AugMix: 12), the label the image's; 0: none")
     folds: int = Field(0, ge=0, description="from 2: also k-fold cross-validation of training and "
                                             "validation split, stratified unless that is random")
-    mixed_precision: bool = Field(False, description="bfloat16 arithmetic with float32 weights, "
-                                                     "for a GPU")
+    mixed_precision: bool | Literal["pointwise"] = Field(
+        False, description="bfloat16 arithmetic with float32 weights: of all layers, for a GPU, or "
+                           "of the pointwise ones in training, for a CPU that has it")
     on_device: bool = Field(True, description="the training split lies where the model computes; "
                                               "false: batches are copied there")
     eager: bool = Field(False, description="steps without a compiled graph: quicker for a few "

@@ -27,7 +27,12 @@ from ..data.cells import Cells, DataError, StoredImages, fold_indices, split_ind
 from ..data.files import replacing
 from ..evaluation.metrics import plot_learning_curves, score
 from ..networks.explain import load_model, save_network
-from ..networks.speed import keep_freed_memory, speed_up_answers, speed_up_training
+from bloodcell_nb.networks.speed import (
+    keep_freed_memory,
+    pointwise_precision,
+    speed_up_answers,
+    speed_up_training,
+)
 from ..runs.recipes import TrainingRecipe
 from ..runs.run import Run
 from ..runs.splits import Splits, class_weight_dict, distorted
@@ -271,11 +276,12 @@ def fit(
     if not progress.stopped and progress.epoch < recipe.epochs:
         if recipe.image_sizes:
             further.append(GrowingImages(model, policies, recipe))
-        trained.fit(batches, epochs=recipe.epochs, initial_epoch=progress.epoch, shuffle=False,
-                    verbose=0, validation_batch_size=256, validation_data=_watched(val, recipe),
-                    # an epoch's events are there before a state says that it is over
-                    callbacks=[*remembered, *further, times, *event_callbacks(run, name), progress,
-                               *callbacks])
+        # an epoch's events are there before a state says that it is over
+        called = [*remembered, *further, times, *event_callbacks(run, name), progress, *callbacks]
+        with pointwise_precision(model, recipe):
+            trained.fit(batches, epochs=recipe.epochs, initial_epoch=progress.epoch, shuffle=False,
+                        verbose=0, validation_batch_size=256, callbacks=called,
+                        validation_data=_watched(val, recipe))
     return _fitted(model, progress)
 
 # %% ../../nbs/reference/training/fit.ipynb #fitted01
