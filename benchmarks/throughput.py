@@ -38,8 +38,8 @@ def recipe_of(task):
         "backbone": task["network"], "weights": "none", "batch_size": task["batch"], "ema": 0.0,
         "augmentation": "heavy" if task.get("heavy") else [], "patience": 10**6,
         "phases": [{"trainable": "all", "epochs": 10**6, "learning_rate": 1e-3}],
-        "epochs": 10**6, "mixed_precision": task["bfloat16"],
-        "train_batch_norm": True})
+        "epochs": 10**6, "train_batch_norm": True,
+        "mixed_precision": "pointwise" if task.get("pointwise") else task["bfloat16"]})
 
 
 def cells_of(count):
@@ -305,6 +305,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3, help="of each side")
     parser.add_argument("--seconds", type=float, default=10, help="of each round, at least")
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision on both sides")
+    parser.add_argument("--pointwise", action="store_true",
+                        help="ours: pointwise layers in bfloat16, the rest in float32")
     parser.add_argument("--best", action="store_true", help="PyTorch compiled or not, in bfloat16 "
                         "or not, whichever is fastest; freed memory kept")
     parser.add_argument("--torch-python", default=sys.executable,
@@ -323,12 +325,14 @@ def main():
             [name for name in NETWORKS if name != "ConvNeXtBase"])  # which takes a GPU
     tasks = [{"network": name, "batch": options.batch or NETWORKS[name], "images": options.images,
               "seconds": options.seconds, "bfloat16": options.bfloat16,
-              "uncounted": 2, "epochs": False} for name in options.networks or some]
+              "pointwise": options.pointwise, "uncounted": 2, "epochs": False}
+             for name in options.networks or some]
     torch = not (options.keras or options.depthwise or options.batches)
     about = [torch_versions(options.torch_python), f"{options.workers} workers"] if torch else []
     print(heading(*about, f"96x96, {options.images:,} images, {options.rounds} rounds of "
                   f"{'an epoch' if options.keras else f'{options.seconds:g} s'}, "
-                  f"{'bfloat16' if options.bfloat16 else 'float32'}\n"))
+                  f"{'bfloat16' if options.bfloat16 else 'float32'}"
+                  f"{', ours: pointwise layers in bfloat16' if options.pointwise else ''}\n"))
     measure = (beside_keras if options.keras else depthwise if options.depthwise
                else over_batches if options.batches else beside_torch)
     measure(options, tasks)

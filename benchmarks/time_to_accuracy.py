@@ -101,8 +101,9 @@ def our_curve(task):
             curve.append((time.perf_counter() - start, logs["val_accuracy"]))
 
     recipe = read_recipe(find_recipe(task["recipe"]))
-    recipe = recipe.model_copy(update={"seed": task["seed"], "source": "synthetic",
-                                       "mixed_precision": task["bfloat16"]})
+    recipe = recipe.model_copy(update={
+        "seed": task["seed"], "source": "synthetic",
+        "mixed_precision": task["bfloat16"] or recipe.mixed_precision})
     with np.load(task["cells"]) as file:
         train = Cells(file["images"], file["labels"])
         val = Cells(file["val_images"], file["val_labels"])
