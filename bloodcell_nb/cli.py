@@ -328,7 +328,7 @@ def _predict(images, model="", among="", label_shift=False, scale=1.0, level=Non
         from bloodcell_nb.inference.published import find_model
 
         classifier = load_classifier([find_model(model)])
-        classifier = replace(classifier, views=views or classifier.views,
+        classifier = replace(classifier, views=views or classifier.views, light=True,
                              among=_among(among, classifier.class_names))
         return predict_files(classifier, images, form, grad_cam, stderr, label_shift, scale, level)
 
@@ -448,7 +448,9 @@ def serve_demo(
 
 # %% ../nbs/reference/cli.ipynb #cc03f71e
 @_command("export", _MODEL,
-          _option("--to", required=True, choices=["onnx", "litert", "saved_model"]),
+          _option("--to", required=True, choices=["onnx", "litert", "saved_model", "predict"],
+                  help="the format; predict: a file beside the network, by which that command "
+                       "answers without Keras"),
           _option("--out", metavar="PATH", help="new file or folder; the network's name here"),
           _option("--int8", action="store_true", help="in eight bits (litert)"),
           _option("--data", metavar="SOURCE",

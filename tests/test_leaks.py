@@ -206,7 +206,7 @@ def network(trained, tmp_path_factory):
     return publish(trained.run, str(trained.source), models)
 
 
-def test_publish_keeps_what_is_there(trained, network, tmp_path):
+def test_publish_keeps_what_is_there(trained, network, tmp_path, capsys):
     known = len(trained.splits.train) + len(trained.splits.val)
     with np.load(network / "features.npz") as file:
         assert len(file["hashes"]) == known
@@ -220,7 +220,9 @@ def test_publish_keeps_what_is_there(trained, network, tmp_path):
         publish(trained.run, str(trained.source), models, instead=True)
     assert (place / "README.md").read_text() == "mine"
     (place / "README.md").unlink()
+    (place / "model.predict.onnx").touch()
     publish(trained.run, str(trained.source), models, instead=True)
+    assert "model.predict.onnx was of the network before, and is gone" in capsys.readouterr().out
     assert sorted(path.name for path in models.rglob("*")) == [
         "ensemble.json", "features.npz", "model.keras", "tiny"]
     (tmp_path / "file").write_text("no folder")

@@ -2,6 +2,9 @@
 import csv
 import json
 import os
+import shutil
+import subprocess
+import sys
 import warnings
 import zipfile
 from dataclasses import replace
@@ -59,6 +62,43 @@ def printed(capsys, *arguments):
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 0, arguments
     return capsys.readouterr().out
+
+
+def test_the_default_answers_alike_with_and_without_keras(real_cells):
+    "Answers, their certainty and the kinds, drawn cells and real ones."
+    from bloodcell_nb.inference.light import LightNetwork
+
+    images = np.concatenate([draw_cells(64).images, real_cells.part("test").images[::12]])
+    keras_own = load_classifier([find_model()])
+    light = replace(keras_own, light=True)
+    assert all(isinstance(one, LightNetwork) for one in light.answering)
+    one, other = light.see(images), keras_own.see(images)
+    assert (one.kinds == other.kinds).all()
+    for a, b in ((one.probabilities, other.probabilities), (one.even, other.even)):
+        assert np.abs(a - b).max() < 1e-3 and (a.argmax(axis=1) == b.argmax(axis=1)).all()
+
+
+def test_the_default_answers_without_keras(folder):
+    "As text, in eight views, and by shares and scale: nothing imports it."
+    code = ("import sys; from bloodcell_nb.cli import main; code = main(sys.argv[1:]);"
+            "assert not {'keras', 'tensorflow'} & {*sys.modules}; sys.exit(code)")
+    for more in ([], ["--tta"], ["--scale", "auto", "--label-shift", "--set", "0.9"]):
+        done = subprocess.run([sys.executable, "-c", code, "predict", folder / "cells", CAT, *more],
+                              capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.count("\n") == 9, done.stderr
+        assert "unlike the training cells" in done.stdout.splitlines()[-1]
+
+
+def test_a_network_that_is_replaced_is_not_answered_for_by_its_file(tmp_path, folder, capsys):
+    "One that lies beside another network is passed over, and that is said."
+    place = tmp_path / "network"
+    shutil.copytree(find_model(), place)
+    shutil.copy(folder / "eight.keras", place / "model.keras")
+    with pytest.warns(DataWarning, match="model.predict.onnx was not made of the model.keras"):
+        found = replace(load_classifier([place / "model.keras"]), light=True).predict(
+            draw_cells(8).images)
+    assert np.allclose(found, load_classifier([folder / "eight.keras"]).predict(
+        draw_cells(8).images), atol=1e-5)
 
 
 def test_predict_needs_no_training(folder, capsys):

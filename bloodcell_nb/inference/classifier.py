@@ -8,7 +8,7 @@ __all__ = ['Classifier', 'Seen', 'ValidationScores', 'EnsembleSettings', 'read_e
 # %% ../../nbs/reference/inference/classifier.ipynb #2e0ab323
 import hashlib
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -39,6 +39,7 @@ from bloodcell_nb.evaluation.ensemble import (
 )
 from ..evaluation.label_shift import estimate_shares, restricted, with_shares
 from ..evaluation.sets import SET_LEVELS, answer_sets
+from .light import LightNetwork, open_light
 from ..runs.finished import model_file
 from ..runs.recipes import first_error
 
@@ -81,6 +82,7 @@ class Classifier:
     nuclei: tuple = ()
     set_above: dict = field(default_factory=dict)  # `set_thresholds` by level; empty: not known
     among: tuple = ()  # classes that can occur, in label order; empty: all
+    light: bool = False  # answers by the files of `open_light`, where they lie
 
     @cached_property
     def models(self):
@@ -91,6 +93,15 @@ class Classifier:
         models = [load_model(file) for file in self.files]
         _check_shapes(self.files, models, self.class_names)
         return models
+
+    @cached_property
+    def answering(self):
+        "What gives the answers: the networks, or all their files of `open_light`; as `models`."
+        found = [open_light(file) for file in self.files] if self.light else [None]
+        if None in found:
+            return self.models
+        _check_shapes(self.files, found, self.class_names)
+        return found
 
 # %% ../../nbs/reference/inference/classifier.ipynb #27002efe
 class Seen(NamedTuple):
@@ -110,7 +121,8 @@ def see(
     """Answer for images; raises DataError as `models`, `predict_views` and, where kinds are asked
     or the temperature depends on an image's distance to the training cells, `similarities` do.
     """
-    models, with_kinds, given = self.models, with_kinds and self.familiar_above is not None, None
+    models, given = self.answering, None
+    with_kinds = with_kinds and self.familiar_above is not None
     if not len(images):
         none = np.empty((0, len(self.class_names)))
         return Seen(none, none, np.empty(0, str) if with_kinds else None)
@@ -418,11 +430,14 @@ def _known_cells(classifier):
     """The first network, giving its features and its answers, the features of training cells, and
     what tells kinds apart.
     """
-    from bloodcell_nb.networks.explain import feature_network
-
-    path, first = classifier.files[0].with_name("features.npz"), classifier.models[0]
+    path, first = classifier.files[0].with_name("features.npz"), classifier.answering[0]
     found = read_known(path)
-    network = feature_network(first, answers=True)
+    if isinstance(first, LightNetwork):
+        network = replace(first, features=True)
+    else:
+        from bloodcell_nb.networks.explain import feature_network
+
+        network = feature_network(first, answers=True)
     wide = network.output_shape[0][1]
     with _usable(path):
         known, weights = found["features"], found.get("kinds")  # None: published earlier

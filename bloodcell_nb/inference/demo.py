@@ -39,7 +39,7 @@ def describe(
     data: bytes,  # of an image file
 ) -> dict:  # an Answer's fields, and picture: of the evidence, as a data URL; or no_picture: why
     "Answer for one image; raises DataError for what is no image."
-    size = classifier.models[0].input_shape[1:3]
+    size = classifier.answering[0].input_shape[1:3]
     images = read_image(lambda: io.BytesIO(data), "the file", size)[None]
     found = answer(classifier, images, ["image"])[0]
     label = np.array([classifier.class_names.index(found.label)])

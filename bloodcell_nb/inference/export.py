@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'TOLERANCE', 'single_network', 'check_destination', 'open_exported', 'Exported', 'export_network',
-           'export_file']
+           'write_light', 'export_file']
 
 # %% ../../nbs/reference/inference/export.ipynb #e0246142
 import importlib.util
@@ -20,8 +20,10 @@ import numpy as np
 from keras import ops
 
 from ..data.cells import Cells, DataError
-from ..data.files import check_free, creating
+from ..data.files import check_free, creating, file_sum, replacing
+from ..data.synthetic import draw_cells
 from .classifier import Classifier, load_classifier
+from .light import LIGHT, SUM, LightNetwork, open_session
 
 # %% ../../nbs/reference/inference/export.ipynb #156081ad
 def single_network(
@@ -37,6 +39,13 @@ def single_network(
     return keras.Model(image, ops.softmax(logits), name="bloodcell")
 
 # %% ../../nbs/reference/inference/export.ipynb #eaf00ca4
+def _check_packages():
+    "Refuse, with DataError, to write ONNX where a package for it is missing."
+    needed = ("onnx", "tf2onnx", "onnxruntime")
+    if missing := [name for name in needed if not importlib.util.find_spec(name)]:
+        raise DataError(f"onnx needs the package {missing[0]}; pip install -e .[onnx]")
+
+
 FORMATS = {"onnx": ".onnx", "litert": ".tflite", "saved_model": ""}  # suffix of each
 
 
@@ -58,9 +67,8 @@ def check_destination(
     if keras.backend.backend() != "tensorflow":
         raise DataError(f"networks are exported by TensorFlow; KERAS_BACKEND is "
                         f"{keras.backend.backend()}: leave it out")
-    needed = ("onnx", "tf2onnx", "onnxruntime") if form == "onnx" else ()
-    if missing := [name for name in needed if not importlib.util.find_spec(name)]:
-        raise DataError(f"{form} needs the package {missing[0]}; pip install -e .[onnx]")
+    if form == "onnx":
+        _check_packages()
     return path
 
 # %% ../../nbs/reference/inference/export.ipynb #a5a78bcb
@@ -216,26 +224,77 @@ def export_network(
              for answers in (found, expected)]
     return Exported(path, size / 1e6, float(same), difference, *right, speed, before)
 
+# %% ../../nbs/reference/inference/export.ipynb #explight2
+_ANSWERED, _APART = 64, 1e-4  # drawn cells; share of the largest number by which one may differ
+
+
+def _same_answers(path, network, images):
+    "Refuse, with DataError, an ONNX file that gives other features or answers than a network."
+    found = LightNetwork(open_session(path), features=True).predict(images)
+    for a, b in zip(found, map(ops.convert_to_numpy, network(images)), strict=True):
+        if not (worst := float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9))) <= _APART:
+            raise DataError(f"in ONNX Runtime it answers otherwise, by {worst:.2g}; expected at "
+                            f"most {_APART:g}; nothing is kept")
+
+
+def write_light(
+    file: Path,  # model.keras of a published network
+) -> Path:  # model.predict.onnx beside it, in the place of an earlier one
+    """Write the file by which a network answers without Keras.
+
+    Raises DataError where a package for it is missing, for a network whose head does not begin
+    with a dense layer, and where the file would answer otherwise.
+    """
+    from bloodcell_nb.networks.explain import feature_network, load_model
+
+    _check_packages()
+    import onnx
+
+    inner = feature_network(load_model(file), answers=True)
+    image = keras.Input(inner.input_shape[1:], dtype="uint8", name="image")
+    network = keras.Model(image, inner(image, training=False))
+    images = np.resize(draw_cells(_ANSWERED).images, (_ANSWERED, *image.shape[1:]))
+    network(images)  # Keras exports what was called
+    with replacing(path := Path(file).with_suffix(LIGHT)) as work:
+        _write(network, "onnx", work)
+        marked = onnx.load(work)
+        marked.metadata_props.add(key=SUM, value=file_sum(file))
+        onnx.save(marked, work)
+        _same_answers(work, network, images)
+    return path
+
 # %% ../../nbs/reference/inference/export.ipynb #3b7e51c5
+def _write_beside(place, out, int8):
+    "Write what `predict` answers by; refuse, with DataError, what is for the other formats."
+    if out or int8:
+        raise DataError("predict's file lies beside the network, and whole; leave --out and "
+                        "--int8 out")
+    for file in load_classifier([place]).files:
+        print(f"wrote {write_light(file)}")
+
+
 _EXAMPLES = 100  # images that show the range of values, for eight bits
 
 
 def export_file(
     model: str,  # a published network, a .keras file or a run's folder
-    form: str,  # onnx, litert or saved_model
+    form: str,  # onnx, litert, saved_model, or predict: the file that `predict` answers by
     out: str = None,  # new file or folder; None: the network's name, in the working folder
     int8: bool = False,  # in eight bits
     source: str = "synthetic",  # the cells on which it is compared; its test split, if it has one
     classes: dict = None,  # the network's class for a class of the source
 ):
-    """Export a network, and print size, speed and what it costs.
+    """Export a network, and print size, speed and what it costs, or write the files beside its
+    members that `predict` answers by.
 
-    Raises DataError as `export_network` and `labelled_cells` do.
+    Raises DataError as `export_network`, `labelled_cells` and `write_light` do.
     """
     from bloodcell_nb.inference.external import labelled_cells
     from bloodcell_nb.inference.published import find_model, network_name
 
     place = find_model(model)
+    if form == "predict":
+        return _write_beside(place, out, int8)
     path = check_destination(form, Path(out or network_name(place) + FORMATS[form]), int8)
     classifier = load_classifier([place])
     cells = labelled_cells(source, classifier, classes)

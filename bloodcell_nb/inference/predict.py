@@ -329,7 +329,7 @@ def predict_files(
     _ = classifier.shares_in_training() if label_shift else None  # refused before all else
     if level:
         _ = classifier.sets(np.eye(len(classifier.class_names)), level)
-    images, paths, wrong = _read_named(names, classifier.models[0].input_shape[1:3], stderr)
+    images, paths, wrong = _read_named(names, classifier.answering[0].input_shape[1:3], stderr)
     if scale == "auto":
         scale = classifier.scale_of(images)
         _say(_scale_words(scale, len(images)), stderr)

@@ -33,6 +33,7 @@ from ..evaluation.metrics import HEADLINE, score_text
 from ..evaluation.sets import set_thresholds
 from ..evaluation.trust import set_coverage, sure_threshold
 from .classifier import Classifier, load_classifier, read_ensemble, read_known
+from .light import LIGHT
 from ..runs.finished import model_file, read_runs, seconds_of
 from ..runs.recipes import project_root, working_root
 
@@ -256,7 +257,8 @@ def _fill(work, record, source, models):
     write_json(work / "ensemble.json", _settings(classifier, splits.val, members) | published_from)
 
 # %% ../../nbs/reference/inference/published.ipynb #c55cb95d
-_OWN = {"ensemble.json", "model.keras", "features.npz", "hashes.npz", "README.md"}
+_LIGHT = f"model{LIGHT}"
+_OWN = {"ensemble.json", "model.keras", _LIGHT, "features.npz", "hashes.npz", "README.md"}
 
 
 def _check_replaceable(folder, instead):
@@ -312,8 +314,8 @@ def publish(
     instead: bool = False,  # of a published network of this name
 ) -> Path:  # the new folder
     """Copy a run's network and choose its temperature and thresholds on the validation split; says
-    which network is the default where that changes, and which ensembles were made with the network
-    that was replaced.
+    which network is the default where that changes, and what was made of the network that was
+    replaced.
 
     Raises DataError where the run is not finished, has no network, or has other data or splits,
     where a network of its name is published or a member of another run, and where models cannot be
@@ -322,6 +324,7 @@ def publish(
     models, record = Path(models or working_root() / "models"), _finished(run)
     check_names([record.name], f"{run}: recipe")
     folder, default = models / record.name, _default_name()
+    light = (folder / _LIGHT).exists()
     if os.path.lexists(folder):
         _check_replaceable(folder, instead)
     if fingerprint(source) != record.metrics["data"]["fingerprint"]:
@@ -337,6 +340,9 @@ def publish(
         raise DataError(f"{models}: {record.name} cannot be published there "
                         f"({error.strerror or error}); nothing was changed") from None
     _warn_of_changes(models, record.name)
+    if light:
+        print(f"{_LIGHT} was of the network before, and is gone; bloodcell export {record.name} "
+              "--to predict makes one of this")
     if (name := _default_name()) != default:
         print(f"where no network is named, {name} answers now")
     return folder
@@ -365,9 +371,9 @@ def _evaluations(runs, sums, set_above):
         for part, word in _PARTS.items():
             if part in results:
                 scores, saved = results[part], read_predictions([run.folder], part)
-                text = {name: score_text(scores, name) for name in HEADLINE}
                 parts.append({"data": name, "part": part, "title": f"{name}, {word}",
-                              "scores": scores, "text": text, "trust": results["trust"][part],
+                              "text": {name: score_text(scores, name) for name in HEADLINE},
+                              "scores": scores, "trust": results["trust"][part],
                               "sets": set_coverage(saved.labels, saved.probabilities[0], set_above),
                               "left_out": results.get("left_out_training_cells", "")})
     return sorted(parts, key=lambda part: part["data"] != "pbc96")
@@ -406,12 +412,6 @@ def _words(trainings):
 _PBC96 = "455bde719a734559"  # fingerprint of pbc96.zip, cells cut as the course's were
 
 
-def _is_course(runs):
-    "Whether runs were trained on all cells of pbc96."
-    return all(run.metrics["data"]["fingerprint"] == _PBC96
-               and run.metrics["recipe"]["limit"] is None for run in runs)
-
-
 def _record(runs, name, key):
     "The record of the run that was published; where its key is not known, the last of its name."
     found = [run for run in runs if (run.key == key if key else run.name == name)]
@@ -433,9 +433,8 @@ def _published_folder(name):
 # %% ../../nbs/reference/inference/published.ipynb #023a8605
 def _rendered(**values):
     "The card's template, filled in."
-    page = Environment(loader=PackageLoader("bloodcell_nb.inference", ""),
-                       undefined=StrictUndefined, trim_blocks=True,
-                       keep_trailing_newline=True)
+    page = Environment(loader=PackageLoader("bloodcell_nb.inference", ""), trim_blocks=True,
+                       undefined=StrictUndefined, keep_trailing_newline=True)
     return page.get_template("model_card.md.j2").render(**values)
 
 
@@ -464,10 +463,11 @@ def model_card(
     return _rendered(
         name=name, what=what, licence=licence, class_names=classifier.class_names, parts=parts,
         told=_told(runs, sums), headline=HEADLINE, settings=settings,
-        known=len(known["features"]), hashed=hashed,
+        known=len(known["features"]), hashed=hashed, size=f"{width}x{height}",
         sums={file: value for file, value in sums.items() if file.endswith(".keras")},
-        size=f"{width}x{height}", of_course=_is_course(trained.values()), data=trained[name].data,
-        counts=counts | {"train": max(0, hashed - counts["val"])},
+        of_course=all(run.metrics["data"]["fingerprint"] == _PBC96 and
+                      run.metrics["recipe"]["limit"] is None for run in trained.values()),
+        counts=counts | {"train": max(0, hashed - counts["val"])}, data=trained[name].data,
         trainings=list(map(_training, trained.values())))
 
 # %% ../../nbs/reference/inference/published.ipynb #656b28ed
