@@ -38,7 +38,8 @@ class BuildWithProject(build_py):
 
 
 def project_files():
-    return sorted(path.as_posix() for pattern in PROJECT for path in Path().glob(pattern))
+    return sorted(path.as_posix() for pattern in PROJECT for path in Path().glob(pattern)
+                  if ".part" not in path.suffixes)  # what a killed command left half-written
 
 
 def without_outputs(path):

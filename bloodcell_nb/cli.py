@@ -456,7 +456,7 @@ def serve_demo(
           _option("--data", metavar="SOURCE",
                   help=f"the cells on which it is compared: {_SOURCES}"),
           _CLASSES, help="write a network for programs without Keras")
-def _export(model, to, out=None, int8=False, data="synthetic", classes=""):
+def _export(model, to, out=None, int8=False, data="", classes=""):
     with _quiet_tensorflow():
         from bloodcell_nb.inference.export import export_file
         from bloodcell_nb.inference.external import class_mapping

@@ -228,13 +228,21 @@ def export_network(
 _ANSWERED, _APART = 64, 1e-4  # drawn cells; share of the largest number by which one may differ
 
 
+def _is_light(path):
+    "Whether a file is one that `write_light` made."
+    try:
+        return SUM in open_session(path).get_modelmeta().custom_metadata_map
+    except DataError:
+        return False
+
+
 def _same_answers(path, network, images):
     "Refuse, with DataError, an ONNX file that gives other features or answers than a network."
     found = LightNetwork(open_session(path), features=True).predict(images)
     for a, b in zip(found, map(ops.convert_to_numpy, network(images)), strict=True):
         if not (worst := float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9))) <= _APART:
-            raise DataError(f"in ONNX Runtime it answers otherwise, by {worst:.2g}; expected at "
-                            f"most {_APART:g}; nothing is kept")
+            raise DataError(f"{path.name}: ONNX Runtime answers otherwise, by {worst:.2g}; "
+                            f"expected at most {_APART:g}; nothing is kept")
 
 
 def write_light(
@@ -242,20 +250,27 @@ def write_light(
 ) -> Path:  # model.predict.onnx beside it, in the place of an earlier one
     """Write the file by which a network answers without Keras.
 
-    Raises DataError where a package for it is missing, for a network whose head does not begin
-    with a dense layer, and where the file would answer otherwise.
+    Raises DataError where a package for it is missing, where another file lies in its place, for a
+    network whose head does not begin with a dense layer, and where the file would answer otherwise.
     """
     from bloodcell_nb.networks.explain import feature_network, load_model
 
     _check_packages()
     import onnx
 
-    inner = feature_network(load_model(file), answers=True)
+    path = Path(file).with_suffix(LIGHT)
+    if path.exists() and not _is_light(path):
+        raise DataError(f"{path} is no file that this command made; move it away, nothing was "
+                        "overwritten")
+    try:
+        inner = feature_network(load_model(file), answers=True)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
     image = keras.Input(inner.input_shape[1:], dtype="uint8", name="image")
     network = keras.Model(image, inner(image, training=False))
     images = np.resize(draw_cells(_ANSWERED).images, (_ANSWERED, *image.shape[1:]))
     network(images)  # Keras exports what was called
-    with replacing(path := Path(file).with_suffix(LIGHT)) as work:
+    with replacing(path) as work:
         _write(network, "onnx", work)
         marked = onnx.load(work)
         marked.metadata_props.add(key=SUM, value=file_sum(file))
@@ -264,11 +279,11 @@ def write_light(
     return path
 
 # %% ../../nbs/reference/inference/export.ipynb #3b7e51c5
-def _write_beside(place, out, int8):
+def _write_beside(place, *others):
     "Write what `predict` answers by; refuse, with DataError, what is for the other formats."
-    if out or int8:
-        raise DataError("predict's file lies beside the network, and whole; leave --out and "
-                        "--int8 out")
+    if any(others):
+        raise DataError("predict's file lies beside the network, whole, and is compared on drawn "
+                        "cells; leave --out, --int8, --data and --classes out")
     for file in load_classifier([place]).files:
         print(f"wrote {write_light(file)}")
 
@@ -281,7 +296,7 @@ def export_file(
     form: str,  # onnx, litert, saved_model, or predict: the file that `predict` answers by
     out: str = None,  # new file or folder; None: the network's name, in the working folder
     int8: bool = False,  # in eight bits
-    source: str = "synthetic",  # the cells on which it is compared; its test split, if it has one
+    source: str = "",  # cells on which it is compared; its test split, if it has one; empty: drawn
     classes: dict = None,  # the network's class for a class of the source
 ):
     """Export a network, and print size, speed and what it costs, or write the files beside its
@@ -294,10 +309,10 @@ def export_file(
 
     place = find_model(model)
     if form == "predict":
-        return _write_beside(place, out, int8)
+        return _write_beside(place, out, int8, source, classes)
     path = check_destination(form, Path(out or network_name(place) + FORMATS[form]), int8)
     classifier = load_classifier([place])
-    cells = labelled_cells(source, classifier, classes)
+    cells = labelled_cells(source or "synthetic", classifier, classes)
     parted = (cells.parts == "test").any()
     others, tested = (cells[cells.parts != "test"], cells.part("test")) if parted else 2 * [cells]
     picked = np.random.default_rng(0).permutation(len(others))[:_EXAMPLES]

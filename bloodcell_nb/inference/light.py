@@ -58,14 +58,15 @@ def open_session(
     path: Path,
 ):  # onnxruntime.InferenceSession
     "Open an ONNX file; raises DataError for what is no network with features and answers."
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
     try:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
         found = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own
-        raise DataError(f"cannot be read ({type(error).__name__})") from None
+    except Exception as error:  # ONNX Runtime's own, or that of a broken one
+        line = " ".join(str(error).split())[:80]
+        raise DataError(f"cannot be read ({type(error).__name__}: {line})") from None
     shapes = [(one.type, len(one.shape)) for one in (*found.get_inputs(), *found.get_outputs())]
     if shapes != [("tensor(uint8)", 4), ("tensor(float)", 2), ("tensor(float)", 2)]:
         raise DataError("is no network that gives features and answers for images")
@@ -87,7 +88,6 @@ def open_light(
             raise DataError(f"was not made of the {Path(file).name} that lies beside it")
         return LightNetwork(session)
     except DataError as error:
-        name = path.parent.name
-        warnings.warn(f"{name}/{path.name} {error}; Keras answers in its place (bloodcell export "
-                      f"{name} --to predict makes it anew)", DataWarning, stacklevel=2)
+        warnings.warn(f"{path} {error}; Keras answers in its place. Move it away, and bloodcell "
+                      f"export {file} --to predict makes it anew", DataWarning, stacklevel=2)
         return None

@@ -21,7 +21,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..data.cells import DataError, DataWarning
-from ..data.files import file_sum, write_json, write_text
+from ..data.files import file_sum, is_unfinished, write_json, write_text
 from ..data.image_files import check_names
 from ..data.negatives import fit_kinds, no_cells, resized
 from ..data.scale import nucleus_sizes
@@ -257,13 +257,13 @@ def _fill(work, record, source, models):
     write_json(work / "ensemble.json", _settings(classifier, splits.val, members) | published_from)
 
 # %% ../../nbs/reference/inference/published.ipynb #c55cb95d
-_LIGHT = f"model{LIGHT}"
-_OWN = {"ensemble.json", "model.keras", _LIGHT, "features.npz", "hashes.npz", "README.md"}
+_OWN = {"ensemble.json", "model.keras", "features.npz", "hashes.npz", "README.md", f"model{LIGHT}"}
 
 
 def _check_replaceable(folder, instead):
     "Refuse what is no published network, or holds more than one, and any that stays."
-    more = sorted({path.name for path in folder.iterdir()} - _OWN) if folder.is_dir() else [folder]
+    more = sorted(path.name for path in folder.iterdir() if not is_unfinished(path)
+                  and path.name not in _OWN) if folder.is_dir() else [folder]
     if more or not (folder / "ensemble.json").is_file():
         what = f"holds {more[0]}, no part of one" if more else "is none"
         raise DataError(f"{folder} lies where the network would be published, and {what}; move it "
@@ -324,7 +324,7 @@ def publish(
     models, record = Path(models or working_root() / "models"), _finished(run)
     check_names([record.name], f"{run}: recipe")
     folder, default = models / record.name, _default_name()
-    light = (folder / _LIGHT).exists()
+    light = (folder / f"model{LIGHT}").exists()
     if os.path.lexists(folder):
         _check_replaceable(folder, instead)
     if fingerprint(source) != record.metrics["data"]["fingerprint"]:
@@ -341,8 +341,8 @@ def publish(
                         f"({error.strerror or error}); nothing was changed") from None
     _warn_of_changes(models, record.name)
     if light:
-        print(f"{_LIGHT} was of the network before, and is gone; bloodcell export {record.name} "
-              "--to predict makes one of this")
+        print(f"model{LIGHT} was of the network before, and is gone; bloodcell export "
+              f"{record.name} --to predict makes one of this")
     if (name := _default_name()) != default:
         print(f"where no network is named, {name} answers now")
     return folder

@@ -234,7 +234,7 @@ def pointwise_precision(
     these.
     """
     layers = model._flatten_layers() if recipe.mixed_precision == "pointwise" else ()
-    changed = [layer for layer in layers if _is_pointwise(layer)]
+    changed = [layer for layer in layers if _is_pointwise(layer) and "call" not in vars(layer)]
     for layer in changed:
         layer.call = MethodType(_halved, layer)
     try:
@@ -242,3 +242,4 @@ def pointwise_precision(
     finally:
         for layer in changed:
             del layer.call
+        vars(model).pop("_graphs", None)  # of `speed_up_answers`, if it was asked inside

@@ -318,8 +318,8 @@ def first_error(
     error = found.errors()[0]
     if error["type"] == "value_error":  # of a validator above, which says it all
         return str(error["ctx"]["error"])
-    key = cut(".".join(str(part) for part in error["loc"]
-                       if not str(part).startswith(("list[", "literal[", "constrained"))))
+    kinds = ("list[", "literal[", "constrained", "bool")  # of value, as pydantic calls them
+    key = cut(".".join(str(part) for part in error["loc"] if not str(part).startswith(kinds)))
     if error["type"] == "extra_forbidden":
         return f"unknown key {key}; {_did_you_mean(key, schema)}"
     if error["type"] == "missing":
@@ -327,14 +327,15 @@ def first_error(
     if error["type"] == "none_required":
         return (f"{key} is {quoted(error['input'])}; it would change nothing, "
                 "since each of the phases has its own: set phases")
-    message = cut(error["msg"][:1].lower() + error["msg"][1:], 300)
+    others = [one["msg"].removeprefix("Input should be ") for one in found.errors()[1:]
+              if one["loc"][:-1] == error["loc"][:-1] and str(one["loc"][-1]).startswith(kinds)]
+    message = cut(" or ".join([error["msg"][:1].lower() + error["msg"][1:], *others]), 300)
     return f"{key} is {quoted(error['input'])}; {message}"
 
 # %% ../../nbs/reference/runs/recipes.ipynb #4c4095e4
 def _did_you_mean(key, schema):
     close = difflib.get_close_matches(key, schema.model_fields, n=1)
-    return (f"did you mean {close[0]}?" if close
-            else f"allowed are {', '.join(schema.model_fields)}")
+    return f"did you mean {close[0]}?" if close else f"allowed are {', '.join(schema.model_fields)}"
 
 # %% ../../nbs/reference/runs/recipes.ipynb #8575b4e9
 def check_recipe(
@@ -425,8 +426,7 @@ def _whole(parameters, where, folder=Path(), behind=()):
         raise RecipeError(f"{where}: like is {path.stem}, a recipe of {other['notebook']}; "
                           f"expected one of {quoted(parameters['notebook'])}")
     own = {key: value for key, value in parameters.items() if key != "like"}
-    words = {"recipe": None, "baseline": path.stem, "step": "", "reported": None}
-    return other | words | own
+    return other | {"recipe": None, "baseline": path.stem, "step": "", "reported": None} | own
 
 
 def _written(path, behind=()):
@@ -442,8 +442,7 @@ def read_recipe(
     path: Path,  # YAML file
 ) -> Recipe:
     "Read and check one recipe."
-    path = Path(path)
-    return check_recipe(_written(path), path.name)
+    return check_recipe(_written(path := Path(path)), path.name)
 
 # %% ../../nbs/reference/runs/recipes.ipynb #e552731c
 def recipe_of(
