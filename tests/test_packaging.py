@@ -106,7 +106,7 @@ def test_nothing_of_this_machine_is_committed():
     mine = [str(ROOT), str(Path.home()) + "/", "/" + "site-packages/", "/tmp/" + "ipykernel"]
     for name in filter(None, files):
         path = ROOT / name
-        if path.suffix in {".png", ".npz", ".keras"} or not path.is_file():
+        if path.suffix in {".png", ".npz", ".keras", ".onnx"} or not path.is_file():
             continue
         text = path.read_text(encoding="utf-8")
         assert not [place for place in mine if place in text], name
