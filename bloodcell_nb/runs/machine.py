@@ -84,7 +84,9 @@ def device_name() -> str:
 
 # %% ../../nbs/reference/runs/machine.ipynb #2db976bc
 def environment() -> dict:
-    "Versions, device and Keras backend of this process."
+    """Versions, device, threads and Keras backend of this process; with another number of threads
+    sums are rounded otherwise, and a training ends in another network.
+    """
     found = {}
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):
@@ -92,6 +94,7 @@ def environment() -> dict:
     backend = sys.modules["keras"].backend.backend() if "keras" in sys.modules else None
     return {"python": platform.python_version(), "system": platform.system(),
             "device": device_name(), "backend": backend,
+            "threads": int(os.environ.get("TF_NUM_INTRAOP_THREADS") or os.cpu_count()),
             "bloodcell_nb": bloodcell_nb.__version__, "libraries": found}
 
 # %% ../../nbs/reference/runs/machine.ipynb #982d6bc6
