@@ -97,8 +97,8 @@ class Classifier:
     @cached_property
     def answering(self):
         "What gives the answers: the networks, or all their files of `open_light`; as `models`."
-        found = [open_light(file) for file in self.files] if self.light else [None]
-        if None in found:
+        found = [open_light(file) for file in self.files if self.light]
+        if not found or None in found:
             return self.models
         _check_shapes(self.files, found, self.class_names)
         return found
