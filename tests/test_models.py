@@ -89,7 +89,7 @@ def test_the_default_answers_without_keras(folder):
         assert "unlike the training cells" in done.stdout.splitlines()[-1]
 
 
-def test_a_network_that_is_replaced_is_not_answered_for_by_its_file(tmp_path, folder, capsys):
+def test_a_network_that_is_replaced_is_not_answered_for_by_its_file(tmp_path, folder):
     "One that lies beside another network is passed over, and that is said."
     place = tmp_path / "network"
     shutil.copytree(find_model(), place)

@@ -39,11 +39,14 @@ def single_network(
     return keras.Model(image, ops.softmax(logits), name="bloodcell")
 
 # %% ../../nbs/reference/inference/export.ipynb #eaf00ca4
-def _check_packages():
-    "Refuse, with DataError, to write ONNX where a package for it is missing."
-    needed = ("onnx", "tf2onnx", "onnxruntime")
+def _check_libraries(form):
+    "Refuse, with DataError, a format that this backend, or a missing package, cannot write."
+    if keras.backend.backend() != "tensorflow":
+        raise DataError(f"networks are exported by TensorFlow; KERAS_BACKEND is "
+                        f"{keras.backend.backend()}: leave it out")
+    needed = ("onnx", "tf2onnx", "onnxruntime") if form == "onnx" else ()
     if missing := [name for name in needed if not importlib.util.find_spec(name)]:
-        raise DataError(f"onnx needs the package {missing[0]}; pip install -e .[onnx]")
+        raise DataError(f"{form} needs the package {missing[0]}; pip install -e .[onnx]")
 
 
 FORMATS = {"onnx": ".onnx", "litert": ".tflite", "saved_model": ""}  # suffix of each
@@ -64,11 +67,7 @@ def check_destination(
         raise DataError(f"{path.parent}: no folder that can be written to; make it first")
     if int8 and form != "litert":
         raise DataError(f"eight bits are written as litert; with {form} leave --int8 out")
-    if keras.backend.backend() != "tensorflow":
-        raise DataError(f"networks are exported by TensorFlow; KERAS_BACKEND is "
-                        f"{keras.backend.backend()}: leave it out")
-    if form == "onnx":
-        _check_packages()
+    _check_libraries(form)
     return path
 
 # %% ../../nbs/reference/inference/export.ipynb #a5a78bcb
@@ -250,12 +249,13 @@ def write_light(
 ) -> Path:  # model.predict.onnx beside it, in the place of an earlier one
     """Write the file by which a network answers without Keras.
 
-    Raises DataError where a package for it is missing, where another file lies in its place, for a
-    network whose head does not begin with a dense layer, and where the file would answer otherwise.
+    Raises DataError where the backend cannot or a package is missing, where another file lies in
+    its place, for a network whose head does not begin with a dense layer, and where the file would
+    answer otherwise.
     """
     from bloodcell_nb.networks.explain import feature_network, load_model
 
-    _check_packages()
+    _check_libraries("onnx")
     import onnx
 
     path = Path(file).with_suffix(LIGHT)
