@@ -14,7 +14,8 @@ from setuptools.command.build_py import build_py
 PROJECT = ("recipes/*.yaml", "spaces/*.yaml", "studies/*.yaml", "nbs/*.ipynb",
            "nbs/exercises/*.ipynb", "nbs/reference/**/*.ipynb", "models/*/*",
            *(f"reports/{data}/*/{name}.json"
-             for data in ("bccd", "cellavision", "course", "pbc96", "search_cnn", "trials", "worth")
+             for data in ("bccd", "cellavision", "course", "pbc96", "published", "search_cnn",
+                          "trials", "worth")
              for name in ("metrics", "status")))
 
 

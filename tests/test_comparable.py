@@ -24,11 +24,14 @@ HEAVY, MEAN, EVALUATED = ("efficientnet_lite0_heavy", "ensemble_lite0_atto",
 CLASSES = {"basophil": "$a_$", "monocyte": "<b>mono</b>"}  # names that a user may give
 
 
+PUBLISHED = ROOT / "reports" / "published"
+
+
 def copy(names, folder):
     "Copy committed records, without networks, notebooks and figures."
     for name in names:
-        shutil.copytree(RECORDS / name, folder / name, ignore=shutil.ignore_patterns(
-            "*.keras", "notebook.*", "figures"))
+        shutil.copytree((PUBLISHED if name == EVALUATED else RECORDS) / name, folder / name,
+                        ignore=shutil.ignore_patterns("*.keras", "notebook.*", "figures"))
 
 
 def edit(path, change):
@@ -81,12 +84,13 @@ def mixed(tmp_path_factory):
 
 def test_an_evaluation_is_no_training():
     "It began with no weights: it is a finished network's."
-    rows = {row["run"]: row for row in csv.DictReader((RECORDS / "results.csv").open())}
+    rows = {row["run"]: row for folder in (RECORDS, PUBLISHED)
+            for row in csv.DictReader((folder / "results.csv").open())}
     kinds = {name: row["kind"] for name, row in rows.items()}
     assert {kinds[name] for name in kinds if name.startswith("evaluate_")} == {"evaluation"}
     assert [kinds[name] for name in (HEAVY, MEAN)] == ["training", "ensemble"]
     assert [rows[EVALUATED][key] for key in ("weights", "network", "epochs")] == ["", HEAVY, ""]
-    assert f"| {EVALUATED} | evaluation | 1 |" in results_table(RECORDS)
+    assert f"| {EVALUATED} | evaluation | 1 |" in results_table(PUBLISHED)
 
 
 def test_epochs_and_views_stand_in_each_table(mixed):

@@ -173,8 +173,8 @@ def test_sets_of_classes(folder, capsys):
 @pytest.mark.parametrize("name", [SINGLE, "convnext_atto_heavy", BEST, TAUGHT])
 def test_confidence_fits_at_home(name):
     "As recorded: of test cells as they are and, by the distance of each, as stand-in."
-    record = json.loads((project_root() / "reports" / "pbc96" / f"evaluate_{name}" / "metrics.json"
-                         ).read_text(encoding="utf-8"))["results"]
+    folder = project_root() / "reports" / "published" / f"evaluate_{name}"
+    record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]
     assert record["by_distance"] == read_ensemble(find_model(name)).by_distance
     assert record["test"]["ece"] < 0.012 and record["stand_in"]["ece"] < 0.04
 
@@ -183,7 +183,7 @@ def test_confidence_fits_at_home(name):
 def test_sets_keep_their_promise_at_home(name):
     "As recorded, on test cells as stand-in, in each class; with few classes on cells as they are."
     folder, thresholds = find_model(name), read_ensemble(find_model(name)).set_above
-    record = project_root() / "reports" / "pbc96" / f"evaluate_{name}"
+    record = project_root() / "reports" / "published" / f"evaluate_{name}"
     assert json.loads((record / "metrics.json").read_text())["recipe"]["networks"] == network_sums(
         load_classifier([folder]))
     for part, size in (("test", 2), ("stand_in", 4)):

@@ -33,7 +33,8 @@ from bloodcell_nb.page.comparable import (
 )
 from .differences import changed_settings, seed_groups, seed_variance
 from ..runs.finished import Finished, read_runs
-from ..runs.recipes import Recipe, project_root, read_recipe, recipes
+from ..runs.recipes import Recipe, project_root, read_recipe, read_yaml, recipes
+from ..runs.studies import studies
 
 # %% ../../nbs/reference/page/comparisons.ipynb #49a3ec96
 @lru_cache(maxsize=1)  # a page asks six times
@@ -70,6 +71,15 @@ def reported_steps() -> list[Recipe]:  # the first recipe of each figure, lowest
     return [first[figure] for figure in sorted(first)]
 
 # %% ../../nbs/reference/page/comparisons.ipynb #d01d51e1
+_OF_THE_REPORT = ("report", "ladder", "trials")  # studies of nothing but its own steps
+
+
+def _own_steps():
+    "Names of the recipes that repeat a step of the original report, with a figure or without."
+    return {name for study, path in studies().items() if study in _OF_THE_REPORT
+            for name in read_yaml(path)["runs"]}
+
+
 def shown_steps(
     runs: list[Finished],  # of one data set, and those without a record
 # title and steps of each table; recipes that stand for a step of the report and have no run
@@ -81,13 +91,14 @@ def shown_steps(
     """
     names, synthetic = {run.name for run in runs}, any(run.synthetic for run in runs)
     tables = {"Steps of the original report": [], "Further steps": []}
-    missing = []
-    for steps in ladders():
-        original, further = tables.values()
-        rows = original if any(step.reported for step in steps) else further
-        rows += [step.model_copy(update={"reported": None} if synthetic else {})
-                 for step in steps if step.recipe in names]
-        missing += [step.recipe for step in steps if step.reported and step.recipe not in names]
+    original, further = tables.values()
+    missing, own = [], _own_steps()
+    for step in (step for steps in ladders() for step in steps):
+        rows = original if step.reported or step.recipe in own else further
+        if step.recipe in names:
+            rows.append(step.model_copy(update={"reported": None} if synthetic else {}))
+        elif step.reported:
+            missing.append(step.recipe)
     return [(title, steps) for title, steps in tables.items() if steps], missing
 
 

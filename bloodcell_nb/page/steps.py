@@ -109,7 +109,7 @@ def ladder(
         return None
     finding, text = _ladder_words(measured, runs)
     text += unlike_words(found, usual_code(runs))
-    if missing and not found[0].synthetic:
+    if missing and any(step.reported for step in steps):  # of some trials, or drawn cells, none is
         text.append(not_run_yet(missing))
     return Section(finding, text, _plot_steps(steps, runs),
                    [_table(title, steps, runs) for title, steps in shown],
@@ -134,15 +134,18 @@ def _called(gain):
     return gain.called or tuple(f"`{name}`" for name in gain[:2])
 
 
-def _most_words(most, count):
+def _most_words(most, steps):
     "What the largest of some steps is worth, and whether a cause can be named."
     run, baseline = _called(most)
-    begin = ("The only step is" if count == 1 else
+    begin = ("The only step is" if steps == 1 else
              "The largest step is" if most.stand_in["interval_95"][0] > 0 else
              "No step is worth more than chance on the stand-in; the largest is")
+    count = len({*most.changed} - {"code"})
     cause = (" The two differ in their augmentation alone." if most.augments_alone else
-             f" {len({*most.changed} - {'code'})} settings differ between the two, so none of them "
-             "can be named as the cause." if len(most.changed) > 1 else "")
+             " One setting and the code differ between the two, so neither can be named as the "
+             "cause." if count == 1 < len(most.changed) else
+             f" {count} settings differ between the two, so none of them can be named as the "
+             "cause." if count > 1 else "")
     return (f"{begin} {run}: on the stand-in it is "
             f"{relation(most.stand_in, baseline)}, on the clean cells "
             f"{relation(most.clean, 'it')}.{cause}")
