@@ -408,7 +408,7 @@ def evaluate_network(
           help="put a run's network into models/")
 def _publish(run, data, replace=False):
     with _quiet_tensorflow():
-        from bloodcell_nb.inference.published import publish
+        from bloodcell_nb.inference.publish import publish
 
         print(f"published: {publish(run, data, instead=replace)}")
 
@@ -417,7 +417,7 @@ def _publish(run, data, replace=False):
           help="write the card of a published network")
 def _card(model):
     with _quiet_tensorflow():
-        from bloodcell_nb.inference.published import write_card
+        from bloodcell_nb.inference.card import write_card
 
         print(f"wrote {write_card(model)}")
 

@@ -27,16 +27,12 @@ from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.evaluation.ensemble import dihedral, read_predictions
 from bloodcell_nb.evaluation.metrics import score
 from bloodcell_nb.evaluation.trust import trust
+from bloodcell_nb.inference.card import model_card, write_card
 from bloodcell_nb.inference.classifier import load_classifier, read_ensemble
 from bloodcell_nb.inference.external import evaluation_cells
 from bloodcell_nb.inference.predict import answer
-from bloodcell_nb.inference.published import (
-    find_model,
-    model_card,
-    network_sums,
-    publish,
-    write_card,
-)
+from bloodcell_nb.inference.publish import publish
+from bloodcell_nb.inference.published import find_model, network_sums
 from bloodcell_nb.inference.submission import write_submission
 from bloodcell_nb.networks.custom_cnn import custom_cnn
 from bloodcell_nb.runs import splits
@@ -123,8 +119,8 @@ def run_of(source, folder, seed=0, **distance):
 def quick():
     "Runs are scored without shift, with few resamples; networks tell cells from few images."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bloodcell_nb.inference.published.no_cells", partial(no_cells, per_kind=2))
-        patch.setattr("bloodcell_nb.inference.published._DRAWN_CELLS", 16)
+        patch.setattr("bloodcell_nb.inference.publish.no_cells", partial(no_cells, per_kind=2))
+        patch.setattr("bloodcell_nb.inference.publish._DRAWN_CELLS", 16)
         patch.setattr("bloodcell_nb.training.fit.distorted", lambda test: {})
         patch.setattr("bloodcell_nb.training.fit.score", partial(score, resamples=10))
         yield
@@ -236,7 +232,7 @@ def test_publish_leaves_nothing_half_written(trained, network, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bloodcell_nb.inference.published._write_features", full)
+    monkeypatch.setattr("bloodcell_nb.inference.publish._write_features", full)
     with pytest.raises(DataError, match="No space left on device"):
         publish(trained.run, str(trained.source), network.parent, instead=True)
     assert {path: path.read_bytes() for path in network.iterdir()} == before
@@ -249,7 +245,7 @@ def test_publish_takes_nothing_from_another_process(trained, network, tmp_path, 
         shutil.copytree(network, tmp_path / "models" / "tiny")
         (work / "ensemble.json").write_text("mine")
 
-    monkeypatch.setattr("bloodcell_nb.inference.published._fill", meanwhile)
+    monkeypatch.setattr("bloodcell_nb.inference.publish._fill", meanwhile)
     with pytest.raises(DataError, match="published it meanwhile; --replace"):
         publish(trained.run, str(trained.source), tmp_path / "models")
     assert (tmp_path / "models" / "tiny" / "ensemble.json").read_text() != "mine"

@@ -20,8 +20,9 @@ from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.data.files import creating, replacing
 from bloodcell_nb.data.sources import load
 from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.inference.card import write_card
 from bloodcell_nb.inference.external import class_mapping
-from bloodcell_nb.inference.published import publish, write_card
+from bloodcell_nb.inference.publish import publish
 from bloodcell_nb.inference.submission import write_submission
 from bloodcell_nb.runs import notebook_html
 from bloodcell_nb.runs.recipes import RecipeError, check_recipe

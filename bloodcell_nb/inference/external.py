@@ -28,7 +28,8 @@ from ..data.files import shared
 from ..data.sources import fingerprint, load
 from ..evaluation.label_shift import known_classes
 from .classifier import Classifier, read_known
-from .published import find_model, other_split
+from .publish import other_split
+from .published import find_model
 from ..runs.finished import read_runs
 from ..runs.recipes import Recipe
 from ..runs.splits import limit_cells, recorded_splits
