@@ -172,10 +172,10 @@ def made_by(
 
 def usual_code(
     runs: list[Finished],  # all that a page or a figure shows
-) -> str:  # as `made_by` names it; empty without a record
-    "Find the code of most records, from which that of a few is told."
-    made = Counter(made_by(run) for run in runs if run.metrics).most_common(1)
-    return made[0][0] if made else ""
+) -> str:  # as `made_by` names it; empty where no code made so many
+    "Find the code of more than half of the records, from which that of the others is told."
+    made = Counter(made_by(run) for run in runs if run.metrics)
+    return next((code for code, count in made.items() if 2 * count > made.total()), "")
 
 # %% ../../nbs/reference/page/comparable.ipynb #cb88b29e
 def _notebook_and_code(run):
@@ -223,10 +223,10 @@ def code_words(
 # %% ../../nbs/reference/page/comparable.ipynb #labelsof
 def labels_of(
     runs: list[Finished],  # with records, shown beside each other
-    usual: str,  # code of most records (`usual_code`)
+    usual: str,  # code of most records (`usual_code`); empty: nothing is marked by its code
 ) -> list[str]:  # such as a, b (8 views), c (quick: 7 of 60 epochs) †
     "Name runs so that those are marked which are not like the others."
-    return [label_of(run) + " †" * (made_by(run) != usual) for run in runs]
+    return [label_of(run) + " †" * (usual not in ("", made_by(run))) for run in runs]
 
 # %% ../../nbs/reference/page/comparable.ipynb #310b0d9a
 def _short_words(runs):
@@ -256,7 +256,9 @@ def _views_words(runs):
 
 
 def _other_code_words(runs, usual):
-    "What † marks; nothing where all are of the usual code."
+    "What † marks, or whose code they are where nothing is usual; nothing where all are alike."
+    if not usual:
+        return [code_words(runs)] if len(set(map(made_by, runs))) > 1 else []
     others = Counter(_code(made_by(run)) for run in runs if made_by(run) != usual)
     counts = ", ".join(f"{count} of {code}" for code, count in others.items())
     return [f"† marks records of other code than most: {counts}."] if others else []
@@ -264,11 +266,11 @@ def _other_code_words(runs, usual):
 # %% ../../nbs/reference/page/comparable.ipynb #4d251533
 def unlike_words(
     runs: list[Finished],  # shown beside each other
-    usual: str = None,  # code of most records, where `labels_of` marks any other; None: no marks
+    usual: str = None,  # `usual_code`, where `labels_of` marks any other; None: no word of code
 ) -> list[str]:  # sentences; none where all are alike
     "Say which of these runs are not like the others."
     return _short_words(runs) + _views_words(runs) + (
-        _other_code_words(runs, usual) if usual else [])
+        [] if usual is None else _other_code_words(runs, usual))
 
 # %% ../../nbs/reference/page/comparable.ipynb #realruns
 def runs_on_real_cells(

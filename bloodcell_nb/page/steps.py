@@ -14,6 +14,7 @@ from bloodcell_nb.page.comparisons import (
     AUGMENTATION,
     GAINS_HEADER,
     LADDER_HEADER,
+    compare,
     gain_rows,
     ladder_table,
     not_run_yet,
@@ -44,12 +45,24 @@ def _accuracies(runs):
     return {run.name: accuracy_of(run) for run in scored(runs)}
 
 
-def _same_order(steps, accuracies):
-    "In how many pairs of steps the higher figure of the report is also higher here, and pairs."
-    pairs = [(lower, higher) for lower in steps for higher in steps
-             if lower.reported and higher.reported and lower.reported < higher.reported]
-    same = sum(accuracies[lower.recipe] < accuracies[higher.recipe] for lower, higher in pairs)
-    return same, len(pairs)
+def _reported_pairs(steps):
+    "Pairs of steps, of which the second has the higher figure in the report."
+    return [(lower, higher) for lower in steps for higher in steps
+            if lower.reported and higher.reported and lower.reported < higher.reported]
+
+
+def _orders(pairs, runs):
+    """How many pairs are told apart in the report's order, and in the other, on the same cells: on
+    clean cells and on the stand-in.
+    """
+    known, counts = {run.name: run for run in scored(runs)}, [[0, 0], [0, 0]]
+    for lower, higher in pairs:
+        for count, found in zip(counts, compare(known[higher.recipe], known[lower.recipe]),
+                                strict=True):
+            low, high = found["interval_95"]
+            count[0] += low > 0
+            count[1] += high < 0
+    return counts
 
 # %% ../../nbs/reference/page/steps.ipynb #0aef489f
 def _ends_words(steps, runs):
@@ -63,21 +76,25 @@ def _ends_words(steps, runs):
             f"stand-in, {words[best]}, {accuracies[best]:.3f}, the highest.")
 
 
+def _order_words(counts, total):
+    same, other = counts
+    return f"{same} the same, {other} opposite, {total - same - other} not told apart"
+
+
 def _ladder_words(steps, runs):
     "What is found in the order of the steps, and sentences that follow."
-    on_clean = {run.name: accuracy_of(run, "test") for run in scored(runs)}
-    same, pairs = _same_order(steps, _accuracies(runs))
-    clean, _ = _same_order(steps, on_clean)
-    if not pairs:
+    if not (pairs := _reported_pairs(steps)):
         return _ends_words(steps, runs), []
     means = {run.name for run in scored(runs) if run.metrics["recipe"]["notebook"] == "06_ensemble"}
-    single = [step for step in steps if step.recipe not in means]
-    (alone, left), (alone_clean, _) = (_same_order(single, found)
-                                       for found in (_accuracies(runs), on_clean))
-    without = [f"Without the pairs of a mean of networks {alone} of {left} are, and {alone_clean} "
-               "on the clean cells."] if 0 < left < pairs else []
-    return (f"Of the pairs of steps that the original report tells apart, {same} of {pairs} "
-            f"are in the same order on the stand-in, and {clean} on the clean cells."), [
+    single = _reported_pairs([step for step in steps if step.recipe not in means])
+    (clean, shifted), (alone_clean, alone) = (_orders(some, runs) for some in (pairs, single))
+    without = [f"Without a mean of networks, of {len(single)}: on the stand-in "
+               f"{_order_words(alone, len(single))}; on the clean cells "
+               f"{_order_words(alone_clean, len(single))}."] if 0 < len(single) < len(pairs) else []
+    count = "a pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+    return (f"The original report's order of {count} of steps, here: on the stand-in "
+            f"{_order_words(shifted, len(pairs))}; on the clean cells "
+            f"{_order_words(clean, len(pairs))}."), [
         *without, "The report's figures are of other cells under other distortions, so their "
         "order can be compared, not their height.", _ends_words(steps, runs)]
 
@@ -173,7 +190,7 @@ def _alone_words(gains):
     "Which of the steps that change the augmentation change nothing else; nothing without any."
     steps = [gain for gain in gains if _augments(gain)]
     alone = [_called(gain)[0] for gain in steps if gain.augments_alone]
-    return ["Steps that change the augmentation alone: "
+    return ["Of the steps that change the augmentation it is all that changes in "
             f"{counted(alone, len(steps))}."] if steps else []
 
 # %% ../../nbs/reference/page/steps.ipynb #c412c84a
@@ -218,14 +235,14 @@ _WHY = [
     f"three of {len(STAND_IN)} fixed distortions. Its level was set on validation cells, so only "
     "differences between runs can be compared.",
     "A step may be repeated with a smaller network than the report's. What a network began with is "
-    "named in each row: ImageNet's weights, a file, or random ones. So is for how many epochs it "
-    "trained; the profile quick lowers them to seven a phase.",
+    "named in each row, ImageNet's weights, a file, or random ones, and so is the number of "
+    "epochs; the profile quick lowers it to seven a phase.",
     "ImageDataGenerator is legacy code; the same operations run as layers inside the training "
     "step."]
 _WHY_PBC96 = (
     "The cells of pbc96 are those of the published data set. Their split is our own, drawn at "
     "random within each class. The training split has the class counts of the course's file, "
-    "11,959 cells, to which the course added copies of two spoiled images.")
+    "11,959 cells, before copies are dropped; the course added copies of two spoiled images.")
 
 
 def _reasons(run):
@@ -308,9 +325,9 @@ def conclusion(
     if gains:
         above = [gain for gain in gains if gain.stand_in["interval_95"][0] > 0]
         alone = sum(len(gain.changed) == 1 for gain in above)
-        text = [f"Of {len(gains)} steps that have a baseline here {len(above)} are worth more than "
-                f"chance on the stand-in; {alone} of these change one setting alone, so that a "
-                "cause can be named."]
+        text = [f"Steps that have a baseline here: {len(gains)}; worth more than chance on the "
+                f"stand-in: {len(above)}; of these, such as change one setting alone, so that a "
+                f"cause can be named: {alone}."]
     if not best.synthetic:
         text.append("The stand-in is not the homework's hidden test: what is better here need not "
                     "be better there, and no level here is a level there.")

@@ -212,9 +212,10 @@ class TransferRecipe(TrainingRecipe):
     learning_rate: None = Field(None, description="each phase has its own")
     phases: list[Phase] = Field(min_length=1, description="stages of training")
     backbone: str = Field(description="a name of networks.pretrained.BACKBONES")
-    weights: str = Field("imagenet", description="imagenet (downloaded by Keras), none, a file of "
-                                                 "weights without the top, or a folder of such "
-                                                 "files by backbone")
+    weights: str = Field("imagenet", description="imagenet (of Lite0 with the package, else "
+                                                 "downloaded by Keras), none, a file of weights "
+                                                 "without the top, or a folder of such files by "
+                                                 "backbone")
     alpha: float = Field(1.0, gt=0, le=2, description="width of MobileNetV2")
     resize: int | None = Field(None, ge=32, le=1024, description="the model resizes its input to "
                                                                  "so many pixels a side")
