@@ -390,10 +390,11 @@ def seed_words(
                                        for run in group)) for group in groups]
     told = ", ".join(f"{name} {found[0]:.3f} to {found[-1]:.3f} ({len(found)} seeds)"
                      for name, found in apart)
+    few = any("trainings" not in gain.stand_in for gain in gains)
     return ("A step is compared with the mean of its baseline's seeds, and its interval is over "
-            "test cells and over seeds (of one that trains nothing, over cells alone). Trainings "
-            f"that differ in their seed alone have, of the stand-in: {told}. Their standard "
-            f"deviation, {seed_variance(groups)[0] ** 0.5:.3f}, is taken for every recipe.")
+            f"test cells and over seeds{' (of one without a second training, of cells)' * few}. "
+            f"Trainings that differ in their seed alone have, of the stand-in: {told}. Their "
+            f"standard deviation, {seed_variance(groups)[0]**0.5:.3f}, is taken for every recipe.")
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "difference on clean test cells",
