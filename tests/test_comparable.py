@@ -3,6 +3,7 @@ and that a page replaces nothing that it did not write.
 """
 import csv
 import json
+import re
 import shutil
 from html import unescape
 from pathlib import Path
@@ -13,7 +14,12 @@ from PIL import Image, PngImagePlugin
 from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.page.build import build_page, check_page_free
 from bloodcell_nb.page.comparable import code_words, label_of
-from bloodcell_nb.page.comparisons import results_table
+from bloodcell_nb.page.comparisons import (
+    difference,
+    on_real_cells,
+    one_change_each,
+    results_table,
+)
 from bloodcell_nb.page.sections import data
 from bloodcell_nb.runs.finished import read_runs
 
@@ -261,3 +267,32 @@ def test_a_page_replaces_its_own_also_an_older_one(tmp_path):
     (tmp_path / "figures" / "notes.txt").write_text("mine")  # the page writes none of this name
     assert build_page(tmp_path).read_text(encoding="utf-8") == first
     assert (tmp_path / "figures" / "notes.txt").read_text() == "mine"
+
+
+def shown_in(chapter):
+    "The Markdown that a committed chapter's cells gave."
+    notebook = json.loads(chapter.read_text(encoding="utf-8"))
+    return ["".join(output.get("data", {}).get("text/markdown", ""))
+            for cell in notebook["cells"] for output in cell.get("outputs", [])]
+
+
+@pytest.mark.parametrize("name", ["03_custom_cnn", "04_efficientnet", "05_convnext"])
+def test_a_chapter_shows_its_runs_on_real_cells(name):
+    "As they lie in reports/ now: a record that came or went since its execution is missed else."
+    assert on_real_cells(name) in shown_in(ROOT / "nbs" / f"{name}.ipynb"), "execute it again"
+
+
+def test_chapters_show_the_differences_of_today():
+    "Of each step of a study; an interval changes with any further seed of any recipe."
+    now = {gain.step: {difference(gain.clean), difference(gain.stand_in)}
+           for study in ("worth", "trials", "pbc96")
+           for gain in one_change_each(ROOT / "reports" / study)[0]}
+    seen = set()
+    for chapter in sorted((ROOT / "nbs").glob("0*.ipynb")):
+        for line in "\n".join(shown_in(chapter)).splitlines():
+            step, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            shown = {cell for cell in cells if re.fullmatch(r"[+-]0\.\d{4} \[.*\]", cell)}
+            if step in now and len(shown) == 2:
+                seen.add(step)
+                assert shown == now[step], f"{chapter.name}: {step}; execute it again"
+    assert len(seen) > 40
