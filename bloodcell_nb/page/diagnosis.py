@@ -374,6 +374,6 @@ def evaluation(
     text = ([words for data, words in _PLACES.items() if first.data.startswith(data)]
             + _unseen_words(first) + [_trust_words(run) for run in judged[:1]]
             + unlike_words(found))
-    title = f"Right on {first.test['accuracy']:.3f} of all cells"
+    title = f"{_network(first)}: right on {first.test['accuracy']:.3f} of all cells"
     return Section(finding, text, _plot_answered(judged, title),
                    [_score_table(found), *filter(None, [told_table(found)])])
