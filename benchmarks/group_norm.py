@@ -39,13 +39,13 @@ def grouped(backbone):
     return new
 
 
-def main(home, elsewhere, name, seeds, **given):
+def main(home, elsewhere, name, seeds, limit):
     sets, load = None, pretrained.load_backbone
     pretrained.load_backbone = lambda *given, **options: grouped(load(*given, **options))
     for seed in seeds:
         with tempfile.TemporaryDirectory() as out:
             recipe = read_recipe(find_recipe(name)).model_copy(
-                update={"source": home, "out": out, "seed": seed, **given})
+                update={"source": home, "out": out, "seed": seed, "limit": limit})
             run, splits = Run(recipe), prepare(recipe)
             network = pretrained.transfer_model(recipe, splits.train.images.shape[1:3],
                                                 len(splits.train.class_names))
@@ -67,5 +67,4 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--limit", type=int, help="images of each split, for a trial")
     asked = parser.parse_args()
-    main(asked.home, asked.elsewhere, asked.recipe, asked.seeds,
-         **({"limit": asked.limit} if asked.limit else {}))
+    main(asked.home, asked.elsewhere, asked.recipe, asked.seeds, asked.limit)

@@ -24,13 +24,10 @@ from bloodcell_nb.page.sections import data
 from bloodcell_nb.runs.finished import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDS = ROOT / "reports" / "pbc96"
+RECORDS, PUBLISHED = (ROOT / "reports" / name for name in ("pbc96", "published"))
 HEAVY, MEAN, EVALUATED = ("efficientnet_lite0_heavy", "ensemble_lite0_atto",
                           "evaluate_efficientnet_lite0_heavy")
 CLASSES = {"basophil": "$a_$", "monocyte": "<b>mono</b>"}  # names that a user may give
-
-
-PUBLISHED = ROOT / "reports" / "published"
 
 
 def copy(names, folder):

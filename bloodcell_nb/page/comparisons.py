@@ -33,8 +33,8 @@ from bloodcell_nb.page.comparable import (
 )
 from .differences import changed_settings, seed_groups, seed_variance
 from ..runs.finished import Finished, read_runs
-from ..runs.recipes import Recipe, project_root, read_recipe, read_yaml, recipes
-from ..runs.studies import studies
+from ..runs.recipes import Recipe, project_root, read_recipe, recipes
+from ..runs.studies import studies, study_of
 
 # %% ../../nbs/reference/page/comparisons.ipynb #49a3ec96
 @lru_cache(maxsize=1)  # a page asks six times
@@ -77,7 +77,7 @@ _OF_THE_REPORT = ("report", "ladder", "trials")  # studies of nothing but its ow
 def _own_steps():
     "Names of the recipes that repeat a step of the original report, with a figure or without."
     return {name for study, path in studies().items() if study in _OF_THE_REPORT
-            for name in read_yaml(path)["runs"]}
+            for name in study_of(path).runs}
 
 
 def shown_steps(

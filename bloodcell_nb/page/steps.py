@@ -6,6 +6,8 @@
 __all__ = ['ladder', 'worth', 'differences', 'method', 'conclusion']
 
 # %% ../../nbs/reference/page/steps.ipynb #bdd88c17
+from contextlib import suppress
+
 from matplotlib.figure import Figure
 
 from ..data.corruptions import STAND_IN
@@ -52,17 +54,18 @@ def _reported_pairs(steps):
 
 
 def _orders(pairs, runs):
-    """How many pairs are told apart in the report's order, and in the other, on the same cells: on
-    clean cells and on the stand-in.
+    """Pairs that can be compared, and of each whether it is told apart here, in the report's order
+    (1) or in the other (-1), or not (0): on the same clean cells, and on the stand-in.
     """
-    known, counts = {run.name: run for run in scored(runs)}, [[0, 0], [0, 0]]
+    known, found = {run.name: run for run in scored(runs)}, []
     for lower, higher in pairs:
-        for count, found in zip(counts, compare(known[higher.recipe], known[lower.recipe]),
-                                strict=True):
-            low, high = found["interval_95"]
-            count[0] += low > 0
-            count[1] += high < 0
-    return counts
+        # whatever is odd about two files of predictions, the other pairs are compared
+        with suppress(Exception):
+            ends = [one["interval_95"] for one in compare(known[higher.recipe],
+                                                          known[lower.recipe])]
+            found.append(((lower.recipe, higher.recipe), [(low > 0) - (high < 0)
+                                                          for low, high in ends]))
+    return found
 
 # %% ../../nbs/reference/page/steps.ipynb #0aef489f
 def _ends_words(steps, runs):
@@ -76,27 +79,31 @@ def _ends_words(steps, runs):
             f"stand-in, {words[best]}, {accuracies[best]:.3f}, the highest.")
 
 
-def _order_words(counts, total):
-    same, other = counts
-    return f"{same} the same, {other} opposite, {total - same - other} not told apart"
+def _order_words(orders):
+    "How many of some pairs lie as in the report, on either kind of cells."
+    clean, shifted = zip(*orders, strict=True)
+    return "; ".join(f"on {cells} {signs.count(1)} the same, {signs.count(-1)} opposite, "
+                     f"{signs.count(0)} not told apart"
+                     for cells, signs in (("the stand-in", shifted), ("the clean cells", clean)))
 
 
 def _ladder_words(steps, runs):
     "What is found in the order of the steps, and sentences that follow."
-    if not (pairs := _reported_pairs(steps)):
-        return _ends_words(steps, runs), []
+    pairs, ends = _reported_pairs(steps), _ends_words(steps, runs)
+    found = dict(_orders(pairs, runs))
+    lost = [f"Pairs of the report that could not be compared here: {len(pairs) - len(found)}."
+            ] * (len(found) < len(pairs))
+    if not found:
+        return ends, lost
     means = {run.name for run in scored(runs) if run.metrics["recipe"]["notebook"] == "06_ensemble"}
-    single = _reported_pairs([step for step in steps if step.recipe not in means])
-    (clean, shifted), (alone_clean, alone) = (_orders(some, runs) for some in (pairs, single))
-    without = [f"Without a mean of networks, of {len(single)}: on the stand-in "
-               f"{_order_words(alone, len(single))}; on the clean cells "
-               f"{_order_words(alone_clean, len(single))}."] if 0 < len(single) < len(pairs) else []
-    count = "a pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
-    return (f"The original report's order of {count} of steps, here: on the stand-in "
-            f"{_order_words(shifted, len(pairs))}; on the clean cells "
-            f"{_order_words(clean, len(pairs))}."), [
-        *without, "The report's figures are of other cells under other distortions, so their "
-        "order can be compared, not their height.", _ends_words(steps, runs)]
+    single = [signs for names, signs in found.items() if means.isdisjoint(names)]
+    without = [f"Without the pairs of a mean of networks {len(single)} are left: "
+               f"{_order_words(single)}."] if 0 < len(single) < len(found) else []
+    count = "a pair" if len(found) == 1 else f"{len(found)} pairs"
+    return (f"The original report's order of {count} of steps, here: "
+            f"{_order_words(found.values())}."), [
+        *without, *lost, "The report's figures are of other cells under other distortions, so "
+        "their order can be compared, not their height.", ends]
 
 # %% ../../nbs/reference/page/steps.ipynb #75767932
 def _table(title, steps, runs):
@@ -126,11 +133,12 @@ def ladder(
         return None
     finding, text = _ladder_words(measured, runs)
     text += unlike_words(found, usual_code(runs))
-    if missing and any(step.reported for step in steps):  # of some trials, or drawn cells, none is
+    reported = any(step.reported for step in steps)  # of some trials, or drawn cells, none is
+    if missing and reported:
         text.append(not_run_yet(missing))
     return Section(finding, text, _plot_steps(steps, runs),
                    [_table(title, steps, runs) for title, steps in shown],
-                   title="" if any(step.reported for step in steps) else "The ladder")
+                   title="" if reported else "The ladder")
 
 # %% ../../nbs/reference/page/steps.ipynb #0f756be1
 def _augments(gain):
@@ -326,8 +334,8 @@ def conclusion(
         above = [gain for gain in gains if gain.stand_in["interval_95"][0] > 0]
         alone = sum(len(gain.changed) == 1 for gain in above)
         text = [f"Steps that have a baseline here: {len(gains)}; worth more than chance on the "
-                f"stand-in: {len(above)}; of these, such as change one setting alone, so that a "
-                f"cause can be named: {alone}."]
+                f"stand-in: {len(above)}; of these with one changed setting, which can be named as "
+                f"the cause: {alone}."]
     if not best.synthetic:
         text.append("The stand-in is not the homework's hidden test: what is better here need not "
                     "be better there, and no level here is a level there.")
