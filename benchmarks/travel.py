@@ -19,7 +19,11 @@ from bloodcell_nb.evaluation.ensemble import predict_views
 from bloodcell_nb.evaluation.label_shift import restricted
 from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.external import labelled_cells
-from bloodcell_nb.runs.splits import distorted
+from bloodcell_nb.networks import pretrained
+from bloodcell_nb.runs.recipes import find_recipe, read_recipe
+from bloodcell_nb.runs.run import Run
+from bloodcell_nb.runs.splits import distorted, prepare
+from bloodcell_nb.training.phases import fit_phases
 
 MAGNIFIED = 1.2
 
@@ -41,6 +45,33 @@ def all_sets(home, elsewhere, classifier):
             "elsewhere, told": (other.images, other.labels, occur),
             f"elsewhere, {MAGNIFIED}": (larger, other.labels, ()),
             f"elsewhere, {MAGNIFIED}, told": (larger, other.labels, occur)}
+
+
+def trained(home, name, seed, limit, out, callbacks=()):
+    "A recipe's network with a seed, what `load_classifier` makes of it, splits and recipe."
+    recipe = read_recipe(find_recipe(name)).model_copy(
+        update={"source": home, "out": out, "seed": seed, "limit": limit})
+    run, splits = Run(recipe), prepare(recipe)
+    network = pretrained.transfer_model(recipe, splits.train.images.shape[1:3],
+                                        len(splits.train.class_names))
+    fit_phases(network, splits.balanced, splits.val, recipe, run, callbacks=callbacks)
+    network.save(run.folder / "model.keras")
+    return network, load_classifier([run.folder / "model.keras"]), splits, recipe
+
+
+def trial(about):
+    "Arguments of a script that trains a recipe otherwise."
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("home")
+    parser.add_argument("elsewhere")
+    parser.add_argument("--recipe", default="worth_pointwise")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--limit", type=int, help="images of each split, for a trial")
+    return parser.parse_args()
+
+
+def head(sets):
+    print(f"| | {' | '.join(sets)} |\n|---|{'---|' * len(sets)}")
 
 
 def answers(network, sets):
@@ -78,7 +109,7 @@ def main(home, elsewhere, *runs):
             classifier = load_classifier([place])
             if sets is None:
                 sets = all_sets(home, elsewhere, classifier)
-                print(f"| | {' | '.join(sets)} |\n|---|{'---|' * len(sets)}")
+                head(sets)
             if len(classifier.models) > 1:
                 raise SystemExit(f"{place} is an ensemble; expected runs of one network each")
             network = classifier.models[0]
