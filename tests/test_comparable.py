@@ -14,12 +14,7 @@ from PIL import Image, PngImagePlugin
 from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.page.build import build_page, check_page_free
 from bloodcell_nb.page.comparable import code_words, label_of
-from bloodcell_nb.page.comparisons import (
-    difference,
-    on_real_cells,
-    one_change_each,
-    results_table,
-)
+from bloodcell_nb.page.comparisons import difference, on_real_cells, one_change_each, results_table
 from bloodcell_nb.page.sections import data
 from bloodcell_nb.runs.finished import read_runs
 

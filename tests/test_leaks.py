@@ -28,11 +28,12 @@ from bloodcell_nb.evaluation.ensemble import dihedral, read_predictions
 from bloodcell_nb.evaluation.metrics import score
 from bloodcell_nb.evaluation.trust import trust
 from bloodcell_nb.inference.card import model_card, write_card
-from bloodcell_nb.inference.classifier import load_classifier, read_ensemble
+from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.external import evaluation_cells
 from bloodcell_nb.inference.predict import answer
 from bloodcell_nb.inference.publish import publish
 from bloodcell_nb.inference.published import find_model, network_sums
+from bloodcell_nb.inference.settings import read_ensemble
 from bloodcell_nb.inference.submission import write_submission
 from bloodcell_nb.networks.custom_cnn import custom_cnn
 from bloodcell_nb.runs import splits

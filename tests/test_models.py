@@ -24,10 +24,11 @@ from bloodcell_nb.data.sources import load
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.evaluation.ensemble import read_predictions
 from bloodcell_nb.evaluation.trust import set_coverage
-from bloodcell_nb.inference.classifier import load_classifier, read_ensemble
+from bloodcell_nb.inference.classifier import load_classifier
 from bloodcell_nb.inference.external import evaluation_cells
 from bloodcell_nb.inference.predict import answer
 from bloodcell_nb.inference.published import find_model, network_sums, published
+from bloodcell_nb.inference.settings import read_ensemble
 from bloodcell_nb.networks.custom_cnn import custom_cnn
 from bloodcell_nb.runs.recipes import check_recipe, project_root
 

@@ -24,7 +24,8 @@ from PIL.PngImagePlugin import PngInfo
 from bloodcell_nb.cli import main
 from bloodcell_nb.page import build
 from bloodcell_nb.page.build import build_page
-from bloodcell_nb.page.comparisons import gains_table, ladder_table, ladders, results_table
+from bloodcell_nb.page.comparisons import gains_table, results_table
+from bloodcell_nb.page.ladder import ladder_table, ladders
 from bloodcell_nb.page.plots import cost_table
 from bloodcell_nb.runs import notebook_html as rendered
 from bloodcell_nb.runs.finished import read_runs

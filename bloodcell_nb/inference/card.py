@@ -17,7 +17,8 @@ from ..data.files import write_text
 from ..evaluation.ensemble import read_predictions
 from ..evaluation.metrics import HEADLINE, score_text
 from ..evaluation.trust import set_coverage
-from .classifier import load_classifier, read_ensemble, read_known
+from .classifier import load_classifier, read_known
+from .settings import read_ensemble
 from .published import find_model, network_sums, published
 from ..runs.finished import read_runs, seconds_of
 from ..runs.recipes import project_root, working_root

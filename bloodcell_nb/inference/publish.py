@@ -26,7 +26,8 @@ from ..evaluation.ensemble import fit_temperature, read_predictions, with_temper
 from ..evaluation.sets import set_thresholds
 from ..evaluation.trust import sure_threshold
 from .card import check_own_card
-from .classifier import Classifier, load_classifier, read_ensemble, read_known
+from .classifier import Classifier, load_classifier, read_known
+from .settings import read_ensemble
 from .light import LIGHT
 from .published import default_name
 from ..runs.finished import model_file, read_runs

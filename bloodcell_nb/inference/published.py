@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..data.cells import DataError, DataWarning
 from ..data.files import file_sum
-from .classifier import Classifier, load_classifier, read_ensemble, read_known
+from .classifier import Classifier, load_classifier, read_known
+from .settings import read_ensemble
 from ..runs.recipes import project_root
 
 # %% ../../nbs/reference/inference/published.ipynb #bea066e1

@@ -22,7 +22,7 @@ from bloodcell_nb.page.comparable import (
     views_of,
     words_of,
 )
-from .comparisons import weights_of
+from .ladder import weights_of
 from .sections import accuracy_of, results_of, scored
 from ..runs.finished import Finished, seconds_of
 

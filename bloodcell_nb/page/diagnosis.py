@@ -28,7 +28,7 @@ from bloodcell_nb.page.comparable import (
     views_of,
     words_of,
 )
-from .comparisons import SPLITS, with_interval
+from .ladder import SPLITS, with_interval
 from bloodcell_nb.page.sections import (
     PANELS,
     Section,

@@ -13,7 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..data.cells import DataError
 from .comparable import labels_of, usual_code
-from .comparisons import SPLITS, StepGain
+from .comparisons import StepGain
+from .ladder import SPLITS
 from ..runs.finished import Finished, seconds_of
 
 # %% ../../nbs/08_report.ipynb #3cf33e32

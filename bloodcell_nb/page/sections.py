@@ -29,15 +29,8 @@ from bloodcell_nb.page.comparable import (
     views_of,
     words_of,
 )
-from bloodcell_nb.page.comparisons import (
-    SPLITS,
-    StepGain,
-    compare,
-    difference,
-    one_line,
-    weights_of,
-    with_interval,
-)
+from .comparisons import StepGain, compare, difference, one_line
+from .ladder import SPLITS, weights_of, with_interval
 from .plots import label_points, plot_gains
 from ..runs.finished import Finished
 

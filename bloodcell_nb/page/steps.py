@@ -15,16 +15,18 @@ from .comparable import named, unlike_words, usual_code
 from bloodcell_nb.page.comparisons import (
     AUGMENTATION,
     GAINS_HEADER,
-    LADDER_HEADER,
     compare,
     gain_rows,
+    seed_words,
+    step_gains,
+)
+from bloodcell_nb.page.ladder import (
+    LADDER_HEADER,
     ladder_table,
     not_run_yet,
     plot_ladder,
     reported_steps,
-    seed_words,
     shown_steps,
-    step_gains,
     step_labels,
 )
 from .differences import changed_settings
