@@ -12,7 +12,8 @@ from bloodcell_nb.augment.policies import POLICIES
 from bloodcell_nb.data.corruptions import CORRUPTIONS, STAND_IN, corrupt, distort
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.runs.plan import with_settings
-from bloodcell_nb.runs.recipes import WEIGHT_DECAY, read_recipe, recipes
+from bloodcell_nb.runs.recipes import read_recipe, recipes
+from bloodcell_nb.runs.schemas import WEIGHT_DECAY
 
 
 @pytest.mark.parametrize("name", [*CORRUPTIONS, *STAND_IN])

@@ -21,7 +21,8 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from bloodcell_nb.cli import main
 from bloodcell_nb.runs import cluster, engine, keys, processes
-from bloodcell_nb.runs.recipes import CustomCNNRecipe, read_recipe, recipes
+from bloodcell_nb.runs.recipes import read_recipe, recipes
+from bloodcell_nb.runs.schemas import CustomCNNRecipe
 from bloodcell_nb.runs.studies import studies
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import pytest
 from bloodcell_nb.evaluation.metrics import HEADLINE
 from bloodcell_nb.evaluation.trust import trust
 from bloodcell_nb.page.ladder import SPLITS
-from bloodcell_nb.runs.recipes import Recipe
+from bloodcell_nb.runs.schemas import Recipe
 from bloodcell_nb.runs.studies import PROFILES
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"

@@ -31,7 +31,8 @@ from bloodcell_nb.runs import keys
 from bloodcell_nb.runs.finished import read_runs
 from bloodcell_nb.runs.keys import _modules, code_cells, code_fingerprint
 from bloodcell_nb.runs.machine import environment
-from bloodcell_nb.runs.recipes import SCHEMAS, check_recipe, read_recipe, recipe_of, recipes
+from bloodcell_nb.runs.recipes import check_recipe, read_recipe, recipe_of, recipes
+from bloodcell_nb.runs.schemas import SCHEMAS
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "bloodcell_nb").rglob("*.py"))

@@ -29,7 +29,8 @@ from ..runs.cluster import cluster
 from ..runs.engine import locked
 from ..runs.finished import Record, read_checked
 from ..runs.processes import is_over, sharing
-from ..runs.recipes import Recipe, RecipeError, check_recipe
+from ..runs.recipes import RecipeError, check_recipe
+from ..runs.schemas import Recipe
 from ..runs.run import save_figure
 from ..runs.run_folders import run_places
 from ..runs.spaces import Span, with_values

@@ -31,7 +31,7 @@ from .classifier import Classifier, read_known
 from .publish import other_split
 from .published import find_model
 from ..runs.finished import read_runs
-from ..runs.recipes import Recipe
+from ..runs.schemas import Recipe
 from ..runs.splits import limit_cells, recorded_splits
 
 # %% ../../nbs/09_evaluation.ipynb #92f5925e

@@ -20,7 +20,7 @@ from ..data.cells import DataError
 from .convnext import CONVNEXTS, convnext_backbone
 from .efficientnet import LITE, efficientnet_lite
 from .speed import precision
-from ..runs.recipes import TransferRecipe
+from ..runs.schemas import TransferRecipe
 from ..runs.weight_files import PACKAGED, find_weights, load_file, one_download
 
 # %% ../../nbs/reference/networks/pretrained.ipynb #43aaab39

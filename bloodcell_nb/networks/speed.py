@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..runs.recipes import TrainingRecipe
+from ..runs.schemas import TrainingRecipe
 
 # %% ../../nbs/reference/networks/speed.ipynb #fca21f0b
 def _fused(layer, inputs, training=None, mask=None):

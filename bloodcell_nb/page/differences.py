@@ -10,7 +10,7 @@ import numpy as np
 
 from .comparable import same_code
 from ..runs.finished import Finished
-from ..runs.recipes import SCHEMAS, Recipe
+from ..runs.schemas import SCHEMAS, Recipe
 from ..runs.splits import ONCE
 
 # %% ../../nbs/reference/page/differences.ipynb #c18ded5e

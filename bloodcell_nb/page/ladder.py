@@ -19,7 +19,8 @@ from bloodcell_nb.page.comparable import (
     words_of,
 )
 from ..runs.finished import Finished
-from ..runs.recipes import Recipe, read_recipe, recipes
+from ..runs.recipes import read_recipe, recipes
+from ..runs.schemas import Recipe
 from ..runs.studies import studies, study_of
 
 # %% ../../nbs/reference/page/ladder.ipynb #49a3ec96

@@ -20,14 +20,8 @@ import bloodcell_nb
 from ..data.files import file_sum
 from ..data.sources import fingerprint
 from ..data.yaml_text import quoted
-from bloodcell_nb.runs.recipes import (
-    ReaderRecipe,
-    Recipe,
-    RecipeError,
-    project_root,
-    runs_folder,
-    runs_read,
-)
+from .recipes import RecipeError, project_root, runs_folder, runs_read
+from .schemas import ReaderRecipe, Recipe
 from .weight_files import PACKAGED, packaged_file, recipe_weights, teacher_files
 
 # %% ../../nbs/reference/runs/keys.ipynb #64495b80

@@ -22,7 +22,8 @@ from ..data.sources import fingerprint
 from ..data.yaml_text import cut
 from .keys import code_fingerprint, run_key
 from .machine import environment, git_commit, peak_memory
-from .recipes import Recipe, RecipeError
+from .recipes import RecipeError
+from .schemas import Recipe
 from .tensorboard import log_figure
 from .weight_files import recipe_weights
 

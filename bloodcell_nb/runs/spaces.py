@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..data.yaml_text import quoted
 from bloodcell_nb.runs.recipes import (
-    Recipe,
     RecipeError,
     check_recipe,
     first_error,
     project_root,
     read_yaml,
 )
+from .schemas import Recipe
 from .studies import find_named
 
 # %% ../../nbs/reference/runs/spaces.ipynb #srch0006

@@ -24,7 +24,8 @@ from ..data.corruptions import one_corruption_each, stand_in
 from ..data.files import shared
 from ..data.sources import fingerprint, load
 from .keys import code_fingerprint
-from .recipes import Recipe, RecipeError, check_recipe
+from .recipes import RecipeError, check_recipe
+from .schemas import Recipe
 
 # %% ../../nbs/reference/runs/splits.ipynb #7b404ddf
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..data.yaml_text import cut
 from bloodcell_nb.runs.recipes import (
-    Recipe,
     RecipeError,
     find_recipe,
     first_error,
@@ -24,6 +23,7 @@ from bloodcell_nb.runs.recipes import (
     read_yaml,
     recipes,
 )
+from .schemas import Recipe
 
 # %% ../../nbs/reference/runs/studies.ipynb #e3ac684d
 _Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]

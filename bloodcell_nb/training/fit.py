@@ -33,7 +33,7 @@ from bloodcell_nb.networks.speed import (
     speed_up_answers,
     speed_up_training,
 )
-from ..runs.recipes import TrainingRecipe
+from ..runs.schemas import TrainingRecipe
 from ..runs.run import Run
 from ..runs.splits import Splits, class_weight_dict, distorted
 from ..runs.tensorboard import event_callbacks

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from ..augment.policies import Policy
-from ..runs.recipes import TrainingRecipe
+from ..runs.schemas import TrainingRecipe
 
 # %% ../../nbs/reference/training/image_sizes.ipynb #c33a4b1c
 def at_size(

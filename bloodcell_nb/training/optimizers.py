@@ -12,7 +12,7 @@ from functools import partial
 import keras
 import numpy as np
 
-from ..runs.recipes import TrainingRecipe
+from ..runs.schemas import TrainingRecipe
 
 # %% ../../nbs/reference/training/optimizers.ipynb #de49409c
 def cycle_ends(

@@ -15,7 +15,7 @@ from keras import layers
 
 from ..data.cells import Cells, StoredImages
 from ..networks.pretrained import set_trainable
-from ..runs.recipes import TransferRecipe
+from ..runs.schemas import TransferRecipe
 from ..runs.run import Run
 from .fit import Fit, NotFinite, fit, predict
 
