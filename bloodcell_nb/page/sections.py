@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..data.analysis import class_colours, plot_matrix
 from ..data.corruptions import STAND_IN
-from ..evaluation.metrics import whole_epochs
+from ..evaluation.figures import whole_epochs
 from bloodcell_nb.page.comparable import (
     epochs_words,
     labels_of,

@@ -25,7 +25,8 @@ from ..augment.policies import with_noise
 from ..data.analysis import balance_classes, duplicate_groups, perceptual_hashes
 from ..data.cells import Cells, DataError, StoredImages, fold_indices, split_indices
 from ..data.files import replacing
-from ..evaluation.metrics import plot_learning_curves, score
+from ..evaluation.figures import plot_learning_curves
+from ..evaluation.metrics import score
 from ..networks.explain import load_model, save_network
 from bloodcell_nb.networks.speed import (
     keep_freed_memory,
