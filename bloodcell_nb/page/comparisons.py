@@ -185,6 +185,24 @@ def one_change_each(
     return sorted(step_gains(runs)[0], key=lambda gain: -gain.stand_in["difference"]), runs
 
 # %% ../../nbs/reference/page/comparisons.ipynb #seedwrd1
+_NAMED = 3  # recipes of several seeds that a sentence names; of more, the nearest and the farthest
+
+
+def _of_seeds(groups):
+    "How far seeds are apart: of each recipe, or of many from the least to the most."
+    apart = {}
+    for group in groups:
+        found = sorted(run.metrics["results"]["stand_in"]["accuracy"] for run in group)
+        apart[f"{called(group[0])} {found[0]:.3f} to {found[-1]:.3f} ({len(found)} seeds)"] = (
+            found[-1] - found[0])
+    if len(apart) <= _NAMED:
+        return ("Trainings that differ in their seed alone have, of the stand-in: "
+                f"{', '.join(apart)}.")
+    return (f"Of the {len(apart)} recipes that were trained with several seeds, these lie nearest "
+            f"on the stand-in in {min(apart, key=apart.get)} and farthest apart in "
+            f"{max(apart, key=apart.get)}.")
+
+
 def seed_words(
     gains: list[StepGain],
     runs: list[Finished],  # of one data set
@@ -194,15 +212,11 @@ def seed_words(
         return ""
     if not (groups := seed_groups(runs)):
         return "It is one seed each: another seed changes a figure too."
-    apart = [(called(group[0]), sorted(run.metrics["results"]["stand_in"]["accuracy"]
-                                       for run in group)) for group in groups]
-    told = ", ".join(f"{name} {found[0]:.3f} to {found[-1]:.3f} ({len(found)} seeds)"
-                     for name, found in apart)
     few = any("trainings" not in gain.stand_in for gain in gains)
     return ("A step is compared with the mean of its baseline's seeds, and its interval is over "
             f"test cells and over seeds{' (of one without a second training, of cells)' * few}. "
-            f"Trainings that differ in their seed alone have, of the stand-in: {told}. Their "
-            f"standard deviation, {seed_variance(groups)[0]**0.5:.3f}, is taken for every recipe.")
+            f"{_of_seeds(groups)} Their standard deviation, pooled, "
+            f"{seed_variance(groups)[0]**0.5:.3f}, is taken for every recipe.")
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "difference on clean test cells",

@@ -10,7 +10,7 @@ __all__ = ['Share', 'Rate', 'RunName', 'WEIGHT_DECAY', 'WeightDecay', 'SCHEMAS',
 # %% ../../nbs/reference/runs/schemas.ipynb #scnb0003
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..data.cells import SYNTHETIC
 from ..data.yaml_text import quoted
