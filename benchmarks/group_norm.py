@@ -6,10 +6,8 @@ The recipe's network from the same weights, each normalisation with its scale an
 groups of the channels of one image (Wu and He 2018) and not with the running statistics of many;
 all else as in the recipe. Judged as `travel.py` judges runs, in one row a seed.
 """
-import tempfile
-
 import keras
-from travel import all_sets, answers, head, right, row, trained, trial
+from travel import answers, right, row, trials
 
 from bloodcell_nb.networks import pretrained
 
@@ -33,18 +31,13 @@ def grouped(backbone):
     return new
 
 
-def main(asked):
-    sets, load = None, pretrained.load_backbone
+def main():
+    load = pretrained.load_backbone
     pretrained.load_backbone = lambda *given, **options: grouped(load(*given, **options))
-    for seed in asked.seeds:
-        with tempfile.TemporaryDirectory() as out:
-            network, classifier, *_ = trained(asked.home, asked.recipe, seed, asked.limit, out)
-            if sets is None:
-                sets = all_sets(asked.home, asked.elsewhere, classifier)
-                head(sets)
-            row(f"{asked.recipe}, seed {seed}, {GROUPS} groups",
-                right(answers(network, sets), sets, classifier.class_names))
+    for recipe, splits, network, sets in trials(__doc__):
+        row(f"{recipe.recipe}, seed {recipe.seed}, {GROUPS} groups",
+            right(answers(network, sets), sets, splits.train.class_names))
 
 
 if __name__ == "__main__":
-    main(trial(__doc__))
+    main()

@@ -9,6 +9,7 @@ seed alone: the mean and the range, the mean of their answers, and the network o
 weights ("soup", Wortsman et al. 2022).
 """
 import argparse
+import tempfile
 from itertools import groupby
 from pathlib import Path
 
@@ -47,31 +48,37 @@ def all_sets(home, elsewhere, classifier):
             f"elsewhere, {MAGNIFIED}, told": (larger, other.labels, occur)}
 
 
-def trained(home, name, seed, limit, out, callbacks=()):
-    "A recipe's network with a seed, what `load_classifier` makes of it, splits and recipe."
-    recipe = read_recipe(find_recipe(name)).model_copy(
-        update={"source": home, "out": out, "seed": seed, "limit": limit})
-    run, splits = Run(recipe), prepare(recipe)
-    network = pretrained.transfer_model(recipe, splits.train.images.shape[1:3],
-                                        len(splits.train.class_names))
-    fit_phases(network, splits.balanced, splits.val, recipe, run, callbacks=callbacks)
-    network.save(run.folder / "model.keras")
-    return network, load_classifier([run.folder / "model.keras"]), splits, recipe
+def head(sets):
+    print(f"| | {' | '.join(sets)} |\n|---|{'---|' * len(sets)}")
 
 
-def trial(about):
-    "Arguments of a script that trains a recipe otherwise."
+def trials(about, change=lambda recipe: recipe, cells=lambda splits, recipe: splits.balanced,
+           callbacks=()):
+    """Train a recipe otherwise, once a seed, as a command line asks for it: the recipe, its splits
+    and network, and the sets to judge that by.
+    """
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("home")
     parser.add_argument("elsewhere")
     parser.add_argument("--recipe", default="worth_pointwise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--limit", type=int, help="images of each split, for a trial")
-    return parser.parse_args()
-
-
-def head(sets):
-    print(f"| | {' | '.join(sets)} |\n|---|{'---|' * len(sets)}")
+    asked, sets = parser.parse_args(), None
+    for seed in asked.seeds:
+        with tempfile.TemporaryDirectory() as out:
+            recipe = read_recipe(find_recipe(asked.recipe)).model_copy(
+                update={"source": asked.home, "out": out, "seed": seed, "limit": asked.limit})
+            run, splits = Run(recipe), prepare(recipe)
+            network = pretrained.transfer_model(recipe, splits.train.images.shape[1:3],
+                                                len(splits.train.class_names))
+            fit_phases(network, cells(splits, recipe), splits.val, change(recipe), run,
+                       callbacks=callbacks)
+            if sets is None:
+                network.save(run.folder / "model.keras")
+                sets = all_sets(asked.home, asked.elsewhere,
+                                load_classifier([run.folder / "model.keras"]))
+                head(sets)
+        yield recipe, splits, network, sets
 
 
 def answers(network, sets):

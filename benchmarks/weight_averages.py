@@ -8,23 +8,20 @@ the rows stand for); of several seeds the mean of their networks (soup, Wortsman
 is given running statistics of its own, on augmented training cells, as theirs are. Judged as
 `travel.py` judges runs.
 """
-import tempfile
-
 import keras
 import numpy as np
-from travel import all_sets, answers, head, right, row, trained, trial
+from travel import answers, right, row, trials
 
 from bloodcell_nb.training.image_sizes import policies_of
 
 LAST = 1, 2, 3, 4  # epochs
-BATCHES = 60  # of 64, for the statistics
+BATCHES = 60  # for the statistics
 
 
 class Means(keras.callbacks.Callback):
     "The mean of a network's weights over the steps of each epoch."
 
-    def __init__(self):
-        super().__init__()
+    def on_train_begin(self, logs=None):
         self.found = []
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -50,44 +47,44 @@ def with_own_statistics(network, weights, splits, recipe):
              if isinstance(layer, keras.layers.BatchNormalization)]
     before, policy = [layer.momentum for layer in norms], policies_of(recipe)[-1]
     cells, rng = splits.balanced, np.random.default_rng(recipe.seed)
-    order = rng.permutation(len(cells))[: 64 * BATCHES]
-    for k, picked in enumerate(np.array_split(order, max(1, len(order) // 64))):
+    order = rng.permutation(len(cells))[: recipe.batch_size * BATCHES]
+    for k, picked in enumerate(np.array_split(order, max(1, len(order) // recipe.batch_size))):
         for layer in norms:
             layer.momentum = k / (k + 1)  # the mean of all batches
         images, targets = np.asarray(cells.images[picked]), keras.utils.to_categorical(
             cells.labels[picked], len(cells.class_names))
         if policy:
-            images = np.round(policy(images, targets, rng.random(len(picked)) < 0.5)[0])
+            mixed = rng.random(len(picked)) < recipe.mixing_share
+            images = np.round(policy(images, targets, mixed)[0])
         network(np.asarray(images, np.uint8), training=True)
     for layer, momentum in zip(norms, before, strict=True):
         layer.momentum = momentum
-    return network
 
 
-def main(asked):
-    sets, best = None, []
-    for seed in asked.seeds:
-        means, name = Means(), f"{asked.recipe}, seed {seed}"
-        with tempfile.TemporaryDirectory() as out:
-            network, classifier, splits, recipe = trained(
-                asked.home, asked.recipe, seed, asked.limit, out, [means])
-            if sets is None:
-                sets = all_sets(asked.home, asked.elsewhere, classifier)
-                head(sets)
-        names = classifier.class_names
+def judge(trained, way, weights=None):
+    "A row for the network as it is, or with other weights and the statistics that go with them."
+    recipe, splits, network, sets = trained
+    if weights is not None:
+        with_own_statistics(network, weights, splits, recipe)
+        way += ", own statistics"
+    row(way, right(answers(network, sets), sets, splits.train.class_names))
+
+
+def main():
+    means, best = Means(), []
+    for trained in trials(__doc__, callbacks=[means]):
+        recipe, _, network, _ = trained
+        name = f"{recipe.recipe}, seed {recipe.seed}"
         best.append(network.get_weights())
-        row(f"{name}, best epoch", right(answers(network, sets), sets, names))
-        ways = {"best epoch": best[-1]} | {f"last {k} epochs": mean(means.found[-k:]) for k in LAST}
-        for way, weights in ways.items():
-            with_own_statistics(network, weights, splits, recipe)
-            row(f"{name}, {way}, own statistics", right(answers(network, sets), sets, names))
+        judge(trained, f"{name}, best epoch")
+        judge(trained, f"{name}, best epoch", best[-1])
+        for k in LAST:
+            judge(trained, f"{name}, last {k} epochs", mean(means.found[-k:]))
     if len(best) > 1:
         network.set_weights(mean(best))
-        row(f"mean weights of {len(best)}", right(answers(network, sets), sets, names))
-        with_own_statistics(network, mean(best), splits, recipe)
-        row(f"mean weights of {len(best)}, own statistics",
-            right(answers(network, sets), sets, names))
+        judge(trained, f"mean weights of {len(best)}")
+        judge(trained, f"mean weights of {len(best)}", mean(best))
 
 
 if __name__ == "__main__":
-    main(trial(__doc__))
+    main()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'KINDS', 'STAND_IN_VERSION', 'STAND_IN', 'Corruption', 'corrupt', 'one_corruption_each', 'distort',
-           'stand_in']
+           'distort_anew', 'stand_in']
 
 # %% ../../nbs/reference/data/corruptions.ipynb #3cf3376c
 import io
@@ -354,12 +354,18 @@ def distort(
     return _to_uint8(distorted)
 
 # %% ../../nbs/reference/data/corruptions.ipynb #ef108a66
+def distort_anew(
+    image: np.ndarray,  # uint8 (h, w, 3)
+    rng: np.random.Generator,
+) -> np.ndarray:  # uint8 (h, w, 3)
+    "Distort an image in three ways, drawn with their order and strengths."
+    return distort(image, rng.permutation(list(STAND_IN))[:_AT_ONCE], rng)
+
+
 def stand_in(
     cells: Cells,
 ) -> Cells:  # the same cells, heavily distorted
     "Make the surrogate of the hidden test from these cells."
-    images = []
-    for image in cells.images:
-        rng = _generator(image, "stand-in", STAND_IN_VERSION)
-        images.append(distort(image, rng.permutation(list(STAND_IN))[:_AT_ONCE], rng))
+    images = [distort_anew(image, _generator(image, "stand-in", STAND_IN_VERSION))
+              for image in cells.images]
     return replace(cells, images=np.stack(images)) if images else cells
