@@ -190,17 +190,16 @@ _NAMED = 3  # recipes of several seeds that a sentence names; of more, the neare
 
 def _of_seeds(groups):
     "How far seeds are apart: of each recipe, or of many from the least to the most."
-    apart = {}
+    apart, words = [], []
     for group in groups:
         found = sorted(run.metrics["results"]["stand_in"]["accuracy"] for run in group)
-        apart[f"{called(group[0])} {found[0]:.3f} to {found[-1]:.3f} ({len(found)} seeds)"] = (
-            found[-1] - found[0])
-    if len(apart) <= _NAMED:
+        apart.append(found[-1] - found[0])
+        words.append(f"{called(group[0])} {found[0]:.3f} to {found[-1]:.3f} ({len(found)} seeds)")
+    if len(words) <= _NAMED:
         return ("Trainings that differ in their seed alone have, of the stand-in: "
-                f"{', '.join(apart)}.")
-    return (f"Of the {len(apart)} recipes that were trained with several seeds, these lie nearest "
-            f"on the stand-in in {min(apart, key=apart.get)} and farthest apart in "
-            f"{max(apart, key=apart.get)}.")
+                f"{', '.join(words)}.")
+    return (f"{len(words)} recipes were trained with several seeds; on the stand-in nearest "
+            f"together lie {words[np.argmin(apart)]}, farthest apart {words[np.argmax(apart)]}.")
 
 
 def seed_words(
