@@ -133,18 +133,19 @@ def _of_each_seed(step, known):
 
 
 def _gain(step, pairs, groups, usual):
-    """What a step is worth, over its seeds and its baseline's where there are several; of one that
-    trains nothing, beside the run that it is made of.
+    """What a step is worth, over its seeds and its baseline's where some recipe has several; of
+    one that trains nothing, beside the run that it is made of.
     """
     labels, named = list(labels_of(pairs[0], usual)), tuple(map(called, pairs[0]))
     if len(pairs) > 1:
         labels[0] += f", {len(pairs)} seeds"
     ran, there = (list(side) for side in zip(*pairs, strict=True))
-    if "training" in ran[0].metrics["results"]:
+    trains = "training" in ran[0].metrics["results"]
+    if trains:
         there += [run for group in groups if there[0] in group
                   for run in group if run not in there]
-    several = len(ran) + len(there) > 2
-    compared = compare_over_seeds(ran, there, groups) if several else compare(*pairs[0])
+    over_seeds = len(pairs) > 1 or (trains and groups)
+    compared = compare_over_seeds(ran, there, groups) if over_seeds else compare(*pairs[0])
     changed = dict.fromkeys(name for pair in (*pairs, *((ran[0], run) for run in ran[1:]))
                             for name in changed_settings(*pair) if name != "seed")
     return StepGain(pairs[0][0].name, pairs[0][1].name, step.step, *compared, tuple(changed),
@@ -213,7 +214,7 @@ def seed_words(
         return "It is one seed each: another seed changes a figure too."
     few = any("trainings" not in gain.stand_in for gain in gains)
     return ("A step is compared with the mean of its baseline's seeds, and its interval is over "
-            f"test cells and over seeds{' (of one without a second training, of cells)' * few}. "
+            f"test cells and over seeds{' (of one that trains nothing, over cells)' * few}. "
             f"{_of_seeds(groups)} Their standard deviation, pooled, "
             f"{seed_variance(groups)[0]**0.5:.3f}, is taken for every recipe.")
 
