@@ -183,7 +183,8 @@ def test_of_a_source_with_a_test_split_that_alone_is_hashed(trained, tmp_path, m
                                                 perceptual_hashes(images, *sizes))[1])
     unseen = asked(trained.run, source)
     assert (hashed, len(unseen.cells), unseen.left_out) == ([30], 30, 0)
-    assert str(unseen).startswith("of the source's 80 cells only the test split is scored; 0 of 30")
+    assert str(unseen).startswith("of the source's 80 cells only the test split is scored; the "
+                                  "network was trained or chosen on none of the 30 cells")
     assert "cut otherwise from the same originals are not recognised" in str(unseen)
     monkeypatch.setenv("BLOODCELL_SHARED", str(tmp_path))  # as for the command and its run
     assert len(asked(trained.run, source).cells) == len(asked(trained.run, source).cells) == 30

@@ -96,9 +96,12 @@ class Unseen(NamedTuple):
         if self.left_out is None:
             return (f"{only}whether the network was trained on some of these cells cannot be told: "
                     "it comes without hashes of its training cells")
+        unknown = "(cells cut otherwise from the same originals are not recognised)"
+        if not self.left_out:
+            return (f"{only}the network was trained or chosen on none of the {len(self.cells):,} "
+                    f"cells, nor on copies of them {unknown}")
         return (f"{only}{self.left_out:,} of {self.left_out + len(self.cells):,} cells are left "
-                "out: the network was trained or chosen on them, or on copies of them (cells cut "
-                "otherwise from the same originals are not recognised)")
+                f"out: the network was trained or chosen on them, or on copies of them {unknown}")
 
 
 def known_hashes(
@@ -209,14 +212,16 @@ def plot_precision_recall(
     ax,  # matplotlib axes
 ) -> dict[str, float]:  # average precision of each class that occurs
     "Draw precision over recall of each class against the rest."
+    from matplotlib.patheffects import withStroke
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     areas, colours = {}, class_colours(class_names)
+    edge = [withStroke(linewidth=2.4, foreground="0.45")]  # bright colours on white
     for k in np.unique(labels):
         precision, recall, _ = precision_recall_curve(labels == k, probabilities[:, k])
         areas[class_names[k]] = float(average_precision_score(labels == k, probabilities[:, k]))
         ax.step(recall, precision, where="post", color=colours[k],
-                linestyle="--" if k % 2 else "-",
+                linestyle="--" if k % 2 else "-", path_effects=edge,
                 label=f"{class_names[k]} ({areas[class_names[k]]:.2f})")
     ax.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), title="average precision")

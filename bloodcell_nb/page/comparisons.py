@@ -220,7 +220,8 @@ def seed_words(
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "difference on clean test cells",
-                "difference on the stand-in", "McNemar p there, or seeds", "settings that differ"]
+                "difference on the stand-in", "McNemar's p on the stand-in, or trainings",
+                "settings that differ"]
 
 
 def _chance(gain):
