@@ -25,6 +25,7 @@ from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.evaluation.ensemble import read_predictions
 from bloodcell_nb.evaluation.trust import set_coverage
 from bloodcell_nb.inference.classifier import load_classifier
+from bloodcell_nb.inference.export import Exported
 from bloodcell_nb.inference.external import evaluation_cells
 from bloodcell_nb.inference.predict import answer
 from bloodcell_nb.inference.published import find_model, network_sums, published
@@ -285,6 +286,21 @@ def test_what_is_said_of_the_data_is_not_kept_back(monkeypatch, capfd):
     monkeypatch.setattr("bloodcell_nb.inference.export.export_file", export)
     assert main(["export", "any", "--to", "onnx"]) == 0
     assert capfd.readouterr().err == "bloodcell: x.zip: 3 images are left out\n"
+
+
+def test_an_export_says_what_stays_behind(monkeypatch, tmp_path, capsys):
+    "Views and each image's own temperature, which a file does not have."
+    monkeypatch.chdir(tmp_path)
+    network = load_classifier([find_model(SINGLE)])
+    for views, distance in ((8, ()), (1, (2.0, 0.5))):
+        monkeypatch.setattr("bloodcell_nb.inference.export.load_classifier", lambda *_, v=views,
+                            d=distance: replace(network, views=v, by_distance=d))
+        monkeypatch.setattr("bloodcell_nb.inference.export.export_network", lambda *_: Exported(
+            Path("x.tflite"), 1.0, 1.0, 0.0, 0.5, 0.5, 2.0, 2.0))
+        said = printed(capsys, "export", SINGLE, "--to", "litert")
+        assert ("one view of each image; bloodcell predict takes the mean of 8" in said) == (
+            views == 8)
+        assert ("gives each its own" in said) == bool(distance)
 
 
 def test_published_networks_are_handed_in(tmp_path, capsys):

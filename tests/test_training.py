@@ -299,3 +299,13 @@ def test_cells_that_stay_on_disk_train_as_others_do(tmp_path, monkeypatch, share
         found[name].append(np.asarray(splits.train.images))
     for held, stored in zip(*found.values(), strict=True):
         np.testing.assert_array_equal(held, stored)
+
+
+@pytest.mark.parametrize("epochs, early", [(2, False), (3, True)])
+def test_patience_that_ends_with_the_last_epoch_stops_nothing_early(tmp_path, epochs, early):
+    recipe = check_recipe({"notebook": "03_custom_cnn", "recipe": "one", "epochs": epochs,
+                           "eager": True, "patience": 1, "learning_rate": 1e-12,
+                           "monitor": "val_accuracy", "out": str(tmp_path),
+                           "source": "synthetic:n=64"})
+    fitted = fit(little(), CELLS, CELLS, recipe, Run(recipe))
+    assert (len(fitted.history["loss"]), fitted.stopped_early) == (2, early)

@@ -29,8 +29,9 @@ from .light import LIGHT, SUM, LightNetwork, open_session
 def single_network(
     classifier: Classifier,
 ) -> keras.Model:  # uint8 (n, h, w, 3) to calibrated probabilities (n, classes)
-    """Join networks, their weighted mean and one temperature for all images: the features of the
-    training cells, by which a published network gives each image its own, do not travel.
+    """Join networks, their weighted mean and one temperature for all images, in one view of each:
+    the features of the training cells, by which a published network gives each image its own
+    temperature, do not travel, nor do further views.
     """
     image = keras.Input(classifier.models[0].input_shape[1:], dtype="uint8", name="image")
     mean = sum(weight * model(image, training=False)
@@ -324,6 +325,9 @@ def export_file(
           f"{made.same_labels:.2%}, largest difference of a probability "
           f"{made.largest_difference:.2g}, accuracy {made.accuracy:.4f} "
           f"(Keras: {made.accuracy_before:.4f})")
+    if classifier.views > 1:
+        print(f"one view of each image; bloodcell predict takes the mean of {classifier.views} "
+              "(flipped and turned)")
     if classifier.by_distance:
         print(f"one temperature, {classifier.temperature:.3f}, for all images; bloodcell predict "
               f"gives each its own, {classifier.by_distance[0]:.3f} far from the training cells")

@@ -166,9 +166,9 @@ def all_runs(
 # %% ../../nbs/reference/page/all_runs.ipynb #de8c5b1b
 def _by_seed(runs):
     "Scored runs of one recipe on one data set, whatever their seed; by the data and the recipe."
-    groups, known = {}, {(run.data, run.name): run for run in runs}
+    groups, known = {}, {(run.cells, run.name): run for run in runs}
     for run in scored(known.values()):
-        groups.setdefault((run.data, recipe_name(run)), []).append(run)
+        groups.setdefault((run.cells, recipe_name(run)), []).append(run)
     return groups
 
 

@@ -226,6 +226,12 @@ def _end_tables(failed, left_out):
 _OLDER = ("Blood cells in eight classes", "Images of real cells")  # titles
 
 
+def _by_data(runs):
+    "Runs of the same data together."
+    return [[run for run in runs if run.cells == cells]
+            for cells in dict.fromkeys(run.cells for run in runs)]
+
+
 def _text(path):
     "The beginning of a text file; empty where it cannot be read."
     try:
@@ -265,8 +271,8 @@ def check_page_free(
     """
     folder, taken = Path(folder), []
     runs = [run for run in read_runs(folder, missing_ok=True) if run.metrics]
-    for data in dict.fromkeys(run.data for run in runs):
-        _figures_folder([run for run in runs if run.data == data], folder, taken)
+    for group in _by_data(runs):
+        _figures_folder(group, folder, taken)
     places = {folder / "index.html": _our_page, folder / "cells.html": _our_page,
               folder / "results.csv": _our_table}
     places |= {place / f"{key}.png": _our_figure for place in taken or [folder / "figures"]
@@ -293,8 +299,12 @@ def _without_record(runs):
 def _groups(done, others, folder):
     "Values of each data set, and what is left out of them."
     groups, left_out, taken = [], [], []
-    for data in dict.fromkeys(run.data for run in done):
-        group, reasons = _group([run for run in done if run.data == data], others, folder, taken)
+    together = _by_data(done)
+    names = [runs[0].data for runs in together]
+    for runs in together:
+        group, reasons = _group(runs, others, folder, taken)
+        if names.count(runs[0].data) > 1:  # other data under the same name
+            group["data"] += f" ({runs[0].cells[1]})"
         groups.append(group)
         left_out += reasons
     return groups, left_out

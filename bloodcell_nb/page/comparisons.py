@@ -27,12 +27,29 @@ from bloodcell_nb.page.comparable import (
     views_of,
     words_of,
 )
-from .differences import changed_settings, seed_groups, seed_variance
+from bloodcell_nb.page.differences import (
+    changed_settings,
+    seed_groups,
+    seed_variance,
+    training_variance,
+)
 from .ladder import accuracy_words, ladders, with_interval
 from ..runs.finished import Finished, read_runs
 from ..runs.recipes import project_root, recipes
 
 # %% ../../nbs/reference/page/comparisons.ipynb #d6055aeb
+_SPLITS = "test", "stand_in"
+
+
+def _check_same_data(first, *others):
+    "Refuse runs whose data have one name and another content: their cells are numbered alike."
+    for other in others:
+        if other.cells != first.cells:
+            raise DataError(f"{first.name} and {other.name} have different data ({first.data} "
+                            f"{first.cells[1]} and {other.data} {other.cells[1]}); expected runs "
+                            "on the same data")
+
+
 def compare(
     first: Finished,
     second: Finished,
@@ -40,8 +57,8 @@ def compare(
     "Compare two runs on the same cells; raises DataError where their cells differ."
     from bloodcell_nb.evaluation.ensemble import paired_comparison, read_predictions
 
-    pairs = [read_predictions([first.folder, second.folder], split)
-             for split in ("test", "stand_in")]
+    _check_same_data(first, second)
+    pairs = [read_predictions([first.folder, second.folder], split) for split in _SPLITS]
     return [paired_comparison(pair.labels, *pair.probabilities) for pair in pairs]
 
 # %% ../../nbs/reference/page/comparisons.ipynb #9ee20aae
@@ -57,26 +74,29 @@ def difference(
 def compare_over_seeds(
     ran: list[Finished],  # a recipe's seeds
     there: list[Finished],  # its baseline's, those of the same seeds first
-    groups: list[list[Finished]],  # of `seed_groups`: they tell how far seeds are apart
+    apart: dict,  # of `seed_variance` on each split
 ) -> list[dict]:  # mean difference, its 95 % interval, numbers of trainings; as `compare`
     "Compare the means of recipes over seeds; raises DataError where their cells differ."
     from scipy.stats import t
 
     from bloodcell_nb.evaluation.ensemble import read_predictions
 
-    found, count, both = [], len(ran), 1 / len(ran) + 1 / len(there)
-    for split in ("test", "stand_in"):
-        variance, freedom = seed_variance(groups, split)
+    found, count = [], len(ran)
+    _check_same_data(*ran, *there)
+    for split, (variance, freedom) in apart.items():
         read = read_predictions([run.folder for run in (*ran, *there)], split)
         right = (read.probabilities.argmax(axis=2) == read.labels).astype(float)
-        apart = right[:count].mean(axis=0) - right[count:].mean(axis=0)
-        seeds = t.ppf(0.975, freedom) ** 2 * variance * both if freedom else 0
-        half = np.sqrt(1.96**2 * apart.var() / len(apart) + seeds)
-        own = right.mean(axis=1)
-        found.append({"difference": float(apart.mean()), "trainings": (count, len(there)),
-                      "interval_95": (apart.mean() + [-half, half]).tolist(),
-                      "seeds": (own[:count] - own[count:2 * count]).tolist()
-                      if count > 1 else []})
+        gain = right[:count].mean(axis=0) - right[count:].mean(axis=0)
+        variance, pairs = variance * (1 / count + 1 / len(there)), []
+        if count > 1:
+            pairs = right[:count] - right[count:2 * count]
+            if not freedom:
+                variance, freedom = max(training_variance(pairs), 0) / count, count - 1
+        seeds = t.ppf(0.975, freedom) ** 2 * variance if freedom else 0
+        half = np.sqrt(1.96**2 * gain.var() / len(gain) + seeds)
+        found.append({"difference": float(gain.mean()), "trainings": (count, len(there)),
+                      "interval_95": (gain.mean() + [-half, half]).tolist(),
+                      "seeds": [float(pair.mean()) for pair in pairs]})
     return found
 
 # %% ../../nbs/reference/page/comparisons.ipynb #d80a6608
@@ -132,7 +152,7 @@ def _of_each_seed(step, known):
     return pairs, [run.name for seed, run in ran.items() if there and seed not in there]
 
 
-def _gain(step, pairs, groups, usual):
+def _gain(step, pairs, groups, apart, usual):
     """What a step is worth, over its seeds and its baseline's where some recipe has several; of
     one that trains nothing, beside the run that it is made of.
     """
@@ -145,7 +165,7 @@ def _gain(step, pairs, groups, usual):
         there += [run for group in groups if there[0] in group
                   for run in group if run not in there]
     over_seeds = len(pairs) > 1 or (trains and groups)
-    compared = compare_over_seeds(ran, there, groups) if over_seeds else compare(*pairs[0])
+    compared = compare_over_seeds(ran, there, apart) if over_seeds else compare(*pairs[0])
     changed = dict.fromkeys(name for pair in (*pairs, *((ran[0], run) for run in ran[1:]))
                             for name in changed_settings(*pair) if name != "seed")
     return StepGain(pairs[0][0].name, pairs[0][1].name, step.step, *compared, tuple(changed),
@@ -162,6 +182,7 @@ def step_gains(
     known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
     gains, left_out, usual = [], [], usual_code(runs)
     groups = seed_groups([*known.values()])
+    apart = {split: seed_variance(groups, split) for split in _SPLITS}
     for step in _steps(known):
         pairs, alone = _of_each_seed(step, known) if step.baseline else ((), ())
         left_out += [(name, f"not compared: no run of {step.baseline} with its seed")
@@ -169,7 +190,7 @@ def step_gains(
         if not pairs:
             continue
         try:
-            gains.append(_gain(step, pairs, groups, usual))
+            gains.append(_gain(step, pairs, groups, apart, usual))
         # whatever is odd about two files of predictions, the other pairs are compared
         except Exception as error:
             left_out.append((f"{step.recipe} against {step.baseline}",
@@ -211,12 +232,14 @@ def seed_words(
     if not gains:
         return ""
     if not (groups := seed_groups(runs)):
-        return "It is one seed each: another seed changes a figure too."
+        return ("Where a step has several seeds, its interval is over test cells and over those; "
+                "elsewhere it" if any(gain.seeds for gain in gains) else "It"
+                ) + " is one seed each: another seed changes a figure too."
     few = any("trainings" not in gain.stand_in for gain in gains)
     return ("A step is compared with the mean of its baseline's seeds, and its interval is over "
             f"test cells and over seeds{' (of one that trains nothing, over cells)' * few}. "
-            f"{_of_seeds(groups)} Their standard deviation, pooled, "
-            f"{seed_variance(groups)[0]**0.5:.3f}, is taken for every recipe.")
+            f"{_of_seeds(groups)} Their standard deviation beyond the chance of single cells, "
+            f"pooled, {seed_variance(groups)[0]**0.5:.3f}, is taken for every recipe.")
 
 # %% ../../nbs/reference/page/comparisons.ipynb #0d5faca1
 GAINS_HEADER = ["run", "compared with", "step", "difference on clean test cells",

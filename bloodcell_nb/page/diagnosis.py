@@ -12,8 +12,8 @@ from textwrap import fill
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..data.analysis import plot_matrix
 from ..data.corruptions import CORRUPTIONS
+from ..evaluation.figures import plot_confusion_matrix
 from ..evaluation.metrics import HEADLINE
 from ..evaluation.robustness import plot_heat, wilson_interval
 from ..evaluation.trust import PROMISE, promise
@@ -95,10 +95,7 @@ def _plot_f1(found, labels, total, ax):
 
 def _plot_confusion(run, split, ax):
     "A run's confusion matrix: the share of each true class, and cells."
-    confusion = np.array(results_of(run)[split]["confusion_matrix"])
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    plot_matrix(shares, tuple(_classes(run)), ax, confusion)
-    ax.set(xlabel="predicted class", ylabel="true class")
+    plot_confusion_matrix(results_of(run)[split], ax)
     ax.set_title(f"{fill(words_of(run), 44)}\n{SPLITS[split][2].split(' (')[0]}", fontsize=9,
                  parse_math=False)
 

@@ -262,6 +262,11 @@ class Finished:
         return self.metrics.get("data", {}).get("source", "")
 
     @property
+    def cells(self):
+        "Which data: its name, and its fingerprint, which tells two of one name apart."
+        return self.data, self.metrics.get("data", {}).get("fingerprint", "")
+
+    @property
     def synthetic(self):
         return self.metrics.get("data", {}).get("synthetic", False)
 
@@ -326,7 +331,7 @@ def read_runs(
             Path(place).name == EARLIER and _SET_ASIDE.fullmatch(name)))
     places += [Path(error.filename) for error in errors]
     found = [run for run in map(_read_run, sorted(places)) if not _is_gone(run.folder)]
-    return sorted(found, key=lambda run: (run.synthetic, run.data, bool(run.test), run.name))
+    return sorted(found, key=lambda run: (run.synthetic, run.cells, bool(run.test), run.name))
 
 # %% ../../nbs/reference/runs/finished.ipynb #3e35a28b
 def _read_run(folder):

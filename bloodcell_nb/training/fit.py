@@ -283,7 +283,7 @@ def fit(
             trained.fit(batches, epochs=recipe.epochs, initial_epoch=progress.epoch, shuffle=False,
                         verbose=0, validation_batch_size=256, callbacks=called,
                         validation_data=_watched(val, recipe))
-    return _fitted(model, progress)
+    return _fitted(model, progress, recipe.epochs)
 
 # %% ../../nbs/reference/training/fit.ipynb #fitted01
 def _watched(val, recipe):
@@ -294,7 +294,7 @@ def _watched(val, recipe):
     return {"images": watched.images, "labels": targets}, targets
 
 # %% ../../nbs/reference/training/fit.ipynb #2cd24b89
-def _fitted(model, progress):
+def _fitted(model, progress, epochs):
     "What a training gave; raises NotFinite where no epoch was finite."
     if progress.not_finite:
         sentence = f"{progress.name}: {progress.not_finite}"
@@ -308,8 +308,9 @@ def _fitted(model, progress):
     model.set_weights(progress.best)
     times, history = progress.times, progress.history
     rate = times.images / max(times.seconds["training"], 1e-9)
-    return Fit(model, history, (("", history),), progress.best_epoch(), progress.stopped,
-               times.seconds, rate, tuple(kept), progress.not_finite)
+    early = progress.stopped and progress.epoch < epochs  # its patience may end with the last
+    return Fit(model, history, (("", history),), progress.best_epoch(), early, times.seconds, rate,
+               tuple(kept), progress.not_finite)
 
 # %% ../../nbs/reference/training/fit.ipynb #live0001
 class LiveCurves(keras.callbacks.Callback):
