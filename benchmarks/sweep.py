@@ -31,9 +31,10 @@ SPLITS = ("clean", "corrupted", "stand_in")
 def recipe_with(task, source="synthetic"):
     "The recipe with a variant's settings."
     from bloodcell_nb.runs.recipes import check_recipe, find_recipe, read_recipe
+    from bloodcell_nb.runs.spaces import with_values
 
-    values = read_recipe(find_recipe(task["recipe"])).model_dump()
-    return check_recipe(values | task["settings"] | {"seed": task["seed"], "source": source})
+    return check_recipe(with_values(read_recipe(find_recipe(task["recipe"])), task["settings"] | {
+        "seed": task["seed"], "source": source}))
 
 
 def write_arrays(options, study, path):

@@ -262,9 +262,10 @@ def search_recipe(
     out = out or f"reports/search_{recipe.recipe}_{Path(space).stem}"
     root = check_page_free(runs_root(out, plan.recipes))
     check_writable(root, root)
+    print(*plan.lowered, sep="\n", end="\n" * bool(plan.lowered), flush=True)
     deadline = budget_minutes and start + 60 * budget_minutes
     ended, failed = search_parameters(recipe, values, root, trials, plan.jobs, deadline, scheduler,
-                                      profile)
+                                      profile, plan.files[0])
     print(f"{ended} of {trials} trials" + f": {root / 'leaderboard.csv'}" * (ended > 0))
     _write_page(root)
     return int(failed > 0)

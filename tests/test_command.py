@@ -341,6 +341,42 @@ def test_a_failing_run_says_why(faulty, code, timeout, expected):
     assert not (folder.parent / "faulty").exists()
 
 
+WRITES = """
+import os, subprocess, sys
+from pathlib import Path
+from bloodcell_nb.runs import processes
+
+def execute(recipe, options):
+    Path({mark!r}).touch()
+    {code}
+    return {{"state": "done"}}
+
+processes._status_of_execution = execute
+"""
+
+
+@pytest.mark.parametrize("code", [
+    "os.write(1, b'x' * 200_000)",
+    "left = subprocess.Popen(['sleep', '60']); Path(options['left']).write_text(str(left.pid))"],
+    ids=["more than a pipe holds", "a process that it leaves behind"])
+def test_what_a_run_writes_or_leaves_holds_nobody_up(tmp_path, monkeypatch, code):
+    "As a notebook's compiled code does to file descriptor 1, and one that starts a server."
+    mark, left, asked = tmp_path / "mark", tmp_path / "left", []
+
+    def is_wanted():  # long enough, once it writes
+        asked.append(mark.exists())
+        return sum(asked) < 300
+
+    monkeypatch.setattr(processes, "_COMMAND", WRITES.format(mark=str(mark), code=code)
+                        + processes._COMMAND)
+    given = {"recipe": {}, "left": str(left)}
+    assert processes.run_in_process(dict(os.environ), given, is_wanted) == {"state": "done"}
+    if left.exists():
+        process = psutil.Process(int(left.read_text()))
+        assert process.status() != psutil.STATUS_ZOMBIE, "it was waited for"
+        process.kill()
+
+
 def test_ports_that_others_take(faulty, monkeypatch):
     "A kernel starts where each port that Jupyter finds free is taken before the kernel binds it."
     with socket.socket() as taken:

@@ -331,7 +331,7 @@ def two_seeds(folder, *codes):
 
 
 def test_seeds_of_other_code_are_seeds(tmp_path):
-    "Where no recipe has two of the same code, a step's own differences tell how far they lie apart."
+    "Where no recipe has two of the same code, a step's own differences tell how far apart."
     (gain,), runs = two_seeds(tmp_path, "1", "2")
     low, high = gain.stand_in["interval_95"]
     assert gain.stand_in["trainings"] == (2, 2) and len(gain.seeds) == 2

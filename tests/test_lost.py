@@ -3,7 +3,9 @@ import errno
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -18,16 +20,18 @@ from bloodcell_nb.augment.policies import Policy
 from bloodcell_nb.cli import main
 from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.data.files import creating, replacing
-from bloodcell_nb.data.sources import load
+from bloodcell_nb.data.sources import load, save
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.inference.card import write_card
 from bloodcell_nb.inference.external import class_mapping
-from bloodcell_nb.inference.publish import publish
+from bloodcell_nb.inference.predict import evidence_files
+from bloodcell_nb.inference.publish import _put, publish
 from bloodcell_nb.inference.submission import write_submission
 from bloodcell_nb.runs import notebook_html
-from bloodcell_nb.runs.recipes import RecipeError, check_recipe
+from bloodcell_nb.runs.recipes import RecipeError, check_recipe, read_recipe
 from bloodcell_nb.runs.run import Run
 from bloodcell_nb.runs.run_folders import find_run
+from bloodcell_nb.runs.tensorboard import check_events_folder
 from bloodcell_nb.training.fit import fit
 
 GOOD, NETWORKS = MADE.name, Path(__file__).resolve().parent.parent / "models"
@@ -55,10 +59,97 @@ def test_nothing_is_written_among_the_cells(tree, tmp_path, capsys):
     run = ["run", "custom_cnn", "--data", tree, "--out", tmp_path / "out", "--tensorboard"]
     for place in (tree, tree / "events", tmp_path / "out", tmp_path / "out" / "custom_cnn" / "a"):
         one_line_error(capsys, [*run, place], "--tensorboard", "name another folder")
+    assert not (tmp_path / "out").exists()
     image = next(tree.rglob("*.png"))
     one_line_error(capsys, ["predict", image.parent, "--grad-cam", image.parent],
                    "in a folder that is read")
-    assert sorted(tree.rglob("*")) == before and not (tmp_path / "out").exists()
+    assert sorted(tree.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", [
+    "small", "small.partial/a", "small.partial", "earlier", "earlier/small-0", ".shared.partial/a",
+    ".locks.partial", "other.partial", "other/a"])
+def test_event_files_lie_in_no_place_of_a_run(tmp_path, place):
+    "Finished, unfinished or set aside, of this command or another, nor in what runs share."
+    small = read_recipe(recipe(tmp_path, "small"))
+    (tmp_path / "out" / "other").mkdir(parents=True)
+    (tmp_path / "out" / "other" / "status.json").write_text(json.dumps(
+        {"recipe": "other", "state": "done", "key": "1"}))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=f"--tensorboard .*{place} .*name another folder"):
+        check_events_folder(str(tmp_path / "out" / place), tmp_path / "out", [small])
+    assert sorted(tmp_path.rglob("*")) == before
+    assert check_events_folder(str(tmp_path / "out" / "events"), tmp_path / "out", [small])
+
+
+class Name(str):
+    "A text that counts how often it is compared."
+    compared = 0
+
+    def __eq__(self, other):
+        Name.compared += 1
+        return str(self) == str(other)
+
+    __hash__ = str.__hash__
+
+
+def test_many_drawings_are_named_in_one_go(tmp_path):
+    "Each name is looked at once, not beside each other."
+    names = [Name(f"cell_{k}") for k in range(300)]
+    files = evidence_files([SimpleNamespace(stem=name) for name in names], tmp_path)
+    assert [path.name for path in files] == [f"cell_{k}_grad_cam.png" for k in range(300)]
+    assert Name.compared < 3 * len(names)
+    with pytest.raises(DataError, match="two images are named cell_7, and so would be their"):
+        evidence_files([tmp_path / f"{name}.png" for name in [*names, "cell_7"]], tmp_path)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    "What is put on the disk, and what gets or loses a name, in order."
+    told = []
+
+    def naming(name, source, target):
+        told.append(("named", str(target)))
+        name(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda number: told.append(
+        ("on disk", os.fstat(number).st_ino)))
+    for kind in ("link", "rename", "replace"):
+        monkeypatch.setattr(os, kind, partial(naming, getattr(os, kind)))
+    return told
+
+
+def number(path):
+    return os.stat(path).st_ino
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere folders are not flushed")
+@pytest.mark.parametrize("name", ["new.npz", "new"])
+def test_what_is_created_lies_on_the_disk_before_it_has_its_name(tmp_path, disk, name):
+    "File by file; then the folder that has the name."
+    cells, path = draw_cells(16), tmp_path / name
+    save(cells, path)
+    (named,) = [k for k, (kind, _) in enumerate(disk) if kind != "on disk"]
+    assert disk[named][1] == str(path)
+    before = {what for _, what in disk[:named]}
+    assert before == {number(one) for one in (path, *path.rglob("*"))}
+    assert disk[named + 1:] == [("on disk", number(tmp_path))]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere folders are not flushed")
+def test_a_network_lies_on_the_disk_before_another_is_dropped(tmp_path, disk):
+    models = tmp_path / "models"
+    work, folder, before = models / ".new" / "one", models / "one", models / ".new" / "before"
+    for place in (work, folder):
+        place.mkdir(parents=True)
+        for name in ("model.keras", "features.npz", "ensemble.json"):
+            (place / name).write_text(place.name)
+    new = {number(one) for one in (work, *work.iterdir())}
+    _put(work, folder, before, True)
+    names = [k for k, (kind, _) in enumerate(disk) if kind != "on disk"]
+    assert [disk[k][1] for k in names] == [str(before), str(folder)]
+    assert {what for _, what in disk[:names[0]]} == new
+    assert ("on disk", number(models)) in disk[names[1]:] and before.exists()
 
 
 def test_a_drawing_takes_the_place_of_a_drawing_alone(tmp_path, capsys):

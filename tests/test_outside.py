@@ -2,6 +2,7 @@
 import io
 import json
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import papermill
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from bloodcell_nb.cli import main
+from bloodcell_nb.data.cells import DataError, fold_indices, split_indices
 from bloodcell_nb.runs import engine
 from bloodcell_nb.runs.keys import run_key
 from bloodcell_nb.runs.recipes import check_recipe
@@ -104,3 +106,22 @@ def test_odd_arrays_are_refused_in_a_line(tmp_path, capsys):
         assert main(["inspect", str(tmp_path / "fields.npz")]) == 2
         err = capsys.readouterr().err
         assert f"{key} has type" in err and err.count("\n") == 1
+
+
+def test_too_few_images_for_a_split_are_refused_in_a_line():
+    "However few, and however they are drawn: an error of ours, or two sides that hold some."
+    for n in range(12):
+        for groups in (None, np.arange(n) // 2):
+            for stratify in (False, True):
+                for share in (0.01, 0.5, 0.99):
+                    with suppress(DataError):
+                        sides = split_indices(np.arange(n) % 2, share, groups, stratify)
+                        assert all(map(len, sides)) and sum(map(len, sides)) == n
+                for folds in (2, 5):
+                    with suppress(DataError):
+                        made = fold_indices(np.arange(n) % 2, folds, groups, stratify)
+                        assert sum(len(val) for _, val in made) == n
+    with pytest.raises(DataError, match="1 images .* leaves none on the first side"):
+        split_indices([0], 0.5, stratify=False)
+    with pytest.raises(DataError, match="3 images .* 5-fold cross-validation needs 5"):
+        fold_indices([0, 1, 0], 5, stratify=False)

@@ -387,6 +387,15 @@ def test_the_source_names_the_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "my cells" / "sub")
     assert {data_name(text) for text in ("..", "../sub/..")} == {"my_cells"}
     assert data_name(".") == "sub"
+    for name, wanted in (("cells_v1.0", "cells_v1_0"), ("cells_v1.5", "cells_v1_5"),
+                         ("血液", "血液"), ("клетки", "клетки"), ("größe-2", "größe-2")):
+        Path(name).mkdir()
+        assert data_name(name) == data_name(f"../sub/{name}/") == wanted
+    for name in ("pbc96.zip", "cells.v2.npz"):
+        Path(name).touch()
+    assert [data_name(text) for text in ("pbc96.zip", "cells.v2.npz", "synthetic:n=5",
+                                         "medmnist:64")] == ["pbc96", "cells_v2", "synthetic",
+                                                             "medmnist"]
 
 
 def test_a_recipe_named_like_the_folder_of_earlier_runs(trained, capsys):

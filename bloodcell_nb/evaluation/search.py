@@ -28,12 +28,13 @@ from .metrics import HEADLINE
 from ..runs.cluster import cluster
 from ..runs.engine import locked
 from ..runs.finished import Record, read_checked
-from ..runs.processes import is_over, sharing
+from ..runs.processes import is_over, remove_shared, sharing
 from ..runs.recipes import RecipeError, check_recipe
 from ..runs.schemas import Recipe
 from ..runs.run import save_figure
 from ..runs.run_folders import run_places
 from ..runs.spaces import Span, with_values
+from ..runs.studies import asked_sizes
 
 # %% ../../nbs/reference/evaluation/search.ipynb #srch0012
 def _draw(trial, key, values):
@@ -195,10 +196,10 @@ def _scored(folder, name):
 class _Trials:
     "The trials of a search that run."
 
-    def __init__(self, study, recipe, space, tasks, root):
-        self.study, self.recipe, self.space = study, recipe, space
+    def __init__(self, study, recipe, space, tasks, root, file=None):
+        self.study, self.recipe, self.space, self.file = study, recipe, space, file or recipe
         self.tasks, self.root, self.running, self._reported = tasks, root, {}, {}
-        self.failed, self.apart = 0, ""  # trials; why values do not go together
+        self.failed, self.apart = set(), ""  # names of runs; why values do not go together
         self.repeated = 0  # draws of known values, one after another
 
     def _tell(self, trial, state, value=None):
@@ -217,7 +218,7 @@ class _Trials:
         name = recipe.recipe
         trial.set_user_attr("run", name)
         like = {one.user_attrs["run"]: one for one in _ended(self.study)}.get(name)
-        if like or name in self.running:
+        if like or name in self.running or name in self.failed:
             self.repeated += 1
             state = like.state.name if like else "FAIL"
             return self._tell(trial, state, like.value if state == "COMPLETE" else None)
@@ -225,16 +226,18 @@ class _Trials:
         self.running[name], self._reported[name] = trial, set()
         # of a run that was interrupted: its numbers are not this one's
         (run_places(self.root, name)[1] / "progress.json").unlink(missing_ok=True)
-        self.tasks.add([recipe])
+        self.tasks.add([recipe], asked={name: asked_sizes(self.file, recipe)})
 
     def look(self):
         "Tell of those that have ended, and stop each that is below the median of the others."
         for name, status in self.tasks.ended():
-            value, words = _scored(self.root / name, score_of(self.recipe).name)
-            if status["state"] not in ("done", "skipped"):
-                words = status.get("error", status["state"])
+            if status["state"] in ("done", "skipped"):
+                value, words = _scored(self.root / name, score_of(self.recipe).name)
+            else:  # what lies in its place is of another run
+                value, words = None, status.get("error", status["state"])
             self._tell(self.running.pop(name), "FAIL" if value is None else "COMPLETE", value)
-            self.failed += value is None
+            if value is None:
+                self.failed.add(name)
             print(f"{name}: {words}", flush=True)
         for name, trial in [*self.running.items()]:
             values = _watched(run_places(self.root, name)[1])
@@ -251,6 +254,12 @@ class _Trials:
 _REPEATS = 100  # draws of known values after which a space holds no others
 
 
+def _draws_another(now, trials):
+    "Whether to draw another of so many trials, with those that have ended."
+    left = trials - len(_ended(now.study)) - len(now.failed) - len(now.running)
+    return left > 0 and now.repeated <= _REPEATS
+
+
 def search_parameters(
     recipe: Recipe,
     space: dict[str, Span | list],  # as `read_space` gives it
@@ -260,6 +269,7 @@ def search_parameters(
     deadline: float = None,  # time.monotonic() at which all of it has to be over; None: any
     scheduler: str = None,  # address or file of a Dask scheduler
     profile: str = "full",  # written into the records
+    file: Recipe = None,  # the recipe as its file has it; None: as it is here
     **given,  # further keywords of `execute`
 ) -> tuple[int, int]:  # trials that have ended, and that failed
     """Search a recipe's parameters on the validation split, and print how each trial ended.
@@ -269,37 +279,35 @@ def search_parameters(
     if trials < 1:
         raise RecipeError(f"--trials {trials}: expected 1 or more")
     root = Path(root).resolve()
-    with locked(root, ".search", f"{root} waits for another search"), sharing(root), cluster(
-            root, [recipe], jobs, scheduler, deadline, profile=profile, alone=False,
-            **given) as tasks:
-        study = _study(root, recipe, space, profile)
-        _ask_again(study)
-        now = _Trials(study, recipe, space, tasks, root)
-        while not is_over(deadline):
-            now.look()
-            left = trials - len(_ended(study)) - now.failed - len(now.running)
-            draws = left > 0 and now.repeated <= _REPEATS
-            if not now.running and not draws:
-                break
-            if draws and len(now.running) < tasks.at_once:
-                now.begin()
-            else:
-                time.sleep(0.5)
-        write_outcome(study, root, recipe)
+    with locked(root, ".search", f"{root} waits for another search"):
+        with sharing(root) as lock, cluster(root, [recipe], jobs, scheduler, deadline,
+                                            profile=profile, alone=False, **given) as tasks:
+            study = _study(root, recipe, space, profile)
+            _ask_again(study)
+            now = _Trials(study, recipe, space, tasks, root, file)
+            while ((more := _draws_another(now, trials)) or now.running) and not is_over(deadline):
+                if more and len(now.running) < tasks.at_once:
+                    now.begin()
+                else:
+                    time.sleep(0.5)
+                now.look()
+            write_outcome(study, root, recipe)
+        if not (now.running or _draws_another(now, trials)):  # else the same command goes on
+            remove_shared(root, lock)
         if now.apart and not _ended(study):
             raise RecipeError(f"no values of the space go together: {now.apart}")
-        return len(_ended(study)), now.failed
+        return len(_ended(study)), len(now.failed)
 
 # %% ../../nbs/reference/evaluation/search.ipynb #srch0022
 def _row(trial, root, name, best):
     "A trial's row of the leaderboard; of one that was stopped the best epoch so far."
     whole = trial.state.name == "COMPLETE"
     value = trial.value if whole else best(trial.intermediate_values.values(), default=trial.value)
-    results = _results(root / trial.user_attrs["run"])
+    results = _results(root / trial.user_attrs["run"]) if whole else {}  # else of another run
     low, high = results.get("val", {}).get("interval_95", {}).get(name, (None, None))
     return {"trial": trial.number, "run": trial.user_attrs["run"],
             "ended": "whole" if whole else "stopped", name: value,
-            "low": low, "high": high, "epochs": results.get("training", {}).get(
+            "low": low, "high": high, "epochs_trained": results.get("training", {}).get(
                 "epochs", len(trial.intermediate_values))} | trial.user_attrs["values"]
 
 
@@ -311,8 +319,8 @@ def leaderboard(
     "Put the trials of a search in order."
     higher = study.direction.name == "MAXIMIZE"
     rows = [_row(trial, root, name, max if higher else min) for trial in _ended(study)]
-    return sorted(rows, key=lambda row: (row["ended"] == "stopped",
-                                         (row[name] or 0) * (-1 if higher else 1), -row["epochs"]))
+    return sorted(rows, key=lambda row: (row["ended"] == "stopped", (row[name] or 0) * (
+        -1 if higher else 1), -row["epochs_trained"]))
 
 # %% ../../nbs/reference/evaluation/search.ipynb #srch0024
 def importances(

@@ -112,7 +112,6 @@ class Seen(NamedTuple):
 def see(
     self: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
-    batch_size: int = 256,
     with_kinds: bool = True,  # where a threshold of familiarity is known
 ) -> Seen:
     """Answer for images; raises DataError as `models`, `predict_views` and, where kinds are asked
@@ -124,9 +123,9 @@ def see(
         none = np.empty((0, len(self.class_names)))
         return Seen(none, none, np.empty(0, str) if with_kinds else None)
     if self.by_distance or with_kinds:
-        similar, probable, given = _compared(self, images, batch_size)
+        similar, probable, given = _compared(self, images)
     known = [given] + [None] * (len(models) - 1)
-    members = [predict_views(model, images, self.views, batch_size, first).mean(axis=0)
+    members = [predict_views(model, images, self.views, given=first).mean(axis=0)
                for model, first in zip(models, known, strict=True)]
     mean = weighted_mean(np.stack(members), np.array(self.weights))
     own = even = with_temperature(mean, self.temperature)
@@ -139,10 +138,9 @@ def see(
 def predict(
     self: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
-    batch_size: int = 256,
 ) -> np.ndarray:  # probabilities, (n, classes)
     "Predict the classes of images; raises DataError as `see` does where no kinds are asked."
-    return self.see(images, batch_size, with_kinds=False).probabilities
+    return self.see(images, with_kinds=False).probabilities
 
 # %% ../../nbs/reference/inference/classifier.ipynb #acda210f
 @patch
@@ -355,12 +353,12 @@ def _known_cells(classifier):
     return network, known, weights
 
 
-def _compared(classifier, images, batch_size):
+def _compared(classifier, images):
     "What `similarities` gives, and the first network's answers, (n, classes)."
     if "_known" not in vars(classifier):  # once, as cached_property does
         vars(classifier)["_known"] = _known_cells(classifier)
     network, known, weights = vars(classifier)["_known"]
-    found, answers = (network.predict(images, batch_size=batch_size, verbose=0) if len(images)
+    found, answers = (network.predict(images, batch_size=256, verbose=0) if len(images)
                       else [np.empty((0, shape[1])) for shape in network.output_shape])
     found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
     return ((found @ known.T).max(axis=1),
@@ -371,7 +369,6 @@ def _compared(classifier, images, batch_size):
 def similarities(
     self: Classifier,
     images: np.ndarray,  # uint8 (n, h, w, 3)
-    batch_size: int = 256,
 # similarity, -1 to 1, (n,); probability of each of KINDS, (n, kinds), or None where it is not known
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Compare images with the training cells: cosine similarity to the nearest of them among the
@@ -379,7 +376,7 @@ def similarities(
 
     Raises DataError where the features of training cells are missing or cannot be read.
     """
-    return _compared(self, images, batch_size)[:2]
+    return _compared(self, images)[:2]
 
 # %% ../../nbs/reference/inference/classifier.ipynb #a7c40c62
 def _kinds(classifier, images, similar, probable):

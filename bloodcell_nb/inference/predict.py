@@ -206,8 +206,8 @@ def evidence_files(
     """
     if (folder := Path(folder)).exists() and not folder.is_dir():
         raise DataError(f"{folder}: not a folder; name a folder for the images")
-    stems = [path.stem for path in paths]
-    if twice := [stem for stem in stems if stems.count(stem) > 1]:
+    counts = Counter(stems := [path.stem for path in paths])
+    if twice := [stem for stem in stems if counts[stem] > 1]:
         raise DataError(f"two images are named {twice[0]}, and so would be their drawings in "
                         f"{folder}; ask for them one by one")
     files = [folder / f"{stem}_grad_cam.png" for stem in stems]

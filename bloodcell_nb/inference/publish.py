@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.cells import DataError, DataWarning
-from ..data.files import file_sum, is_unfinished, write_json
+from ..data.files import file_sum, flush, flush_all, is_unfinished, write_json
 from ..data.image_files import check_names
 from ..data.negatives import fit_kinds, no_cells, resized
 from ..data.scale import nucleus_sizes
@@ -38,7 +38,7 @@ KNOWN_CELLS = 2000  # training cells whose features are kept
 _DRAWN_CELLS = 400  # that they are told from
 
 
-def _write_features(model, splits, path, synthetic=False, seed=0):
+def _write_features(model, splits, path, synthetic):
     """Keep features of a sample of training images, each of length 1, in half precision, what
     tells them from drawn cells (unless they are such) and from images of no cell, and hashes of
     all cells that the network was trained or chosen on.
@@ -46,10 +46,10 @@ def _write_features(model, splits, path, synthetic=False, seed=0):
     from bloodcell_nb.networks.explain import embed
 
     images = splits.train.images
-    picked = np.random.default_rng(seed).permutation(len(images))[:KNOWN_CELLS]
+    picked = np.random.default_rng(0).permutation(len(images))[:KNOWN_CELLS]
     cells, size = images[np.sort(picked)], images.shape[1:3]
-    shown = {"cell": cells, "synthetic": draw_cells(_DRAWN_CELLS, seed).images,
-             "other": np.concatenate(list(no_cells(resized(cells, (96, 96)), seed=seed).values()))}
+    shown = {"cell": cells, "synthetic": draw_cells(_DRAWN_CELLS).images,
+             "other": np.concatenate(list(no_cells(resized(cells, (96, 96))).values()))}
     features = {kind: embed(model, resized(some, size)) for kind, some in shown.items()
                 if not (synthetic and kind == "synthetic")}
     for some in features.values():
@@ -184,7 +184,10 @@ def _check_replaceable(folder, instead):
 
 
 def _put(work, folder, before, instead):
-    "Give a published network its name; one that was put there meanwhile stays, unless `instead`."
+    """Give a published network, all of it on the disk, its name; one that was put there meanwhile
+    stays, unless `instead`: the caller drops it.
+    """
+    flush_all(work)
     if instead and folder.exists():
         os.replace(folder, before)
     try:
@@ -197,6 +200,7 @@ def _put(work, folder, before, instead):
     finally:
         if not folder.exists() and before.exists():
             os.replace(before, folder)
+    flush(folder.parent)
 
 
 def _warn_of_changes(models, name):

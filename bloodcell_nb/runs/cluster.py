@@ -257,8 +257,10 @@ class Tasks:
     def add(
         self,
         recipes: list,  # what is worth most first
+        **given,  # keywords of `execute` for these
     ):
         "Let workers execute recipes."
+        self._order = self._order | {"given": self._order["given"] | given}
         self._recipes |= {recipe.recipe: recipe for recipe in recipes}
         for recipe in recipes:
             self._submit(recipe)

@@ -17,6 +17,7 @@ from .keys import keras_backend
 from .processes import PAGE_SECONDS
 from .recipes import RecipeError, check_recipe, find_recipe, read_recipe
 from .run_folders import check_run_folders
+from .spaces import with_values
 from bloodcell_nb.runs.studies import (
     asked_sizes,
     list_recipes,
@@ -31,18 +32,11 @@ def _keys(settings):
     return [setting.partition("=")[0] for setting in settings]
 
 
-def _values(recipe):
-    "A recipe's parameters; a weight decay that it does not name is the optimizer's own: None."
-    unset = type(recipe).model_fields.keys() - recipe.model_fields_set
-    return recipe.model_dump() | dict.fromkeys({"weight_decay"} & unset)
-
-
-def _holders(values, key, text):
-    "Those of some recipes' parameters that a setting changes."
-    having = [some for some in values if key in some]
+def _takes(recipe, key, text):
+    "Whether a setting changes a recipe."
     if key == "weights" and (path := source_path(text, key)) and path.is_dir():
-        return [some for some in having if some["weights"] != "none"]  # in imagenet's place
-    return having
+        return getattr(recipe, key, "none") != "none"  # in imagenet's place
+    return key in type(recipe).model_fields
 
 # %% ../../nbs/reference/runs/plan.ipynb #8e0b42de
 def with_settings(
@@ -53,18 +47,20 @@ def with_settings(
     keys = _keys(settings)
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise RecipeError(f"--set {cut(twice[0])} is given twice; give each parameter one value")
-    values = [_values(recipe) for recipe in chosen]
+    changes = [{} for _ in chosen]
     for setting in settings:
         key, equals, text = setting.partition("=")
-        holders = _holders(values, key, text)
-        if not equals or not holders or key in ("notebook", "source", "out"):
+        taken = [some for some, recipe in zip(changes, chosen, strict=True)
+                 if _takes(recipe, key, text)]
+        if not equals or not taken or key in ("notebook", "source", "out"):
             raise RecipeError(f"--set {cut(setting)}: expected KEY=VALUE with a parameter of "
                               f"{chosen[0].recipe if len(chosen) == 1 else 'a recipe'}, such as "
                               "seed=3")
         parsed = parse_yaml(text, f"--set {cut(setting)}", "a value such as 3, none or [a, b]")
-        for some in holders:
+        for some in taken:
             some[key] = parsed
-    return [check_recipe(some, recipe.recipe) for some, recipe in zip(values, chosen, strict=True)]
+    return [check_recipe(with_values(recipe, some), recipe.recipe)
+            for some, recipe in zip(changes, chosen, strict=True)]
 
 # %% ../../nbs/reference/runs/plan.ipynb #0455608d
 class Plan(NamedTuple):
@@ -74,6 +70,7 @@ class Plan(NamedTuple):
     jobs: int  # runs at a time
     asked: dict  # sizes that a recipe's file asks for and its run does not have, by recipe
     lowered: list  # lines that say what the profile lowers
+    files: list  # the recipes as their files have them
     scheduler: str = None  # address or file of the scheduler whose workers run them
 
 
@@ -119,7 +116,7 @@ def plan_runs(
                           "--set recipe=NAME for one recipe alone")
     asked = {recipe.recipe: asked_sizes(file, recipe)
              for file, recipe in zip(files, chosen, strict=True)}
-    return Plan(chosen, profile, jobs, asked, lowered_words(full, chosen, profile),
+    return Plan(chosen, profile, jobs, asked, lowered_words(full, chosen, profile), files,
                 scheduler)
 
 # %% ../../nbs/reference/runs/plan.ipynb #ea67b900

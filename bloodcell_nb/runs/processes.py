@@ -91,11 +91,13 @@ def _run_given():
     # Ctrl-C reaches all processes of a terminal; the one that asked passes it on, as SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stdout = os.dup(1)  # which no kernel inherits
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     options = json.loads(sys.stdin.readline())
     _end_when_stdin_closes()
     status = _status_of_execution(options.pop("recipe"), options)
     with suppress(BrokenPipeError):  # the one that asked is gone
-        print("\n" + json.dumps(status), flush=True)
+        os.write(stdout, json.dumps(status).encode())
     os._exit(0)  # the thread still reads
 
 # %% ../../nbs/reference/runs/processes.ipynb #7913d634
@@ -115,11 +117,11 @@ def _start(environment, given, stderr=None):
 
 def _end(process):
     "How a run ended."
-    lines = process.stdout.read().splitlines()
+    said = process.stdout.read()
     process.wait()
     for stream in filter(None, (process.stdin, process.stdout)):
         stream.close()
-    return (json.loads(lines[-1]) if process.returncode == 0
+    return (json.loads(said) if process.returncode == 0
             else {"state": "failed", "error": f"its process died ({process.returncode})"})
 
 # %% ../../nbs/reference/runs/processes.ipynb #6ec49418

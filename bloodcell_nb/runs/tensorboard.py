@@ -14,7 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..data.cells import DataError, lies_in_source
+from .finished import EARLIER
 from .keys import keras_backend
+from .run_folders import status_of
 
 # %% ../../nbs/reference/runs/tensorboard.ipynb #8d756139
 EVENTS = "BLOODCELL_TENSORBOARD"  # environment variable: folder of the event files
@@ -35,6 +37,12 @@ def check_writable(
     return folder
 
 # %% ../../nbs/reference/runs/tensorboard.ipynb #chkevnt1
+def _is_kept(folder, root, names):
+    "Whether a folder is a run's, or one that runs keep beside them."
+    return bool(status_of(folder)) or root is not None and folder.parent == root.resolve() and (
+        folder.name in (EARLIER, *names) or folder.name.endswith(".partial"))
+
+
 def check_events_folder(
     place: str,  # folder, made where it is missing
     root: Path = None,  # folder of the runs
@@ -44,11 +52,12 @@ def check_events_folder(
     DataError.
     """
     name, backend = f"--tensorboard {place}", keras_backend()
-    events, runs = Path(place).resolve(), [root.resolve() / one.recipe for one in recipes]
-    if {*runs} & {events, *events.parents} or (root and events == root.resolve()) or any(
+    events, names = Path(place).resolve(), [one.recipe for one in recipes]
+    if (root and events == root.resolve()) or any(
+            _is_kept(one, root, names) for one in (events, *events.parents)) or any(
             lies_in_source(events, one.source) for one in recipes):
-        raise DataError(f"{name} is the folder of the runs, or lies in a run or among its cells; "
-                        "name another folder")
+        raise DataError(f"{name} is the folder of the runs, or lies in a run, in what runs keep "
+                        "beside them or among a run's cells; name another folder")
     if backend != "tensorflow":
         raise DataError(f"{name}: KERAS_BACKEND is {backend}; expected tensorflow")
     if find_spec("tensorboard") is None:
