@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from bloodcell_nb.cli import main
-from bloodcell_nb.data.cells import CLASS_NAMES
-from bloodcell_nb.data.sources import fingerprint, load
+from bloodcell_nb.data.cells import CLASS_NAMES, Cells, DataError
+from bloodcell_nb.data.sources import fingerprint, load, save
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.inference import classifier
 from bloodcell_nb.inference.external import labelled_cells
@@ -199,6 +199,35 @@ def test_a_subset_of_the_classes_is_a_source(tmp_path, drawn, command):
             warnings.simplefilter("ignore")
             judged = labelled_cells(str(place), network)
         assert judged.class_names == CLASS_NAMES and (judged.counts > 0).sum() == 5
+
+
+@pytest.mark.parametrize("name", ["new", "new.npz"])
+@pytest.mark.parametrize("parts", [None, ["train", "train", "test", "test"]], ids=["", "parts"])
+@pytest.mark.parametrize("names, only_npz", [
+    (("promyelocyte", "band cell"), False), (("platelet", "basophil"), False),
+    (("pro_myelocyte", "blast"), True), (("test", "blast"), True), (("Val data", "blast"), True),
+    (("blast", "Blasts"), None), (("IG", "Monocytes"), None), (("blast", "blast"), None)])
+def test_what_is_saved_comes_back(tmp_path, drawn, names, only_npz, parts, name):
+    "Images, ids and class names; what would not come back is refused in a line."
+    cells = Cells(drawn[:4], [0, 1] * 2, names, ["b c", "a", "d_e", "f"], parts)
+    place = tmp_path / name
+    if only_npz is None or only_npz and not place.suffix:
+        with pytest.raises(DataError, match="would be read as|more than once"):
+            save(cells, place)
+        assert not place.exists()
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = load(save(cells, place))
+    back, cells = (one[np.argsort(one.ids)] for one in (back, cells))
+    for field in ("images", "ids", "parts"):
+        np.testing.assert_array_equal(getattr(back, field), getattr(cells, field))
+    assert [back.class_names[k] for k in back.labels] == [names[k] for k in cells.labels]
+
+
+def test_an_id_is_saved_once_in_a_class(tmp_path, drawn):
+    with pytest.raises(DataError, match="ids holds 'a' twice"):
+        save(Cells(drawn[:8], range(8), ids=["a"] * 8)[[0, 0]], tmp_path / "twice.npz")
 
 
 def test_what_is_not_read_changes_no_fingerprint(tmp_path, drawn):

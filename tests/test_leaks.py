@@ -17,13 +17,13 @@ from conftest import COMMITTED
 from PIL import Image
 
 from bloodcell_nb.cli import inspect
-from bloodcell_nb.data.analysis import nearest_distances, perceptual_hashes
+from bloodcell_nb.data.analysis import MAX_DISTANCE, nearest_distances, perceptual_hashes
 from bloodcell_nb.data.arrays import write_npz
 from bloodcell_nb.data.cells import DataError, DataWarning
 from bloodcell_nb.data.files import write_json
 from bloodcell_nb.data.negatives import no_cells
 from bloodcell_nb.data.sources import fingerprint, save
-from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.data.synthetic import draw_cells, spoil
 from bloodcell_nb.evaluation.ensemble import dihedral, read_predictions
 from bloodcell_nb.evaluation.metrics import score
 from bloodcell_nb.evaluation.trust import trust
@@ -83,6 +83,28 @@ def test_an_enlarged_set_has_no_twins_across_its_splits(tmp_path, capsys, copies
     inspect(str(tmp_path / "enlarged.npz"))
     assert (f"duplicates: {len(cells)} groups, {len(images)} images; with turned or mirrored "
             f"copies: {len(cells)}\n" in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("split", ["source", "stratified", "random"])
+def test_what_only_a_fixed_validation_split_may_hold_is_not_trained_on(tmp_path, split):
+    "Copies of test cells, and of a spoiled image: whoever draws that split anew drops them."
+    cells = draw_cells(160)
+    cells, spoiled = cells[np.argsort(cells.labels, kind="stable")], spoil(cells.images[0])
+    parts = np.tile(["train", "val", "test", "train"], 40)
+    again = np.flatnonzero(parts == "test")[::2]
+    source = write_npz(
+        tmp_path / "cells.npz", class_names=np.array(cells.class_names),
+        images=np.concatenate([cells.images, np.rot90(cells.images[again], axes=(1, 2)),
+                               np.repeat(spoiled[None], 10, axis=0)]),
+        labels=np.concatenate([cells.labels, cells.labels[again], np.arange(10) % 8]),
+        parts=np.concatenate([parts, np.full(len(again) + 10, "val")]))
+    found = prepare(check_recipe({"notebook": "03_custom_cnn", "recipe": "x", "epochs": 1,
+                                  "validation_split": split, "val_share": 0.4,
+                                  "source": str(source)}))
+    known = perceptual_hashes(np.concatenate([found.test.images, spoiled[None]]), turned=False)
+    distances = nearest_distances(perceptual_hashes(found.train.images), known[:, 0])
+    assert len(found.test) == 40 and distances.min() > MAX_DISTANCE
+    assert len(found.train) + len(found.val) == 120 + 30 * (split == "source")
 
 
 def test_real_cells_have_no_more_groups_when_turned(real_cells):

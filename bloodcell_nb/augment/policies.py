@@ -189,11 +189,11 @@ def keras_cv_layer(
 # %% ../../nbs/reference/augment/policies.ipynb #f89b1096
 def _milder(name, key, value, strength):
     "A parameter's value at a share of its way from the value that changes nothing."
-    if key == "of":  # the operations of RandomApply
-        return weakened(value, strength)
-    allowed = OPERATIONS[name].allowed[key] if name in OPERATIONS else None
-    if not isinstance(value, float) or not isinstance(allowed, Range) or allowed.off is None:
-        return value
+    if name == "RandomApply":
+        return weakened(value, strength) if key == "of" else value
+    allowed, default = OPERATIONS[name].allowed[key], OPERATIONS[name].defaults[key]
+    if isinstance(default, int) or not isinstance(allowed, Range) or allowed.off is None:
+        return value  # of others 20 may be written for 20.0
     return allowed.off + strength * (value - allowed.off)
 
 
@@ -355,11 +355,18 @@ def _operation(policy, name, parameters):
     return lambda images, draw: layer(images, training=True)
 
 # %% ../../nbs/reference/augment/policies.ipynb #a6129e75
+_BLOCK = 256  # images that get their noise at a time
+
+
 def with_noise(
     cells: Cells,
     stddev: float,  # of the noise, in grey levels of 255
     seed: int = 0,
 ) -> Cells:  # the same cells, noisy
     "Add white noise to images."
-    noise = np.random.default_rng(seed).normal(0, stddev, cells.images.shape).astype(np.float32)
-    return replace(cells, images=np.clip(np.round(cells.images + noise), 0, 255).astype(np.uint8))
+    rng, noisy = np.random.default_rng(seed), np.empty(cells.images.shape, np.uint8)
+    for first in range(0, len(cells), _BLOCK):
+        images = cells.images[first : first + _BLOCK]
+        noise = rng.normal(0, stddev, images.shape).astype(np.float32)
+        noisy[first : first + _BLOCK] = np.clip(np.round(images + noise), 0, 255)
+    return replace(cells, images=noisy)

@@ -12,6 +12,7 @@ __all__ = ['HASH_SIZE', 'MAX_DISTANCE', 'MAX_COPIES', 'DROPPED', 'CLASS_COLOURS'
 # %% ../../nbs/01_analysis.ipynb #cf56a413
 import hashlib
 import itertools
+import math
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from .cells import CLASS_NAMES, Cells, DataError
+from .cells import CLASS_NAMES, Cells, DataError, StoredImages, check_memory
 from .near_pairs import near_pairs
 
 # %% ../../nbs/01_analysis.ipynb #53d0c0d5
@@ -222,7 +223,6 @@ def _copies_named(cells, group):
 def describe_duplicates(
     cells: Cells,
     groups: np.ndarray,  # number of each image's duplicate group, (n,)
-    max_copies: int = MAX_COPIES,  # more copies, turned the same way, are an injected image
     most: int = 20,  # at most so many of a kind are named
     upright: np.ndarray = None,  # the groups, turned copies left out, (n,); None: none is turned
 ) -> list[str]:  # lines
@@ -234,13 +234,13 @@ def describe_duplicates(
         return len(set(cells.labels[group]))
 
     upright = groups if upright is None else upright
-    found, reasons = list_groups(groups), clean(cells, groups, max_copies, upright)
-    injected = _injected(found, upright, max_copies)
+    found, reasons = list_groups(groups), clean(cells, groups, upright=upright)
+    injected = _injected(found, upright, MAX_COPIES)
     turned = sum(len(set(upright[group])) > 1 for group in found)
     lines = [f"duplicates: {len(found)} groups, {sum(map(len, found)):,} images; "
              f"with turned or mirrored copies: {turned}"]
     if large := [group for group, was in zip(found, injected, strict=True) if was]:
-        lines += [f"  {len(large)} of more than {max_copies} copies",
+        lines += [f"  {len(large)} of more than {MAX_COPIES} copies",
                   *_listed(large, lambda group: _copies_named(cells, group), most)]
     if small := sorted((group for group, was in zip(found, injected, strict=True) if not was),
                        key=labels_of, reverse=True):
@@ -436,6 +436,25 @@ def sharpness(
     return np.array([laplace(image.mean(axis=-1)).var() for image in images])
 
 # %% ../../nbs/01_analysis.ipynb #4a406402
+def _smote(cells, seed):
+    "Images that SMOTE makes, one class after the other for less memory, and their labels."
+    from imblearn.over_sampling import SMOTE
+
+    counts, shape = cells.counts, cells.images.shape[1:]
+    most, made = counts.max(), [np.empty((0, *shape), np.uint8)]
+    check_memory(max(len(counts) + 16, 2 * len(counts)) * most * math.prod(shape),  # as measured
+                 f"{cells.source or 'cells'}: balancing by SMOTE")
+    for k in np.flatnonzero(counts < most):
+        # with an image of another class, without which it makes none
+        rows = np.append(np.flatnonzero(cells.labels == k), np.argmax(cells.labels != k))
+        sampler = SMOTE(sampling_strategy={k: most}, random_state=seed,
+                        k_neighbors=min(5, counts.min() - 1))
+        flat = np.asarray(cells.images[rows]).reshape(len(rows), -1).astype(np.float32)
+        flat = sampler.fit_resample(flat, cells.labels[rows])[0][len(rows) :]
+        made.append(np.round(flat).clip(0, 255).astype(np.uint8).reshape(-1, *shape))
+    return np.concatenate(made), np.repeat(np.arange(len(counts)), most - counts)
+
+
 def balance_classes(
     cells: Cells,  # the training split alone
     # oversample: repeat cells; smote: interpolate between neighbours; none
@@ -450,20 +469,18 @@ def balance_classes(
 
         index, _ = RandomOverSampler(random_state=seed).fit_resample(
             np.arange(len(cells))[:, None], cells.labels)
+        if not isinstance(cells.images, StoredImages):
+            check_memory(len(index) * math.prod(cells.images.shape[1:]),
+                         f"{cells.source or 'cells'}: balancing by copies")
         return cells[index[:, 0]]
     if method != "smote":
         raise DataError(f"balance: method is {method!r}; expected none, oversample or smote")
-    from imblearn.over_sampling import SMOTE
-
     if cells.counts.min() < 2:
         raise DataError(f"balance: class {cells.class_names[int(np.argmin(cells.counts))]} has "
                         f"{cells.counts.min()} image; SMOTE needs 2")
-    sampler = SMOTE(random_state=seed, k_neighbors=min(5, cells.counts.min() - 1))
-    images = np.asarray(cells.images)
-    flat, labels = sampler.fit_resample(images.reshape(len(cells), -1).astype(np.float32),
-                                        cells.labels)
-    made = np.round(flat[len(cells) :]).clip(0, 255).astype(np.uint8)
+    made, labels = _smote(cells, seed)
     ids = [f"smote:{i:06d}" for i in range(len(made))]
-    return replace(cells, labels=labels, ids=np.concatenate([cells.ids, ids]),
-                   images=np.concatenate([images, made.reshape(-1, *images.shape[1:])]),
+    return replace(cells, labels=np.concatenate([cells.labels, labels]),
+                   ids=np.concatenate([cells.ids, ids]),
+                   images=np.concatenate([np.asarray(cells.images), made]),
                    parts=np.concatenate([cells.parts, np.full(len(made), cells.parts[0])]))

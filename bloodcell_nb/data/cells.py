@@ -357,6 +357,9 @@ def split_indices(
     if stratify and min(val_share, 1 - val_share) * len(first) < classes:
         raise DataError(f"val_share {val_share} of {len(first)} images leaves a side with fewer "
                         f"than {classes} images, one a class; give more images")
+    if math.ceil(val_share * len(first)) == len(first):
+        raise DataError(f"val_share {val_share} of {len(first)} images (duplicates counted once) "
+                        "leaves none on the first side; give more images")
     _, val = train_test_split(np.arange(len(first)), test_size=val_share, random_state=seed,
                               stratify=labels[first] if stratify else None)
     in_val = np.isin(unit, val)
@@ -379,6 +382,9 @@ def fold_indices(
     first, unit = _units(labels, groups)
     if stratify:
         _check_class_sizes(np.bincount(labels[first]), folds, f"{folds}-fold cross-validation")
+    if len(first) < folds:
+        raise DataError(f"{len(first)} images (duplicates counted once); {folds}-fold "
+                        f"cross-validation needs {folds}")
     splitter = (StratifiedKFold if stratify else KFold)(folds, shuffle=True, random_state=seed)
     sides = [np.isin(unit, val) for _, val in splitter.split(first, labels[first])]
     return [(np.flatnonzero(~side), np.flatnonzero(side)) for side in sides]

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage, special
 
+from .scale import otsu_threshold
+
 # %% ../../nbs/reference/data/negatives.ipynb #4c04438d
 _SIDE = 96  # pixels; images are resized where a network takes others
 
@@ -26,23 +28,17 @@ def _drawn(rng, paint, low=0):
     paint(ImageDraw.Draw(image), rng)
     return np.asarray(image)
 
-# %% ../../nbs/reference/data/negatives.ipynb #8b862077
-def _threshold(values):
-    "Otsu's threshold of grey levels: it parts them into two classes of the least variance."
-    counts = np.bincount(values, minlength=256)
-    below, sums = counts.cumsum(), (counts * np.arange(256)).cumsum()
-    between = (sums[-1] * below / below[-1] - sums) ** 2 / np.maximum(
-        below * (below[-1] - below), 1)
-    return int(between[:-1].argmax())
-
 # %% ../../nbs/reference/data/negatives.ipynb #f4679847
+_LEVELS = 256, (0, 256)  # bins of a histogram, one for each level of grey
+
+
 def _mask(cell, rng):
     "Cell, or nucleus and cytoplasm, in plain colours or greys."
     grey = np.asarray(Image.fromarray(cell).convert("L").filter(ImageFilter.GaussianBlur(1.5)))
-    outer = grey <= _threshold(grey.ravel())
+    outer = grey <= otsu_threshold(grey, *_LEVELS)
     levels = outer.astype(int)
-    if outer.any() and rng.random() < 2 / 3:
-        levels += grey <= _threshold(grey[outer])
+    if rng.random() < 2 / 3:
+        levels += grey <= otsu_threshold(grey[outer], *_LEVELS)
     palettes = [np.tile([[0], [255], [128]], 3), np.tile([[255], [0], [128]], 3),
                 np.tile(rng.integers(0, 256, (3, 1)), 3), rng.integers(0, 256, (3, 3))]
     return palettes[rng.integers(4)][levels].astype(np.uint8)

@@ -14,9 +14,10 @@ from scipy import ndimage
 def otsu_threshold(
     values: np.ndarray,  # any shape
     bins: int = 128,  # of the histogram in which it is sought
+    limits: tuple = None,  # of that histogram; None: the least and the largest value
 ) -> float:
     "Find the threshold between two groups of values (Otsu 1979)."
-    counts, edges = np.histogram(values, bins)
+    counts, edges = np.histogram(values, bins, limits)
     centres = (edges[1:] + edges[:-1]) / 2
     below, sums = np.cumsum(counts), np.cumsum(counts * centres)
     above = below[-1] - below

@@ -35,7 +35,7 @@ from bloodcell_nb.data.cells import (
     printable,
     source_path,
 )
-from .class_folders import ClassFolders, check_folders, same_classes
+from .class_folders import ClassFolders, check_folders, same_classes, split_of
 from .files import check_free, creating
 from .image_files import check_names, image_size, list_images, read_image
 from bloodcell_nb.data.medmnist import (
@@ -119,12 +119,17 @@ def _check_tree(source, path):
     check_memory(len(sizes) * width * height * 3, path)
 
 # %% ../../nbs/reference/data/sources.ipynb #6a8392e3
+def _check_named(given, where):
+    "Refuse names of classes that are not one for each label."
+    if twice := [name for name in given if not name.strip() or given.count(name) > 1]:
+        raise DataError(f"{where}: class_names holds {printable(twice[0])!r} more than once, or "
+                        "empty; expected a name for each label")
+
+
 def _named_cells(arrays, path):
     "Cells of an npz file that names its classes, without the classes that have no image."
     given = list(map(str, np.ravel(arrays["class_names"])))
-    if twice := [name for name in given if not name.strip() or given.count(name) > 1]:
-        raise DataError(f"{printable(path)}: class_names holds {printable(twice[0])!r} more than "
-                        "once, or empty; expected a name for each label")
+    _check_named(given, printable(path))
     extra = {key: arrays[key] for key in ("ids", "parts") if key in arrays}
     cells = Cells(arrays["images"], arrays["labels"], tuple(given), source=str(path), **extra)
     used = [name for name, count in zip(given, cells.counts, strict=True) if count]
@@ -319,11 +324,29 @@ def check_source(
         _check_trained(source, load(source).parts)
 
 # %% ../../nbs/reference/data/sources.ipynb #0d9098c8
+def _check_classes(cells, in_folders=False):
+    "Refuse names of classes that `load` would refuse, or give another name."
+    where = cells.source or "cells"
+    _check_named(cells.class_names, where)
+    read = [name.replace("_", " ") if in_folders else name for name in cells.class_names]
+    with warnings.catch_warnings():  # of other names, which are refused here
+        warnings.simplefilter("ignore")
+        _, class_of = same_classes(read, where)
+    for name, key in zip(cells.class_names, read, strict=True):
+        if in_folders and split_of(name):
+            raise DataError(f"{where}: class {name} would be read as a split; rename it, or write "
+                            "an .npz file")
+        if class_of[key] != name:
+            raise DataError(f"{where}: class {name} would be read as {class_of[key]}; rename it")
+
+
 def _tree_names(cells):
     "Names of the files that cells are written to, [part/]class/id.png, all different."
     check_names([*cells.class_names, *(f"{name}.png" for name in cells.ids)],
                 f"{cells.source or 'cells'} (an .npz file holds any name)")
-    names = [f"{part}/{cells.class_names[label]}/{name}.png".lstrip("/").replace(" ", "_")
+    _check_classes(cells, in_folders=True)
+    folders = [name.replace(" ", "_") for name in cells.class_names]
+    names = [f"{part}/{folders[label]}/{name}.png".lstrip("/")
              for part, label, name in zip(cells.parts, cells.labels, cells.ids, strict=True)]
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise DataError(f"{cells.source or 'cells'}: two cells would be written to {twice[0]}; "
@@ -337,7 +360,8 @@ def write_tree(
 ) -> Path:  # the folder
     """Write one PNG file a cell.
 
-    Raises DataError, nothing written, for ids or classes that name no file.
+    Raises DataError, nothing written, for ids or classes that name no file, and for classes that
+    `load` would read as others.
     """
     folder = check_free(folder)
     names = _tree_names(cells)
@@ -355,9 +379,15 @@ def save(
     cells: Cells,  # what to write
     path: Path,  # new .npz file, or new folder for a PNG tree
 ) -> Path:  # the file or folder
-    "Write cells so that `load` gives them back, pixel for pixel."
+    """Write cells so that `load` gives them back, pixel for pixel.
+
+    Classes without a cell are left out, and labels may be numbered anew: the eight classes come
+    back in their order, those of a tree otherwise in that of their names. Raises DataError,
+    nothing written, for names of classes and ids that would not come back.
+    """
     if Path(path).suffix.lower() != ".npz":
         return write_tree(cells, path)
+    _check_classes(_check_ids(cells))
     return write_npz(path, images=cells.images, labels=cells.labels, ids=cells.ids,
                      parts=cells.parts, class_names=np.array(cells.class_names))
 
@@ -433,6 +463,7 @@ def fingerprint(
 # %% ../../nbs/reference/data/sources.ipynb #dataname
 def data_name(source: str) -> str:
     "A short name for a source, for its folder of runs."
-    path = source_path(source)
-    name = path.resolve().stem if path and path.exists() else source.partition(":")[0]
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+    path, name = source_path(source), source.partition(":")[0]
+    if path and path.exists():
+        name = path.resolve().name if path.is_dir() else path.resolve().stem
+    return re.sub(r"[^\w-]+", "_", name)

@@ -53,17 +53,19 @@ def with_shares(
     return _normalised(probabilities.astype(np.float64) * ratio, shares / shares.sum())
 
 # %% ../../nbs/reference/evaluation/label_shift.ipynb #5237d03f
+_ROUNDS = 10_000  # at most
+_CHANGE = 1e-6  # of a share, below which they end
+
+
 def estimate_shares(
     probabilities: np.ndarray,  # calibrated, (n, classes)
     trained: np.ndarray,  # share of each class in training, (classes,); 0 where it cannot occur
-    tolerance: float = 1e-6,  # change of a share at which it ends
-    rounds: int = 10_000,  # at most
 ) -> np.ndarray:  # share of each class among these cells, (classes,)
     "Estimate how often each class occurs, from answers alone (Saerens et al. 2002)."
     shares = np.asarray(trained, np.float64)
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         before, shares = shares, with_shares(probabilities, trained, shares).mean(axis=0)
-        if np.abs(shares - before).max() < tolerance:
+        if np.abs(shares - before).max() < _CHANGE:
             break
     return shares
 

@@ -53,10 +53,12 @@ def headline(
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #a0cd06e6
 def _f1(confusion):
-    "F1 of each class of confusion matrices (..., classes, classes)."
+    """F1 of each class of confusion matrices (..., classes, classes); NaN for one that neither a
+    cell nor an answer has.
+    """
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
     total = confusion.sum(-1) + confusion.sum(-2)
-    return np.divide(2 * hit, total, out=np.zeros(hit.shape), where=total > 0)
+    return np.divide(2 * hit, total, out=np.full(hit.shape, np.nan), where=total > 0)
 
 
 @headline("accuracy", "accuracy")
@@ -115,13 +117,9 @@ def _macro_auc(answers):
 # %% ../../nbs/reference/evaluation/metrics.ipynb #70b96dcd
 @headline("nll", "NLL", higher_is_better=False)
 def _nll(answers):
-    from sklearn.metrics import log_loss
-
-    n, classes = answers.probabilities.shape
-    whole = log_loss(answers.labels, answers.probabilities, labels=range(classes))
-    likely = answers.probabilities[np.arange(n), answers.labels]
-    losses = -np.log(np.clip(likely, 1e-15, 1))
-    return [whole, *(losses[pick].mean() for pick in answers.picks)]
+    likely = answers.probabilities[np.arange(len(answers.labels)), answers.labels]
+    losses = -np.log(np.clip(likely, np.finfo(float).eps, 1))  # no infinity, as scikit-learn
+    return [losses.mean(), *(losses[pick].mean() for pick in answers.picks)]
 
 # %% ../../nbs/reference/evaluation/metrics.ipynb #cc6d70ec
 def confidence_bins(
@@ -181,7 +179,9 @@ def _of_classes(answers, class_names):
     precision, recall, f1, support = precision_recall_fscore_support(
         answers.labels, answers.given.argmax(axis=1), labels=range(len(class_names)),
         zero_division=0)
-    interval = _interval(_f1(answers.confusion))
+    drawn = _f1(answers.confusion)
+    drawn[:, np.isnan(drawn[1:]).all(axis=0)] = 0  # of a class that is in no draw
+    interval = _interval(drawn)
     return {name: {"precision": float(precision[k]), "recall": float(recall[k]),
                    "f1": float(f1[k]), "f1_interval_95": interval[k], "n": int(support[k])}
             for k, name in enumerate(class_names)}

@@ -131,5 +131,6 @@ def accuracy_gain(
         raise DataError(f"answers have shapes {first.shape} and {second.shape}; expected the same "
                         "cells and severities")
     by_cell = (second.astype(float) - first).mean(axis=0)
-    picks = np.random.default_rng(seed).integers(len(by_cell), size=(resamples, len(by_cell)))
-    return (float(by_cell.mean()), *np.percentile(by_cell[picks].mean(axis=1), [2.5, 97.5]))
+    n, rng = len(by_cell), np.random.default_rng(seed)
+    drawn = [by_cell[rng.integers(n, size=n)].mean() for _ in range(resamples)]
+    return (float(by_cell.mean()), *np.percentile(drawn, [2.5, 97.5]))

@@ -19,13 +19,12 @@ PROMISE = 0.99  # right among the sure, on a network's own validation cells
 def sure_threshold(
     labels: np.ndarray,  # of validation cells, (n,)
     probabilities: np.ndarray,  # calibrated, (n, classes)
-    accuracy: float = PROMISE,  # that the answers from the threshold on have
 ) -> float:  # above 1, so that no answer is sure, where no threshold reaches it
-    "Find the least probability from which on so many answers are right."
+    "Find the least probability from which on 99 % of the answers are right."
     _, risk = risk_coverage(labels, probabilities)
     likely = np.sort(probabilities.max(axis=1))[::-1]
     last = np.append(likely[1:] < likely[:-1], True)  # of equally sure ones: all are answered
-    reached = np.flatnonzero((risk <= 1 - accuracy) & last)
+    reached = np.flatnonzero((risk <= 1 - PROMISE) & last)
     return float(likely[reached[-1]]) if len(reached) else float(np.nextafter(1, 2))
 
 # %% ../../nbs/reference/evaluation/trust.ipynb #f655ff3f

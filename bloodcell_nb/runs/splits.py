@@ -100,16 +100,14 @@ def assign_splits(
     groups: np.ndarray,  # number of each image's duplicate group, (n,)
     recipe: Recipe,  # its shares, seed and validation_split
 ) -> np.ndarray:  # train, val or test for each image, (n,)
-    "Draw the splits that the source does not name; raises DataError where a class is too small."
+    "Draw the splits that the cells do not name; raises DataError where a class is too small."
     parts = np.where(cells.parts == "", "train", cells.parts)
-    split = getattr(recipe, "validation_split", "source")
-    if split != "source":
-        parts[parts == "val"] = "train"
+    stratify = getattr(recipe, "validation_split", "source") != "random"
     for part, share in (("test", recipe.test_share), ("val", recipe.val_share)):
-        if not (parts == part).any():  # the source does not say which these are
+        if not (parts == part).any():  # nobody says which these are
             index = np.flatnonzero(parts == "train")
             _, picked = split_indices(cells.labels[index], share, groups[index],
-                                      part == "test" or split != "random", recipe.split_seed)
+                                      part == "test" or stratify, recipe.split_seed)
             parts[index[picked]] = part
     return parts
 
@@ -129,6 +127,8 @@ def _parted(recipe, max_distance):
     cells = load(recipe.source, on_disk=True)
     if (cells.parts != "").all():  # before the hashing, which it shortens
         cells = limit_cells(cells, recipe.limit, recipe.split_seed)
+    if getattr(recipe, "validation_split", "source") != "source":  # any of them may be trained on
+        cells = replace(cells, parts=np.where(cells.parts == "val", "train", cells.parts))
     hashes = _packed_hashes(cells.images)
     groups, upright = (duplicate_groups(seen, max_distance)
                        for seen in (hashes, hashes[:, :1]))
