@@ -173,6 +173,18 @@ def test_a_run_is_evaluated_on_its_own_test_split(trained):
     assert f"test split of {len(trained.splits.test)} cells" in str(unseen)
 
 
+def test_cells_that_are_not_scored_are_told(trained, tmp_path):
+    "Copies, and those that two classes claim."
+    cells = draw_cells(24, seed=7)
+    index = np.r_[:24, 0:4, 8]  # four in two classes, one twice
+    labels = np.r_[cells.labels, (cells.labels[:4] + 1) % 8, cells.labels[8]]
+    source = written(tmp_path / "slide.npz", SimpleNamespace(
+        images=cells.images[index], labels=labels, class_names=cells.class_names))
+    unseen = asked(trained.run, source)
+    assert len(unseen.cells) == 20
+    assert "not scored: 8 conflicting labels, 1 duplicate; " in str(unseen)
+
+
 def test_known_cells_are_left_out_of_other_data(trained, tmp_path):
     "The same cells in another file, turned and saved as JPEG, and 24 others; and a bare network."
     others = draw_cells(24, seed=7)

@@ -22,6 +22,7 @@ from bloodcell_nb.data.cells import DataError
 from bloodcell_nb.data.files import creating, replacing
 from bloodcell_nb.data.sources import load, save
 from bloodcell_nb.data.synthetic import draw_cells
+from bloodcell_nb.evaluation.search import _mend_journal
 from bloodcell_nb.inference.card import write_card
 from bloodcell_nb.inference.external import class_mapping
 from bloodcell_nb.inference.predict import evidence_files
@@ -340,3 +341,25 @@ def test_a_study_is_refused_in_a_line(study, tmp_path, capsys):
     one_line_error(capsys, ["run", "--study", path, "--data", "synthetic:n=32", "--out",
                             tmp_path / "out"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_journal_loses_nothing_but_a_cut_end(tmp_path):
+    "Of another's file, and of one with a bad line amid good ones, everything stays."
+    path, entry = tmp_path / "search.journal", '{"op_code": 0}\n'
+    for text, said in (('{"day": 1}\nday 2: 400 cells\nday 3\n', "is no journal"),
+                       (entry * 8 + "<<<<<<< HEAD\n" + entry * 9, "line 9 is none"),
+                       (entry + '{"op_c\n' + entry, "line 2 is none")):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=said) as error:
+            _mend_journal(path)
+        assert path.read_text() == text and "\n" not in str(error.value)
+    path.write_text(entry * 3 + '{"op_c')
+    _mend_journal(path)
+    assert path.read_text() == entry * 3
+
+
+def test_an_npz_of_any_ending_keeps_its_name(tmp_path):
+    cells = draw_cells(8)
+    save(cells, tmp_path / "cells.NPZ")
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.NPZ"]
+    np.testing.assert_array_equal(load(tmp_path / "cells.NPZ").images, cells.images)

@@ -288,6 +288,16 @@ def test_what_is_said_of_the_data_is_not_kept_back(monkeypatch, capfd):
     assert capfd.readouterr().err == "bloodcell: x.zip: 3 images are left out\n"
 
 
+def test_a_copy_answers_by_the_network_that_it_holds(tmp_path):
+    "Whatever its name, and whatever has taken the place of the one that it was copied from."
+    backup, images = shutil.copytree(find_model(SINGLE), tmp_path / "backup"), draw_cells(8).images
+    wanted = load_classifier([find_model(SINGLE)]).predict(images)
+    np.testing.assert_array_equal(load_classifier([backup]).predict(images), wanted)
+    other = shutil.copytree(find_model("convnext_atto_heavy"), tmp_path / SINGLE)
+    assert (other / "model.keras").exists()
+    np.testing.assert_array_equal(load_classifier([backup]).predict(images), wanted)
+
+
 def test_an_export_says_what_stays_behind(monkeypatch, tmp_path, capsys):
     "Views and each image's own temperature, which a file does not have."
     monkeypatch.chdir(tmp_path)

@@ -135,8 +135,8 @@ def write_npz(
     **arrays: np.ndarray,  # what it holds, by key
 ) -> Path:  # the file
     "Write a compressed npz file."
-    with creating(path := _new_npz(path)) as work:
-        np.savez_compressed(work, **arrays)
+    with creating(path := _new_npz(path)) as work, open(work, "wb") as file:
+        np.savez_compressed(file, **arrays)  # to a name .NPZ NumPy would append another ending
     return path
 
 # %% ../../nbs/reference/data/arrays.ipynb #arr00018

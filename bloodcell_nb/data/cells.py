@@ -176,7 +176,7 @@ class StoredImages:
 # %% ../../nbs/reference/data/cells.ipynb #65e377ff
 def _check_rank(images, where):
     "Refuse what is no array of RGB images, or holds no real numbers."
-    if images.ndim != 4 or images.shape[-1] != 3:
+    if images.ndim != 4 or images.shape[-1] != 3 or (len(images) and 0 in images.shape):
         raise DataError(
             f"{where}: images have shape {images.shape}, expected (n, height, width, 3)")
     if not (np.issubdtype(images.dtype, np.number) and not np.iscomplexobj(images)):

@@ -101,25 +101,36 @@ def _check_folder(root, recipe):
         raise RecipeError(f"{root} holds {theirs[0]} and no search; name another folder (--out)")
 
 
+def _is_entry(line):
+    "Whether bytes are a whole line of Optuna's journal."
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return line.endswith(b"\n") and isinstance(entry, dict) and "op_code" in entry
+
+
 def _mend_journal(path):
-    """Cut off what a killed command or a power failure left of the last line; raises RecipeError
-    for what is no journal. The caller holds the search's lock, so that no other can be there.
+    """Cut off what a killed command or a power failure left of the last line, and nothing else;
+    raises RecipeError for what is no journal, and for a line before the last that is none of its.
+    The caller holds the search's lock, so that no other can be there.
     """
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
     if not path.exists():
         return
-    whole = 0
+    whole, entries, size = 0, 0, path.stat().st_size
     with open(path, "rb") as file:
         for line in file:
-            try:
-                if not (line.endswith(b"\n") and isinstance(json.loads(line), dict)):
-                    break
-            except (ValueError, RecursionError):
+            if not _is_entry(line):
                 break
-            whole += len(line)
-    if whole < path.stat().st_size:
+            whole, entries = whole + len(line), entries + 1
+    if whole < size:
         if not whole:
             raise RecipeError(f"{path} is no journal of a search; name another folder (--out)")
+        if whole + len(line) < size:
+            raise RecipeError(f"{path}: line {entries + 1} is none of a search's journal, and "
+                              "others follow it; nothing was changed: mend that line, or name "
+                              "another folder (--out)")
         print(f"{path}: its end is cut off, and the search goes on from what stands before it",
               file=sys.stderr, flush=True)
         os.truncate(path, whole)

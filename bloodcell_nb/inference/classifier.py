@@ -259,6 +259,8 @@ def _load_ensemble(folder, runs):
     "An ensemble, whose members must be the networks that it was published with."
     found = read_ensemble(folder)
     places = [runs / member for member in found.members]
+    if len(places) == 1 and (folder / "model.keras").is_file():
+        places = [folder]  # a copy under another name answers by the network that it holds
     networks = tuple(map(model_file, places))
     sums = found.networks or [None] * len(networks)
     for member, network, known in zip(found.members, networks, sums, strict=True):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bloodcell_nb.data.analysis import (
+    DROPPED,
     MAX_DISTANCE,
     class_colours,
     clean,
@@ -86,6 +87,7 @@ class Unseen(NamedTuple):
     left_out: int | None  # cells that it was trained or chosen on; None: cannot be told
     own_split: bool  # whether these are the test split of the network's own run
     source_cells: int | None = None  # of all splits, where only the source's test split is scored
+    dropped: str = ""  # how many of those are not scored, and why; empty: none
 
     def __str__(self):
         if self.own_split:
@@ -93,6 +95,7 @@ class Unseen(NamedTuple):
                     f"scored, the {self.left_out:,} of training and validation are left out")
         only = ("" if self.source_cells is None else
                 f"of the source's {self.source_cells:,} cells only the test split is scored; ")
+        only += f"not scored: {self.dropped}; " if self.dropped else ""
         if self.left_out is None:
             return (f"{only}whether the network was trained on some of these cells cannot be told: "
                     "it comes without hashes of its training cells")
@@ -192,7 +195,8 @@ def evaluation_cells(
     cells = cells if count is None else cells.part("test")
     hashes = _hashes(cells.images)
     groups, upright = (duplicate_groups(some) for some in (hashes, hashes[:, :1]))
-    kept = clean(cells, groups, upright=upright) == ""
+    reasons = clean(cells, groups, upright=upright)
+    kept, counts = reasons == "", [(reason, (reasons == reason).sum()) for reason in DROPPED]
     if not kept.any():
         raise DataError(f"{recipe.source}: nothing is left but copies of spoiled images")
     cells, known, left_out = cells[kept], known_hashes(classifier.files), None
@@ -202,7 +206,9 @@ def evaluation_cells(
     if not len(cells):
         raise DataError(f"{recipe.source}: the network was trained or chosen on all of these "
                         f"{left_out:,} cells; give others")
-    return Unseen(limit_cells(cells, recipe.limit, recipe.split_seed), left_out, False, count)
+    dropped = ", ".join(f"{number:,} {reason}" for reason, number in counts if number)
+    return Unseen(limit_cells(cells, recipe.limit, recipe.split_seed), left_out, False, count,
+                  dropped)
 
 # %% ../../nbs/09_evaluation.ipynb #ffd9fde3
 def plot_precision_recall(

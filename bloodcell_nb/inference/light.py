@@ -61,6 +61,7 @@ def open_session(
     try:
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         found = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])

@@ -60,6 +60,7 @@ class _Training(_Part):
     best_epoch: int
     epochs: int
     images_per_second: float
+    seconds: dict[str, _Finite] = {}  # of the first step, training, validation
     # values after each epoch, by metric; loss: what is minimised, val_loss: cross-entropy alone
     history: dict[str, list[float]] = {}
     not_finite: str = ""  # what became no number and ended the training

@@ -58,7 +58,7 @@ def check_recipe(
 ) -> Recipe:  # typed; a policy's name has become its operations
     "Check a recipe against its notebook's schema; raises RecipeError."
     notebook = parameters.get("notebook")
-    if notebook not in SCHEMAS:
+    if not isinstance(notebook, str) or notebook not in SCHEMAS:
         raise RecipeError(f"{where}: notebook is {quoted(notebook)}; expected one of "
                           f"{', '.join(SCHEMAS)}")
     if isinstance(name := parameters.get("augmentation"), str):
