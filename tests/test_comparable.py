@@ -25,7 +25,7 @@ from bloodcell_nb.page.comparisons import (
     results_table,
     seed_words,
 )
-from bloodcell_nb.page.differences import training_variance
+from bloodcell_nb.page.differences import seed_groups, seed_variance, training_variance
 from bloodcell_nb.page.sections import data
 from bloodcell_nb.runs.finished import read_runs
 
@@ -361,3 +361,18 @@ def test_an_interval_over_seeds_is_as_wide_as_it_says(monkeypatch):
             held[where] += low <= 0 <= high
     # 95 % of 400 lie between 0.926 and 0.971 in 95 of 100 such trials
     assert all(0.92 < count / repeats < 0.98 for count in held.values()), held
+
+
+def test_a_run_of_other_cells_counts_for_no_seed(tmp_path):
+    "Nor one whose predictions cannot be read; what was written anew is read anew."
+    _, runs = two_seeds(tmp_path, "1", "1")
+    groups, file = seed_groups(runs), tmp_path / "worth_none_seed1" / "predictions_stand_in.npz"
+    both, freedom = seed_variance(groups)
+    assert both > 0 and freedom == 2
+    with np.load(file) as held:
+        np.savez(file, **{key: held[key][:9] if key in ("ids", "labels", "probabilities")
+                          else held[key] for key in held.files})
+    one = seed_variance(groups)
+    assert one[1] == 1 and one[0] != both
+    file.write_bytes(b"")
+    assert seed_variance(groups) == one

@@ -442,7 +442,8 @@ def _smote(cells, seed):
 
     counts, shape = cells.counts, cells.images.shape[1:]
     most, made = counts.max(), [np.empty((0, *shape), np.uint8)]
-    check_memory(max(len(counts) + 16, 2 * len(counts)) * most * math.prod(shape),  # as measured
+    # images made so far and SMOTE's own work on one class in float32, or at the end all twice
+    check_memory(max(len(counts) + 16, 2 * len(counts)) * most * math.prod(shape),
                  f"{cells.source or 'cells'}: balancing by SMOTE")
     for k in np.flatnonzero(counts < most):
         # with an image of another class, without which it makes none

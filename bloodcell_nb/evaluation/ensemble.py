@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.cells import DataError
+from ..runs.finished import predictions_file
 
 # %% ../../nbs/06_ensemble.ipynb #0216c27c
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_predictions(
 # %% ../../nbs/06_ensemble.ipynb #15355563
 def _read_run(folder, split):
     "The arrays that a run saved of a split."
-    path = folder / ("predictions.npz" if split == "test" else f"predictions_{split}.npz")
+    path = predictions_file(folder, split)
     if not path.is_file():
         raise DataError(f"{folder.name} holds no {path.name}; expected the folder of a finished "
                         "run, as bloodcell run makes it")

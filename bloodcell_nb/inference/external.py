@@ -191,12 +191,13 @@ def evaluation_cells(
         test = as_classes(own[0], classifier.class_names, recipe.classes)
         return Unseen(limit_cells(test, recipe.limit, recipe.split_seed), own[1], True)
     cells = labelled_cells(recipe.source, classifier, recipe.classes)
-    count = len(cells) if (cells.parts == "test").any() else None
-    cells = cells if count is None else cells.part("test")
+    whole = len(cells) if (cells.parts == "test").any() else None
+    cells = cells if whole is None else cells.part("test")
     hashes = _hashes(cells.images)
     groups, upright = (duplicate_groups(some) for some in (hashes, hashes[:, :1]))
     reasons = clean(cells, groups, upright=upright)
-    kept, counts = reasons == "", [(reason, (reasons == reason).sum()) for reason in DROPPED]
+    kept, dropped = reasons == "", ", ".join(
+        f"{count:,} {reason}" for reason in DROPPED if (count := (reasons == reason).sum()))
     if not kept.any():
         raise DataError(f"{recipe.source}: nothing is left but copies of spoiled images")
     cells, known, left_out = cells[kept], known_hashes(classifier.files), None
@@ -206,8 +207,7 @@ def evaluation_cells(
     if not len(cells):
         raise DataError(f"{recipe.source}: the network was trained or chosen on all of these "
                         f"{left_out:,} cells; give others")
-    dropped = ", ".join(f"{number:,} {reason}" for reason, number in counts if number)
-    return Unseen(limit_cells(cells, recipe.limit, recipe.split_seed), left_out, False, count,
+    return Unseen(limit_cells(cells, recipe.limit, recipe.split_seed), left_out, False, whole,
                   dropped)
 
 # %% ../../nbs/09_evaluation.ipynb #ffd9fde3

@@ -33,14 +33,11 @@ from bloodcell_nb.page.differences import (
     seed_variance,
     training_variance,
 )
-from .ladder import accuracy_words, ladders, with_interval
+from .ladder import SPLITS, accuracy_words, ladders, with_interval
 from ..runs.finished import Finished, read_runs
 from ..runs.recipes import project_root, recipes
 
 # %% ../../nbs/reference/page/comparisons.ipynb #d6055aeb
-_SPLITS = "test", "stand_in"
-
-
 def _check_same_data(first, *others):
     "Refuse runs whose data have one name and another content: their cells are numbered alike."
     for other in others:
@@ -58,7 +55,7 @@ def compare(
     from bloodcell_nb.evaluation.ensemble import paired_comparison, read_predictions
 
     _check_same_data(first, second)
-    pairs = [read_predictions([first.folder, second.folder], split) for split in _SPLITS]
+    pairs = [read_predictions([first.folder, second.folder], split) for split in SPLITS]
     return [paired_comparison(pair.labels, *pair.probabilities) for pair in pairs]
 
 # %% ../../nbs/reference/page/comparisons.ipynb #9ee20aae
@@ -182,7 +179,7 @@ def step_gains(
     known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
     gains, left_out, usual = [], [], usual_code(runs)
     groups = seed_groups([*known.values()])
-    apart = {split: seed_variance(groups, split) for split in _SPLITS}
+    apart = {split: seed_variance(groups, split) for split in SPLITS}
     for step in _steps(known):
         pairs, alone = _of_each_seed(step, known) if step.baseline else ((), ())
         left_out += [(name, f"not compared: no run of {step.baseline} with its seed")

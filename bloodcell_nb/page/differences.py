@@ -7,12 +7,13 @@ __all__ = ['changed_settings', 'seed_groups', 'training_variance', 'seed_varianc
 
 # %% ../../nbs/reference/page/differences.ipynb #diffimp1
 from contextlib import suppress
+from functools import lru_cache
 
 import numpy as np
 
 from ..data.cells import DataError
 from .comparable import same_code
-from ..runs.finished import Finished
+from ..runs.finished import Finished, predictions_file
 from ..runs.schemas import SCHEMAS, Recipe
 from ..runs.splits import ONCE
 
@@ -66,7 +67,7 @@ def training_variance(
     and cells ([Searle et al. 1992](https://doi.org/10.1002/9780470316856)).
     """
     shares = right.mean(axis=1, keepdims=True)
-    by_chance = (right - shares).var(axis=0, ddof=1).mean() / (right.shape[1] - 1)
+    by_chance = (right - shares).var(axis=0, ddof=1).mean() / max(right.shape[1] - 1, 1)
     return float(shares.var(ddof=1) - by_chance)
 
 
@@ -77,19 +78,26 @@ def seed_variance(
     """Pool the variance of the accuracy between trainings that differ in their seed alone, as
     `training_variance` estimates it; a run whose predictions cannot be read counts for nothing.
     """
-    found = [rows for rows in (_right(group, split) for group in groups) if len(rows) > 1]
+    found = [rows for rows in (_rows(group, split) for group in groups) if len(rows) > 1]
     freedom = sum(len(rows) - 1 for rows in found)
     pooled = sum(training_variance(np.array(rows)) * (len(rows) - 1) for rows in found)
     return max(pooled, 0) / max(freedom, 1), freedom
 
 
-def _right(runs, split):
-    "Which cells each run classifies correctly."
-    from bloodcell_nb.evaluation.ensemble import read_predictions
-
+def _rows(runs, split):
+    "Which cells runs classify correctly, of those that have as many cells as the first."
     rows = []
     for run in runs:
-        with suppress(DataError):
-            read = read_predictions([run.folder], split)
-            rows.append((read.probabilities[0].argmax(axis=1) == read.labels).astype(float))
-    return rows
+        with suppress(DataError, OSError):
+            written = predictions_file(run.folder, split).stat().st_mtime_ns
+            rows.append(_right(run.folder, split, written))
+    return [row for row in rows if len(row) == len(rows[0])]
+
+
+@lru_cache(maxsize=256)  # a page asks three times
+def _right(folder, split, written):
+    "Which cells a run classifies correctly, as its predictions of that time tell."
+    from bloodcell_nb.evaluation.ensemble import read_predictions
+
+    read = read_predictions([folder], split)
+    return read.probabilities[0].argmax(axis=1) == read.labels

@@ -257,7 +257,7 @@ class Tasks:
     def add(
         self,
         recipes: list,  # what is worth most first
-        **given,  # keywords of `execute` for these
+        **given,  # keywords of `execute` from these on
     ):
         "Let workers execute recipes."
         self._order = self._order | {"given": self._order["given"] | given}

@@ -20,6 +20,7 @@ from ..data.cells import KEYWORDS, Cells, DataError, is_synthetic, source_path
 from ..data.files import replacing, write_json
 from ..data.sources import fingerprint
 from ..data.yaml_text import cut
+from .finished import predictions_file
 from .keys import code_fingerprint, run_key
 from .machine import environment, git_commit, peak_memory
 from .recipes import RecipeError
@@ -178,8 +179,7 @@ def predictions(
     folder: Path = None,  # of a network kept beside the run's own; None: the run's
 ) -> Path:
     "Save the probabilities of each cell."
-    path = (Path(folder or self.folder) / ("predictions.npz" if part == "test"
-                                           else f"predictions_{part}.npz"))
+    path = predictions_file(Path(folder or self.folder), part)
     with replacing(path) as work:
         np.savez_compressed(work, probabilities=np.asarray(probabilities, np.float32),
                             labels=cells.labels, ids=cells.ids,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..data.cells import DataError, lies_in_source, source_path
 from ..data.files import remove_unfinished, write_json
-from .finished import EARLIER, Record, Status, read_checked
+from .finished import EARLIER, Record, Status, predictions_file, read_checked
 from .recipes import RecipeError
 
 # %% ../../nbs/reference/runs/run_folders.ipynb #rstatus1
@@ -108,9 +108,8 @@ def _is_whole(path):
 # %% ../../nbs/reference/runs/run_folders.ipynb #c551dc03
 def _needed(results):
     "Names of the files that a run's results promise."
-    needed = ["predictions.npz"] * ("test" in results)
-    needed += [f"predictions_{part}.npz" for part in ("val", "corrupted", "stand_in")
-               if part in results]
+    needed = [predictions_file(Path(), part).name
+              for part in ("test", "val", "corrupted", "stand_in") if part in results]
     needed += ["model.keras"] * ("training" in results)
     count = results.get("training", {}).get("snapshots")  # None in an older record
     needed += ["hashes.npz"] * (count is not None)
