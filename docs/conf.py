@@ -45,6 +45,7 @@ CONTENTS = "".join([contents("Chapters", "[0-9]*", options=":numbered: 1"),
                     *(contents(package, f"reference/{package}/*") for package in PACKAGES),
                     contents("Extend it, many machines, the command, an index, speed",
                              "extending", "machines", "limits", "reference/cli",
+                             "reference/commands",
                              "Functions <genindex>", "benchmarks/RESULTS")])
 INDEX = "```{{index}} {0}\n:name: {0}\n```"
 DIRECTIVE = re.compile(r"^#\| ?(\w+).*\n?", re.M)

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,9 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.util.tensor_util import make_ndarray
 
 from bloodcell_nb.cli import main
+from bloodcell_nb.commands import COMMANDS, parser, place
+from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.data.files import creating
 from bloodcell_nb.runs import cluster, engine, keys, processes
 from bloodcell_nb.runs.recipes import read_recipe, recipes
 from bloodcell_nb.runs.schemas import CustomCNNRecipe
@@ -129,6 +133,101 @@ def test_a_closed_pipe_is_no_error(tmp_path):
                                stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # as `head` does once it has its line
     assert process.stderr.read() == "" and process.wait() == 141
+
+
+@pytest.mark.parametrize(("closed", "code", "said"), [
+    (">&-", 2, "bloodcell: standard output is closed; send it to a file, or to /dev/null\n"),
+    ("2>&-", 0, ""), ("<&-", 0, ""), (">&- 2>&-", 2, "")])
+def test_a_closed_stream_is_no_file(closed, code, said):
+    done = subprocess.run(["bash", "-c", f"bloodcell inspect synthetic:n=16 {closed}"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
+    assert done.stdout.startswith("synthetic:n=16,") == (code == 0)
+
+
+def options():
+    "The options of every command, by the command's name."
+    (commands,) = parser()._subparsers._group_actions
+    return {name: one._actions for name, one in commands.choices.items()}
+
+
+def test_a_place_on_the_command_line_is_read_as_one(tmp_path, monkeypatch, capsys):
+    "Of ~ in it the home folder is made, and links in a circle are refused, for every option."
+    written = {(name, one.dest) for name, actions in options().items() for one in actions
+               if one.type is place}
+    assert ("convert", "destination") in written
+    for name, actions in options().items():
+        for one in actions:
+            if re.search(r"\b(DIR|FILE|PATH|RUN|RECIPE|STUDY|SPACE)\b", str(one.metavar)):
+                assert (name, one.dest) in written, f"{name} {one.dest}"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert place("~/runs") == str(tmp_path / "runs")
+    (tmp_path / "loop").symlink_to("loop")
+    for words in (["run", "analysis", "--data", SOURCE, "--out"], ["evaluate"], ["page"],
+                  ["run", "analysis", "--data", SOURCE, "--tensorboard"], ["convert", SOURCE],
+                  ["predict", "a.png", "--grad-cam"], ["predict", "a.png", "--model"]):
+        for end in ("loop", "loop/x", "~/loop"):
+            one_line_error(capsys, [*words, end if end[0] == "~" else tmp_path / end],
+                           "Too many levels of symbolic links; give another path")
+    one_line_error(capsys, ["page", "x" * 300], "File name too long; give another path")
+    one_line_error(capsys, ["inspect", "~/none.npz"], "no such file")
+
+
+def test_a_command_says_whether_it_goes_on(monkeypatch, capsys):
+    going = {name: goes_on for name, (_, _, goes_on, _) in COMMANDS.items()}
+    assert {name for name, goes_on in going.items() if goes_on} == {"run", "search"}
+
+
+def test_a_backend_for_windows_draws_no_file(tmp_path):
+    "Nor does one that is none: figures go into files."
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(ROOT / "reports" / "course" / "analysis", tmp_path / "runs" / "analysis")
+    done = bloodcell("page", tmp_path / "runs", "--notebooks", "ipynb", MPLBACKEND="foo")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert (tmp_path / "runs" / "index.html").is_file()
+
+
+def test_a_name_that_no_record_could_hold_is_refused(tmp_path, capsys):
+    odd = tmp_path / "caf\udce9"
+    odd.mkdir()
+    quick = ["run", "analysis", "--profile", "smoke"]
+    words = "its name is not in UTF-8, as records are; rename it"
+    one_line_error(capsys, [*quick, "--data", SOURCE, "--out", odd / "out"], words)
+    assert main(["convert", SOURCE, str(odd / "cells.npz")]) == 0
+    capsys.readouterr()
+    one_line_error(capsys, [*quick, "--data", odd / "cells.npz", "--out", tmp_path / "out"], words)
+    assert not (tmp_path / "out").exists() and [*odd.iterdir()] == [odd / "cells.npz"]
+
+
+def test_a_recipes_place_is_said_to_be_passed_over(tmp_path, capsys):
+    path = recipe(tmp_path, "small", out=str(tmp_path / "mine"))
+    assert main(["run", str(path), "--data", SOURCE, "--out", str(tmp_path / "out"), "--budget",
+                 "0.34"]) in (0, 1)
+    assert "small: its out, " in capsys.readouterr().err
+
+
+def test_a_killed_convert_leaves_nothing_that_stays(tmp_path):
+    "What it left is removed by the next of its name; of one that runs nothing is."
+    code = ("import sys\nfrom pathlib import Path\nfrom bloodcell_nb.data.files import creating\n"
+            "with creating(Path(sys.argv[1])) as work:\n    work.write_text('half')\n"
+            "    print('begun', flush=True)\n    sys.stdin.read()\n")
+    target = tmp_path / "cells.npz"
+    begun = [subprocess.Popen([sys.executable, "-c", code, target], stdout=subprocess.PIPE,
+                              stdin=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    assert [one.stdout.readline() for one in begun] == ["begun\n"] * 2
+    assert len([*tmp_path.iterdir()]) == 2
+    begun[0].kill()
+    begun[0].wait()
+    with creating(target) as work:
+        work.write_text("whole")
+        assert len([*tmp_path.iterdir()]) == 2, "its own, and that of the one that runs"
+    begun[1].kill()
+    begun[1].wait()
+    with pytest.raises(DataError, match="exists already"), creating(target):
+        pass
+    with creating(tmp_path / "cells.npz2"):
+        (next(tmp_path.glob(".cells.npz2*")) / "new.npz2").write_text("another")
+    assert target.read_text() == "whole"
 
 
 def test_convert_leaves_nothing_half_written(tmp_path):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from bloodcell_nb.cli import main
 from bloodcell_nb.data.cells import CLASS_NAMES, Cells, DataError
+from bloodcell_nb.data.image_files import _values, read_image
 from bloodcell_nb.data.sources import fingerprint, load, save
 from bloodcell_nb.data.synthetic import draw_cells
 from bloodcell_nb.inference import classifier
@@ -174,6 +175,123 @@ def test_depth_and_ground_change_no_answer(tmp_path, drawn, command):
         assert said == [f"bloodcell: {words} in 2 of 3 images"]
         cells = load_silently(tmp_path / folder)
         assert (cells.images == cells.images[0]).all()
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_white_may_be_0(tmp_path, drawn, command, bits):
+    "TIFF's WhiteIsZero, and 12 bits of it: the image is the one whose black is 0."
+    grey = drawn[0].mean(axis=-1).astype(np.uint8)
+    top = 2**bits - 1
+    turned = np.round((255 - grey) / 255 * top).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "black.png")
+    # Pillow turns those of 8 bits itself
+    Image.fromarray(grey if bits == 8 else turned).save(tmp_path / "white.tif", tiffinfo={262: 0})
+    if bits == 12:  # as a camera's driver writes it: in 16 bits, of which it uses 12
+        with Image.open(tmp_path / "white.tif") as image:
+            image.tag_v2[258] = (12,)
+            values = _values(image)
+        assert np.abs(values - grey / 255 * top).max() <= 1
+        return
+    images = [read_image(lambda path=path: open(path, "rb"), path.name)
+              for path in sorted(tmp_path.iterdir())]
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1
+
+
+def test_a_kind_of_tiff_that_is_not_read_is_told_from_no_image(tmp_path, command):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((96, 96), np.float32)).save(path, tiffinfo={262: 0})
+    assert "its white is 0, in numbers of 32 bits" in command("predict", path)[2][0]
+    path.write_bytes(b"II*\0" + bytes(200))
+    assert "a TIFF of a kind that is not read" in command("predict", path)[2][0]
+    path.write_bytes(b"III" + bytes(200))
+    assert "unknown format" in command("predict", path)[2][0]
+
+
+def test_one_image_has_one_answer_and_one_name_one_image(tmp_path, drawn, command):
+    source = tree(tmp_path / "cells", ("monocyte",), drawn, 3)
+    first = source / "monocyte" / "0_0.png"
+    code, out, said = command("predict", first, source, first)
+    assert (code, out.count("\n")) == (0, 3)
+    assert said == [f"bloodcell: named more than once, answered once: {first}"]
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for k, name in enumerate(("monocyte/1.png", "monocyte//1.png", "./monocyte/2.png")):
+            archive.writestr(name, (source / "monocyte" / f"0_{k}.png").read_bytes())
+    for words in (["predict"], ["inspect"]):
+        code, out, (line,) = command(*words, tmp_path / "two.zip")
+        assert code == 2 and out == "" and "2 entries are named monocyte/1.png" in line
+
+
+@pytest.fixture
+def drawable(monkeypatch):
+    "Let `Brightness` have evidence, the same for all."
+    monkeypatch.setattr("bloodcell_nb.inference.predict.evidence",
+                        lambda classifier, images, labels: np.concatenate([images] * 2, axis=2))
+
+
+def test_no_drawing_becomes_a_cell(tmp_path, drawn, command, drawable, monkeypatch):
+    "However the images are named that lie beside it, now or the next time."
+    source = tree(tmp_path / "cells", ("monocyte",), drawn, 3) / "monocyte"
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for names in ([source], [source / "*.png"], ["~/cells/*/*.png"], [tmp_path / "**" / "*.png"]):
+        for folder in (source, source / "drawn"):
+            code, out, (line,) = command("predict", *names, "--grad-cam", folder)
+            assert (code, out) == (2, "") and "lies in a folder that is read" in line, names
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.chdir(source)
+    assert command("predict", "./0_0.png", "~/cells/monocyte/0_1.png", "--grad-cam", ".")[0] == 0
+    for path in source.glob("*_grad_cam.png"):
+        path.unlink()
+    named = sorted(source.iterdir())  # as a shell names them
+    assert command("predict", *named, "--grad-cam", source)[0] == 0
+    code, out, said = command("predict", *sorted(source.iterdir()), "--json")
+    assert (code, len(json.loads(out)), len(said)) == (1, 3, 3)
+    assert all("grad_cam.png" in line and "a figure that this project drew" in line
+               for line in said)
+    assert "a figure that this project drew" in command("inspect", tmp_path / "cells")[2][0]
+
+
+def test_a_place_for_no_drawing_is_refused_before_images_are_read(tmp_path, command, drawable):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/inside"):
+        code, out, (line,) = command("predict", "none.png", "--grad-cam", tmp_path / place)
+        assert (code, out) == (2, "") and "file" in line and "none.png" not in line
+
+
+@pytest.mark.parametrize("form", [[], ["--csv"], ["--json"]])
+def test_a_disk_that_fills_up_withholds_no_answer(tmp_path, drawn, command, drawable, monkeypatch,
+                                                  form):
+    source = tree(tmp_path / "cells", ("monocyte",), drawn, 5)
+    monkeypatch.setattr("bloodcell_nb.inference.predict._PORTION", 2)
+
+    def full(self, path, *_, **__):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, out, said = command("predict", source, "--grad-cam", tmp_path / "drawn", *form)
+    (line,) = (one for one in said if one.startswith("bloodcell: "))  # and a bar
+    assert code == 1 and "No space left on device" in line
+    assert len(json.loads(out) if form == ["--json"] else out.splitlines()[bool(form):]) == 5
+
+
+def test_answers_come_as_they_are_known(tmp_path, drawn, command, monkeypatch):
+    "An interrupted command has given those that it had."
+    source = tree(tmp_path / "cells", ("monocyte",), drawn, 5)
+    monkeypatch.setattr("bloodcell_nb.inference.predict._PORTION", 2)
+    whole = {form: command("predict", source, form)[1].splitlines() for form in ("--csv", "--tta")}
+    see, asked = Brightness.see, []
+
+    def stops(self, images):
+        if asked.append(len(images)) or len(asked) == 3:
+            raise KeyboardInterrupt
+        return see(self, images)
+
+    monkeypatch.setattr(Brightness, "see", stops)
+    for form, lines in whole.items():
+        asked.clear()
+        code, out, said = command("predict", source, form)
+        assert (code, out.splitlines()) == (130, lines[:4 + (form == "--csv")])
+        assert said[-1] == "bloodcell: interrupted; the same command begins anew"
 
 
 def load_silently(source, *arguments, **options):

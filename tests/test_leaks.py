@@ -458,6 +458,11 @@ def test_the_default_is_chosen_by_scores_under_shift(tmp_path, monkeypatch):
                    {"members": [name], "validation": values, "data": data})
     monkeypatch.setattr("bloodcell_nb.inference.published.project_root", lambda: tmp_path)
     assert find_model().name == "c" and find_model("b").name == "b"
+    (tmp_path / "here" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.warns(DataWarning, match=r"b: the published network is taken; \./b is the folder"):
+        assert find_model("b") == tmp_path / "models" / "b"
+    assert find_model("./b").samefile(tmp_path / "here" / "b")
     shutil.rmtree(tmp_path / "models")
     with pytest.raises(DataError, match="expected one of none"):
         find_model()

@@ -211,13 +211,16 @@ def test_folders_that_may_not_be_read_or_written(folder, monkeypatch, capsys):
     assert f"left out: {ODD}: status.json" in capsys.readouterr().out
 
 
-def test_a_folder_that_a_user_calls_earlier(folder):
+def test_a_folder_that_a_user_calls_earlier(folder, capsys):
     "Only what was set aside there is left out."
     (folder / "earlier").mkdir()
     shutil.copytree(folder / GOOD, folder / "earlier" / f"{GOOD}-0123abcd-2")
     shutil.move(folder / ODD, folder / "earlier" / ODD)
     assert [run.folder.relative_to(folder).as_posix() for run in read_runs(folder)] == [
         GOOD, f"earlier/{ODD}"]
+    (folder / "earlier" / ODD / "metrics.json").write_text("[")
+    build_page(folder)
+    assert f"left out: earlier/{ODD}: metrics.json" in capsys.readouterr().out
 
 
 def test_a_page_over_several_folders_of_runs(folder):

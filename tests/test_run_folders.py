@@ -237,6 +237,17 @@ def test_a_link_is_no_place_for_a_run(trained, tmp_path, capsys, place):
     assert tree(tmp_path) == before and len(trained) == 1
 
 
+@pytest.mark.parametrize("name", ["earlier", "figures"])
+def test_a_file_in_the_place_of_a_folder_costs_a_line_at_once(trained, tmp_path, capsys, name):
+    "Not a training and then a line."
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("of somebody")
+    assert run() == 2 and trained == []
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{name} is no folder, and " in said
+    assert tree(tmp_path / "out") == {Path(name): b"of somebody"}
+
+
 def test_another_command_renames_a_run_in_the_middle_of_a_look(trained, tmp_path, monkeypatch):
     assert run() == 0
     read, looks = run_folders.status_of, []

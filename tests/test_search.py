@@ -85,6 +85,15 @@ def test_a_search_finds_the_best_and_goes_on(searched, tmp_path, monkeypatch, ca
     assert [json.loads(path.read_text())["asked"] for path in (tmp_path / "found").glob(
         "trial_*/status.json")] == [{"epochs": 4}] * 5, "what a trial has less of is recorded"
     one_line_error(capsys, [*searched, "--set", "seed=3"], "holds a search of another recipe")
+    path = tmp_path / "found" / "small_best.yaml"
+    written = path.read_text()
+    path.write_text(f"{written}# mine\n")
+    capsys.readouterr()
+    assert run(searched, "--trials", "6") == 0
+    assert "small_best.yaml was changed by hand and stays" in capsys.readouterr().err
+    assert path.read_text() == f"{written}# mine\n"
+    path.unlink()
+    assert run(searched, "--trials", "6") == 0 and path.read_text() == written
 
 
 class Tasks:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bloodcell_nb.cli import _parser, main
+from bloodcell_nb.cli import main
+from bloodcell_nb.commands import parser
 from bloodcell_nb.data.image_files import IMAGE_SUFFIXES
 from bloodcell_nb.data.sources import fingerprint
 from bloodcell_nb.inference.external import class_mapping
@@ -116,7 +117,7 @@ def with_helpers(where):
 
 def options_of(command):
     "What the parser reads in a line, whatever stands before the program."
-    return _parser().parse_args(shlex.split(
+    return parser().parse_args(shlex.split(
         command.partition("bloodcell ")[2].replace("MINUTES", "60")))
 
 
@@ -181,7 +182,7 @@ def command_of(target, program):
 
 def test_make_report_asks_for_what_there_is():
     "Its study, whose recipes are read, and drawn cells."
-    options = _parser().parse_args(command_of("report", "bloodcell")[1:])
+    options = parser().parse_args(command_of("report", "bloodcell")[1:])
     assert {recipe.notebook for recipe in read_study(options.study_name)[1]} == {
         "01_analysis", "03_custom_cnn", "04_efficientnet", "05_convnext", "06_ensemble",
         "07_robustness"}

@@ -21,7 +21,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from .cells import DataError, lies_in_source
 
@@ -152,6 +152,17 @@ def _put(work, path):
     os.rename(work, path)  # fails where a folder holds something
 
 # %% ../../nbs/reference/data/files.ipynb #6a20b13e
+_LOCK = ".bloodcell.lock"  # held while a new file or folder is made
+
+
+def _remove_dead(path, begin):
+    "Remove folders beside a path, of a name that begins so, which killed processes left."
+    for place in path.parent.iterdir():
+        if place.name.startswith(begin) and (place / _LOCK).is_file():
+            with suppress(Timeout, OSError), FileLock(place / _LOCK, timeout=0):
+                shutil.rmtree(place, ignore_errors=True)
+
+
 @contextmanager
 def creating(
     path: Path,  # of a new file or folder
@@ -160,9 +171,11 @@ def creating(
     raises DataError where something lies.
     """
     path = check_free(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:40]}.") as place:
+    begin = f".{path.name[:40]}."
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=begin) as place:
         work = Path(place) / f"new{path.suffix}"
-        with _naming(path, work):
+        with FileLock(Path(place) / _LOCK), _naming(path, work):
+            _remove_dead(path, begin)
             yield work
             flush_all(work)
         _put(work, path)

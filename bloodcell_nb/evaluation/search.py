@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from ..data.cells import DataError, is_synthetic
-from ..data.files import replacing
+from ..data.files import file_sum, replacing, write_text
 from ..data.sources import fingerprint
 from ..data.yaml_text import cut
 from .metrics import HEADLINE
@@ -418,8 +418,13 @@ def _write_best(study, root, recipe):
     values = {key: value for key, value in values.items() if key not in ("source", "out", "recipe")}
     lines = (f"# the best of {len(_ended(study))} trials of {recipe.recipe}, {best['run']}\n"
              + yaml.safe_dump(values, sort_keys=False))
-    with replacing(root / f"{recipe.recipe}_best.yaml") as work:
-        work.write_text(lines, encoding="utf-8")
+    path, ours = root / f"{recipe.recipe}_best.yaml", study.user_attrs.get("written", [])
+    if ours and path.exists() and file_sum(path) not in ours:
+        print(f"{path.name} was changed by hand and stays; delete it for the best of this search",
+              file=sys.stderr, flush=True)
+        return
+    study.set_user_attr("written", [*{*ours, hashlib.sha256(lines.encode()).hexdigest()}])
+    write_text(path, lines)
 
 # %% ../../nbs/reference/evaluation/search.ipynb #srch0032
 def _draw_trials(rows, root, name, shares, study, synthetic):

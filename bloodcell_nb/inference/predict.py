@@ -25,17 +25,24 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ..data.cells import DataError, as_message, check_memory, printable
-from ..data.image_files import IMAGE_SUFFIXES, is_hidden, list_images, read_image
+from bloodcell_nb.data.image_files import (
+    IMAGE_SUFFIXES,
+    SOFTWARE,
+    is_hidden,
+    list_images,
+    read_image,
+)
 from ..data.scale import LEAST_CELLS, magnified
 from .classifier import Classifier, Seen
+from ..runs.tensorboard import check_writable
 
 # %% ../../nbs/reference/inference/predict.ipynb #c3ec8a2f
 def expand(
     names: list[str],  # files, folders, .zip files and patterns such as "slides/*.png"
 ) -> list[str]:
-    "Put in a pattern's place what it stands for, as a shell does, if anything."
+    "Put in the place of a pattern, and of ~, what it stands for, as a shell does, if anything."
     found = []
-    for name in map(str, names):
+    for name in map(os.path.expanduser, map(str, names)):
         is_pattern = not os.path.exists(name) and glob.has_magic(name)
         matches = sorted(glob.glob(name, recursive=True)) if is_pattern else []
         found += [match for match in matches if not is_hidden(Path(match).name)] or [name]
@@ -150,6 +157,7 @@ def write_answers(
     answers: list[Answer],
     form: str = "text",  # text, json or csv
     stream=None,  # where to; None: standard output
+    header: bool = True,  # begin a CSV with the names of its columns
 ):
     "Write answers, a line each as text and CSV, one list as JSON."
     stream = stream or sys.stdout
@@ -161,7 +169,9 @@ def write_answers(
         classes = list(answers[0].probabilities) if answers else []
         rows = csv.writer(stream, lineterminator="\n")
         more = ["set"] if answers and answers[0].set is not None else []
-        rows.writerow(["file", "label", "probability", "sure", "familiar", "kind", *more, *classes])
+        if header:
+            rows.writerow(["file", "label", "probability", "sure", "familiar", "kind", *more,
+                           *classes])
         for one in answers:
             rows.writerow([printable(one.file), one.label, one.probability, one.sure, one.familiar,
                            one.kind, *(["; ".join(one.set)] if more else []),
@@ -185,7 +195,7 @@ def evidence(
     return np.concatenate([images, heat_overlay(images, heat)], axis=2)
 
 # %% ../../nbs/reference/inference/predict.ipynb #ea2b99fb
-_MARK = "bloodcell_nb, Grad-CAM"  # in a drawing's file
+_MARK = f"{SOFTWARE}, Grad-CAM"  # in a drawing's file
 
 
 def _is_drawing(path):
@@ -201,11 +211,8 @@ def evidence_files(
     paths: list[Path],
     folder: Path,  # for the drawings
 ) -> list[Path]:  # name_grad_cam.png of each
-    """Name the drawings; raises DataError for a folder that is none, for two of one name, and for a
-    file that is no drawing of ours.
-    """
-    if (folder := Path(folder)).exists() and not folder.is_dir():
-        raise DataError(f"{folder}: not a folder; name a folder for the images")
+    "Name the drawings; raises DataError for two of one name, and for a file that is none of ours."
+    folder = Path(folder)
     counts = Counter(stems := [path.stem for path in paths])
     if twice := [stem for stem in stems if counts[stem] > 1]:
         raise DataError(f"two images are named {twice[0]}, and so would be their drawings in "
@@ -225,15 +232,18 @@ def _say(line, stream):
 
 def _read_named(names, size, messages):
     "Images of all names, their paths, and how many names or files have none; says why."
-    files, lines, wrong = {}, [], []
+    files, lines, wrong, again = {}, [], [], set()
     for name in expand(names):
         try:
             found, left_out = image_files(name)
         except DataError as error:
             wrong.append(str(error))
         else:
+            again |= files.keys() & found.keys()
             files |= found
             lines += [left_out] if left_out else []
+    lines += [f"named more than once, answered once: {min(again)}"
+              + f" and {len(again) - 1:,} others" * (len(again) > 1)] if again else []
     images, paths, unread, changed = read_images(files, size)
     wrong += unread
     if not paths:
@@ -256,24 +266,35 @@ def _draw(pairs, paths):
                             "can") from None
 
 
-def _draw_evidence(classifier, images, answers, paths, messages):
-    "Draw what answers rest on; says why, and gives False, where the network has no evidence."
+def _draw_evidence(classifier, images, answers, paths, some, messages):
+    """Draw what some answers rest on, at their places of all paths; gives the paths, or none, and
+    says why, where the network has no evidence. Raises DataError where a file cannot be written.
+    """
     labels = np.array([classifier.class_names.index(one.label) for one in answers])
     try:
         pairs = evidence(classifier, images, labels)
     except DataError as error:  # a network from elsewhere
         _say(f"nothing is drawn: {error}", messages)
-        return False
-    _draw(pairs, paths)
-    return True
+        return []
+    _draw(pairs, paths[some])
+    return paths
 
 # %% ../../nbs/reference/inference/predict.ipynb #e81d9fb4
-def _check_apart(names, folder):
-    "Refuse drawings in a folder that is read: the next answers would be for them too."
-    read = [Path(name).resolve() for name in names if Path(name).is_dir()]
-    if folder and {*read} & {(place := Path(folder).resolve()), *place.parents}:
+def _check_drawable(names, folder):
+    """Refuse drawings in a folder that is read, by its name or by a pattern: the next answers would
+    be for them too; and a place where no folder of drawings can be. Makes nothing.
+    """
+    found, named = expand(names), {os.path.expanduser(str(name)) for name in names}
+    read = {Path(one).resolve() for one in found if os.path.isdir(one)}
+    read |= {Path(one).parent.resolve() for one in found if one not in named}
+    place = Path(folder).resolve()
+    if read & {place, *place.parents}:
         raise DataError(f"--grad-cam {folder} lies in a folder that is read, whose images its "
                         "drawings would become; name another folder")
+    if place.exists() and not place.is_dir():
+        raise DataError(f"{folder}: not a folder; name a folder for the images")
+    check_writable(next(one for one in (place, *place.parents) if one.exists()),
+                   f"--grad-cam {folder}")
 
 
 def _shares_words(class_names, shares, n):
@@ -299,16 +320,19 @@ def _scale_words(factor, n):
     return (f"images magnified {factor:.2f} times, as their nuclei tell" if factor != 1 else
             "images as they are: no other scale was found for them")
 
-# %% ../../nbs/reference/inference/predict.ipynb #7f016db2
+
 _PORTION = 256  # images at once
 
 
-def _joined(portions):
-    "What a classifier says of images, from what it says of some at a time."
-    return Seen(*(None if column[0] is None else np.concatenate(column)
-                  for column in zip(*portions, strict=True)))
+def _corrected(classifier, seen, portions, messages):
+    "What a classifier says of portions of images, corrected for shares estimated from all."
+    whole = Seen(*(None if column[0] is None else np.concatenate(column)
+                   for column in zip(*seen, strict=True)))
+    found, shares = classifier.with_label_shift(whole)
+    _say(_shares_words(classifier.class_names, shares, len(found)), messages)
+    return [found[some] for some in portions]
 
-
+# %% ../../nbs/reference/inference/predict.ipynb #7f016db2
 def predict_files(
     classifier: Classifier,
     names: list[str],  # files, folders, .zip files and patterns
@@ -319,13 +343,14 @@ def predict_files(
     scale: float | str = 1.0,  # by which images are magnified; auto: estimated from the nuclei
     level: str = None,  # of prediction sets, of `SET_LEVELS`; None: no sets
 ) -> int:  # exit code: 1 if a file had no answer
-    """Print the answers for images, and a line for each file that is none, and for a network that
-    gives no evidence to draw.
+    """Print the answers for images, those as text and CSV as soon as they are known, and a line for
+    each file that is none, and for a network that gives no evidence to draw.
 
     Raises DataError, before any is printed or drawn, where there is no image, or no place for a
     drawing.
     """
-    _check_apart(names, grad_cam_folder)
+    if grad_cam_folder:
+        _check_drawable(names, grad_cam_folder)
     _ = classifier.shares_in_training() if label_shift else None  # refused before all else
     if level:
         _ = classifier.sets(np.eye(len(classifier.class_names)), level)
@@ -336,18 +361,30 @@ def predict_files(
     images = magnified(images, scale)
     drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
     portions = [slice(start, start + _PORTION) for start in range(0, len(paths), _PORTION)]
-    bar = partial(tqdm, unit="portion", file=stderr, disable=stderr is None or len(portions) == 1)
-    seen = _joined([classifier.see(images[some]) for some in bar(portions, "predict")])
-    found = classifier.told(seen.probabilities)
-    if label_shift:
-        found, shares = classifier.with_label_shift(seen)
-        _say(_shares_words(classifier.class_names, shares, len(found)), stderr)
-    answers = answer(classifier, images, paths, seen, found, level)
-    for portion in bar(portions, "draw") if drawings else ():
-        if drawings and not _draw_evidence(classifier, images[portion], answers[portion],
-                                           drawings[portion], stderr):
-            drawings = []
-    write_answers(answers, form)
+    bar = tqdm(portions, "predict", unit="portion", file=stderr,
+               disable=stderr is None or len(portions) == 1)
+    seen = (classifier.see(images[some]) for some in bar)
+    corrected = None
+    if label_shift:  # of which all have to be known before the first
+        corrected = _corrected(classifier, seen := [*seen], portions, stderr)
+    held = []  # of a list in JSON, which is whole or not there
+    for k, (some, one) in enumerate(zip(portions, seen, strict=True)):
+        answers = answer(classifier, images[some], paths[some], one,
+                         corrected and corrected[k], level)
+        bar.clear()
+        if form == "json":
+            held += answers
+        else:
+            write_answers(answers, form, header=k == 0)
+            sys.stdout.flush()
+        try:
+            drawings = drawings and _draw_evidence(classifier, images[some], answers, drawings,
+                                                   some, stderr)
+        except DataError as error:  # the answers are there
+            _say(error, stderr)
+            drawings, wrong = [], wrong + 1
+    if form == "json":
+        write_answers(held, form)
     if level:
         _say(_set_words(level), stderr)
     if drawings and form == "text":

@@ -71,6 +71,9 @@ def find_model(
     if not name and (default := _default()):
         return default
     path = models.get(str(name), Path(name or "models"))
+    if (here := Path(name)).is_dir() and str(name) in models and not here.samefile(path):
+        warnings.warn(f"{name}: the published network is taken; ./{name} is the folder that lies "
+                      "here", DataWarning, stacklevel=2)
     if not name or not path.exists():
         raise DataError(f"no network {name or 'that can be used'}; expected one of "
                         f"{', '.join(models) or 'none'}, a .keras file, or the folder of a "

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..data.cells import DataError
 from ..data.files import replacing, write_text
+from ..data.image_files import SOFTWARE
 from . import diagnosis, steps  # noqa: F401  they register their sections
 from .all_runs import all_runs, anchor_of, place_of, results_csv, seed_notes
 from bloodcell_nb.page.comparable import (
@@ -108,13 +109,10 @@ def _details(run, page_folder, form):
                         for picture in _sheet(run, name, page_folder)]}, left_out
 
 # %% ../../nbs/reference/page/build.ipynb #software
-_SOFTWARE = "bloodcell_nb"  # by which a page and its figures are known as ours
-
-
 def _save(figure, path, synthetic):
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as work:
-        save_figure(figure, work, synthetic, metadata={"Software": _SOFTWARE})
+        save_figure(figure, work, synthetic, metadata={"Software": SOFTWARE})
 
 
 def _told(runs, synthetic, figures, suffix, page_folder):
@@ -203,7 +201,7 @@ def _page(**values):
     empty = dict.fromkeys(("groups", "header", "rows", "notes", "details", "tables",
                            "cell_images"), ())
     return page.get_template("page.html.j2").render(
-        empty | {"words": 0, "software": _SOFTWARE} | values) + "\n"
+        empty | {"words": 0, "software": SOFTWARE} | values) + "\n"
 
 # %% ../../nbs/reference/page/build.ipynb #ec5fde18
 class _EndTable(NamedTuple):
@@ -245,7 +243,7 @@ def _our_page(path):
     text = _text(path)
     older = any(f"<title>{title}" in text for title in _OLDER) and (
         "the runs</title>" in text or "--soft: #f3f5f8" in text)
-    return f'<meta name="generator" content="{_SOFTWARE}">' in text or older
+    return f'<meta name="generator" content="{SOFTWARE}">' in text or older
 
 
 def _our_table(path):
@@ -259,7 +257,7 @@ def _our_figure(path):
             software = image.info.get("Software", "")
     except Exception:  # image readers raise many kinds
         return False
-    return software == _SOFTWARE or (software.startswith("Matplotlib")
+    return software == SOFTWARE or (software.startswith("Matplotlib")
                                      and _our_page(path.parent.parent / "index.html"))
 
 # %% ../../nbs/reference/page/build.ipynb #3d351330
@@ -277,6 +275,10 @@ def check_page_free(
               folder / "results.csv": _our_table}
     places |= {place / f"{key}.png": _our_figure for place in taken or [folder / "figures"]
                for key in SECTIONS}
+    for place in (*{path.parent for path in places} - {folder},):
+        if os.path.lexists(place) and not place.is_dir():
+            raise DataError(f"{place} is no folder, and figures of the page lie there; move it "
+                            "away, or name another folder")
     for path, ours in places.items():
         if path.exists() and not ours(path):
             raise DataError(f"{path}: bloodcell did not write it, and the page of the runs would "
@@ -284,13 +286,13 @@ def check_page_free(
     return folder
 
 # %% ../../nbs/reference/page/build.ipynb #a031f327
-def _without_record(runs):
-    "Runs that did not finish: name, state, error; and those that cannot be read: name, reason."
+def _without_record(runs, page_folder):
+    "Runs that did not finish: name, state, error; and those that cannot be read: place, reason."
     failed, unreadable = [], []
     for run in runs:
         state, error = run.status["state"], run.status.get("error", "")
         if state == "unreadable":
-            unreadable.append((run.name, error))
+            unreadable.append((place_of(run, page_folder), error))
         else:
             failed.append((run.name, state, str(error)))
     return failed, unreadable
@@ -338,7 +340,7 @@ def build_page(
         raise DataError(f"notebooks is {notebooks!r}; expected html or ipynb")
     check_page_free(folder)
     done, others = [run for run in runs if run.metrics], [run for run in runs if not run.metrics]
-    failed, unreadable = _without_record(others)
+    failed, unreadable = _without_record(others, folder)
     groups, not_told = _groups(done, others, folder)
     details = [_details(run, folder, notebooks) for run in done]
     left_out = [*dict.fromkeys([*unreadable, *not_told, *(

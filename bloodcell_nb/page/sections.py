@@ -30,6 +30,7 @@ from bloodcell_nb.page.comparable import (
     words_of,
 )
 from .comparisons import StepGain, compare, difference, one_line
+from .differences import seed_groups
 from .ladder import SPLITS, weights_of, with_interval
 from .plots import label_points, plot_gains
 from ..runs.finished import Finished
@@ -161,19 +162,38 @@ def _rank_words(clean, distorted):
             f"{spearmanr(clean, distorted).statistic:.2f}; 1 would be the same order."]
 
 # %% ../../nbs/reference/page/sections.ipynb #b3b1b31a
-def _plot_clean_and_distorted(found, labels, title):
-    fig = Figure(figsize=(8.2, 1.9 + 0.2 * len(found)), layout="constrained")
+def _seeds_together(found):
+    "Runs in groups of those that differ in their seed alone, the best mean first."
+    groups = seed_groups(found)
+    groups += [[run] for run in found if not any(run in group for group in groups)]
+    return sorted(groups, key=lambda group: -np.mean([accuracy_of(run) for run in group]))
+
+
+def _reach(group, split):
+    "Of one run its interval; of several seeds their least and largest accuracy."
+    if len(group) == 1:
+        return results_of(group[0])[split]["interval_95"]["accuracy"]
+    found = [accuracy_of(run, split) for run in group]
+    return min(found), max(found)
+
+
+def _plot_clean_and_distorted(groups, usual, title):
+    fig = Figure(figsize=(8.2, 1.9 + 0.2 * len(groups)), layout="constrained")
     ax = fig.subplots()
-    places = _both_accuracies(found)
-    spread = [np.abs(np.transpose([results_of(run)[split]["interval_95"]["accuracy"]
-                                   for run in found]) - place)
+    places = [[np.mean([accuracy_of(run, split) for run in group]) for group in groups]
+              for split in SPLITS]
+    spread = [np.abs(np.transpose([_reach(group, split) for group in groups]) - place)
               for split, place in zip(SPLITS, places, strict=True)]
     ax.errorbar(*places, xerr=spread[0], yerr=spread[1], fmt="o", color=SPLITS["stand_in"][0],
                 ecolor="0.6", elinewidth=1, markeredgecolor="black")
-    ax.set(xlabel="accuracy, clean test cells (lines: 95 % intervals)",
+    several = any(len(group) > 1 for group in groups)
+    ax.set(xlabel="accuracy, clean test cells (lines: 95 % intervals"
+                  + several * ";\nof several seeds, from the least to the largest" + ")",
            ylabel="accuracy, stand-in")
     fig.suptitle(title, fontsize=11)
-    label_points(ax, *places, labels)
+    firsts = [min(group, key=lambda run: run.metrics["recipe"]["seed"]) for group in groups]
+    label_points(ax, *places, [label + f" ({len(group)} seeds)" * (len(group) > 1) for label, group
+                               in zip(labels_of(firsts, usual), groups, strict=True)])
     return fig
 
 # %% ../../nbs/reference/page/sections.ipynb #da0cb4e9
@@ -204,7 +224,7 @@ def problem(
              f"stand-in: {low_distorted:.3f} to {high_distorted:.3f}")
     return Section(
         finding, [_TASK[found[0].synthetic], *_rank_words(*both), *unlike_words(found, usual)],
-        _plot_clean_and_distorted(found, labels_of(found, usual), title))
+        _plot_clean_and_distorted(_seeds_together(found), usual, title))
 
 # %% ../../nbs/reference/page/sections.ipynb #f0c24a18
 def _analysis_rows(results):

@@ -7,12 +7,14 @@ __all__ = ['with_settings', 'Plan', 'plan_runs', 'check_inputs', 'check_minutes'
 
 # %% ../../nbs/reference/runs/plan.ipynb #3a7b6769
 import json
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.cells import source_path
+from ..data.cells import DataWarning, source_path
 from ..data.sources import check_source, data_name
 from ..data.yaml_text import cut, parse_yaml
+from .engine import named_files
 from .keys import keras_backend
 from .processes import PAGE_SECONDS
 from .recipes import RecipeError, check_recipe, find_recipe, read_recipe
@@ -104,6 +106,10 @@ def plan_runs(
     if jobs is not None and (jobs < 1 or scheduler):
         raise RecipeError(f"--jobs {jobs}: " + ("with --scheduler, its workers say how many; leave "
                           "one out" if scheduler else "expected 1 or more"))
+    for recipe in files:
+        if recipe.out:
+            warnings.warn(f"{recipe.recipe}: its out, {cut(recipe.out)}, is for papermill alone; "
+                          "--out names the folder of runs", DataWarning, stacklevel=2)
     scheduler = scheduler or (study.scheduler if study and jobs is None else None)
     jobs = jobs or (study.jobs if study else 1)
     full = with_settings(files, settings)
@@ -153,6 +159,14 @@ def check_minutes(
                           f"minutes; the last {PAGE_SECONDS} seconds are for the page")
 
 # %% ../../nbs/reference/runs/plan.ipynb #runsroot
+def _check_written(path):
+    "Refuse, with RecipeError, a path that a record could not name."
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RecipeError(f"{path}: its name is not in UTF-8, as records are; rename it") from None
+
+
 def runs_root(
     out: str,  # a folder that the user names, or None
     chosen: list,  # recipes
@@ -165,6 +179,9 @@ def runs_root(
     root = Path(out or f"reports/{names.pop()}")
     if root.exists() and not root.is_dir():
         raise RecipeError(f"{root}: not a folder; name a folder for the runs")
+    for path in (root.resolve(), *(path for recipe in chosen
+                                   for path in named_files(recipe).values())):
+        _check_written(path)
     for recipe in chosen:
         check_run_folders(root, recipe.recipe, recipe.source)
     return root

@@ -88,6 +88,10 @@ def check_run_folders(
     if name == EARLIER or re.fullmatch(r"figures(_\d+)?", name):
         what = "runs that were set aside" if name == EARLIER else "the page's figures"
         raise RecipeError(f"recipe is {name!r}, the folder of {what}; give it another name")
+    if (earlier := Path(root) / EARLIER).is_symlink() or (
+            os.path.lexists(earlier) and not earlier.is_dir()):
+        raise RecipeError(f"{earlier} is no folder, and runs are set aside there; move it away, or "
+                          "name another folder for the runs (--out)")
     for folder in run_places(root, name):
         if folder.resolve() in above or (root / EARLIER).resolve() in above:
             raise RecipeError(f"the source {source} lies in a run's folder, {folder}; copy it "
