@@ -11,10 +11,9 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 from .data.cells import DataError, DataWarning, as_message
-from .runs.engine import terminated_as_interrupted
-from .runs.keys import keras_backend
 
 # %% ../nbs/reference/commands.ipynb #cmds0006
 COMMANDS = {}  # name: function, its options, whether it goes on, keywords for its parser
@@ -46,6 +45,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise DataError(f"{message}; see {self.prog} --help")
 
+    def exit(self, status=0, message=None):  # after --help, which a full device does not take
+        sys.stdout.flush()
+        super().exit(status, message)
+
 
 def parser() -> argparse.ArgumentParser:
     "Make the parser of all commands: it gives each one's options and its function."
@@ -56,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     for name, (function, options, goes_on, about) in COMMANDS.items():
         one = commands.add_parser(name, argument_default=argparse.SUPPRESS, **about)
-        one.set_defaults(function=function, goes_on=goes_on)
+        one.set_defaults(function=function, goes_on=goes_on, parser=one)
         for add in options:
             add(one)
     return whole
@@ -68,9 +71,14 @@ def place(
     "Read the name of a file or folder; raises argparse's error for one that can lead nowhere."
     path = os.path.expanduser(text)
     try:
+        if text.startswith("~") and path == text:
+            raise ValueError("there is no such user")
+        if any(len(os.fsencode(part)) > 255 for part in Path(path).parts):
+            raise ValueError("too long a name")
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             os.stat(path)
-    except (OSError, ValueError) as error:  # links in a circle, a name too long, one with a 0
+        Path(path).resolve()  # of a/../b too, where there is no a
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a name with a 0
         why = getattr(error, "strerror", None) or error
         raise argparse.ArgumentTypeError(f"{as_message(text)}: {why}; give another path") from None
     return path
@@ -90,23 +98,27 @@ def say(
     print(text, end="", file=file or sys.stderr)
 
 
-def _check_given(options):
+def _check_given(actions, options):
     "Refuse an empty text, as of a shell's variable that is not set: it is no default."
-    for name, value in options.items():
+    for one in actions:
+        value = options.get(one.dest)
         if value == "" or isinstance(value, list) and "" in value:
-            raise DataError(f"{name} is empty; leave it out or give it a value")
+            name, words = (one.option_strings or [one.dest])[0], "leave it out or " * (
+                not one.required)
+            raise DataError(f"{name} is empty; {words}give it a value")
 
 
-def _obey(function, **options):
+def _obey(function, parser, **options):
     "Call a command's function; gives the exit code."
-    _check_given(options)
+    from bloodcell_nb.runs.engine import terminated_as_interrupted
+    from bloodcell_nb.runs.keys import keras_backend
+
+    _check_given(parser._actions, options)
     keras_backend()  # one that is not there is refused before anything starts
     os.environ.pop("MPLBACKEND", None)  # figures go into files, and a kernel has its own
     with warnings.catch_warnings(), terminated_as_interrupted():
         warnings.showwarning = say
-        code = function(**options) or 0
-    sys.stdout.flush()
-    return code
+        return function(**options) or 0
 
 # %% ../nbs/reference/commands.ipynb #cmds0015
 def _check_streams():
@@ -122,6 +134,22 @@ def _check_streams():
             stream.reconfigure(errors="backslashreplace")
 
 
+def _give_up(stream):
+    "Send nowhere what a stream does not take; else Python would fail as it flushes it at the end."
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _tell(line):
+    "Say why a command ended; to a full device or a closed pipe nothing can be said."
+    try:
+        print(f"bloodcell: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        _give_up(sys.stderr)
+
+# %% ../nbs/reference/commands.ipynb #cmds0020
 def main(
     arguments: list = None,  # words of the command line; None: this process's own
 ) -> int:  # exit code, as `bloodcell --help` lists them
@@ -129,21 +157,25 @@ def main(
     goes_on = False
     try:
         _check_streams()
+        import bloodcell_nb.cli  # noqa: F401  declares the commands, which takes its time
+
         options = vars(parser().parse_args(arguments))
         goes_on = options.pop("goes_on")
-        return _obey(**options)
+        code = _obey(**options)
+        sys.stdout.flush()
+        return code
     except DataError as error:
-        print(f"bloodcell: {error}", file=sys.stderr)
+        _tell(error)
         return 2
     except BrokenPipeError:  # as of `bloodcell recipes | head`
-        # else Python would fail as it flushes at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         return 141
     except OSError as error:  # a full disk, a folder that may not be written
         where = error.filename or "a file cannot be written"
-        print(f"bloodcell: {as_message(f'{where}: {error.strerror or error}')}", file=sys.stderr)
+        _tell(as_message(f"{where}: {error.strerror or error}"))
+        _give_up(sys.stdout)  # if it is that
         return 2
     except KeyboardInterrupt:
         what = "goes on from here" if goes_on else "begins anew"
-        print(f"bloodcell: interrupted; the same command {what}", file=sys.stderr)
+        _tell(f"interrupted; the same command {what}")
         return 130

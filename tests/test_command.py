@@ -21,10 +21,11 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.util.tensor_util import make_ndarray
 
 from bloodcell_nb.cli import main
-from bloodcell_nb.commands import COMMANDS, parser, place
-from bloodcell_nb.data.cells import DataError
+from bloodcell_nb.commands import parser, place
+from bloodcell_nb.data.cells import DataError, DataWarning
 from bloodcell_nb.data.files import creating
 from bloodcell_nb.runs import cluster, engine, keys, processes
+from bloodcell_nb.runs.plan import plan_runs
 from bloodcell_nb.runs.recipes import read_recipe, recipes
 from bloodcell_nb.runs.schemas import CustomCNNRecipe
 from bloodcell_nb.runs.studies import studies
@@ -145,6 +146,18 @@ def test_a_closed_stream_is_no_file(closed, code, said):
     assert done.stdout.startswith("synthetic:n=16,") == (code == 0)
 
 
+@pytest.mark.parametrize(("words", "code"), [
+    ("--help > /dev/full", 2), ("predict --help | true; exit ${PIPESTATUS[0]}", 141),
+    ("foo 2> /dev/full", 2), ("recipes > /dev/full", 2)])
+def test_a_stream_that_takes_nothing(words, code):
+    "Python's own complaint as it ends is no line of ours."
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", f"bloodcell {words}"], cwd=ROOT, capture_output=True,
+                          text=True, env=environment)
+    assert done.returncode == code and "Exception" not in done.stderr, done.stderr
+    assert done.stderr.count("\n") == ("> /dev/full" in words and "2>" not in words)
+
+
 def options():
     "The options of every command, by the command's name."
     (commands,) = parser()._subparsers._group_actions
@@ -169,13 +182,16 @@ def test_a_place_on_the_command_line_is_read_as_one(tmp_path, monkeypatch, capsy
         for end in ("loop", "loop/x", "~/loop"):
             one_line_error(capsys, [*words, end if end[0] == "~" else tmp_path / end],
                            "Too many levels of symbolic links; give another path")
-    one_line_error(capsys, ["page", "x" * 300], "File name too long; give another path")
+    one_line_error(capsys, ["page", "x" * 300], "too long a name; give another path")
+    for words in (["convert", SOURCE], ["predict", "a.png", "--grad-cam"], ["page"]):
+        one_line_error(capsys, [*words, f"missing/{'x' * 300}"], "too long a name")
+        one_line_error(capsys, [*words, tmp_path / "missing/../loop"], "Symlink loop from")
+        one_line_error(capsys, [*words, "~nosuchuser/x"], "there is no such user")
+    assert not Path("missing").exists()
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", SOURCE, "./~/new.npz"]) == 0
+    assert (tmp_path / "~" / "new.npz").is_file() and not (tmp_path / "new.npz").exists()
     one_line_error(capsys, ["inspect", "~/none.npz"], "no such file")
-
-
-def test_a_command_says_whether_it_goes_on(monkeypatch, capsys):
-    going = {name: goes_on for name, (_, _, goes_on, _) in COMMANDS.items()}
-    assert {name for name, goes_on in going.items() if goes_on} == {"run", "search"}
 
 
 def test_a_backend_for_windows_draws_no_file(tmp_path):
@@ -199,11 +215,10 @@ def test_a_name_that_no_record_could_hold_is_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists() and [*odd.iterdir()] == [odd / "cells.npz"]
 
 
-def test_a_recipes_place_is_said_to_be_passed_over(tmp_path, capsys):
+def test_a_recipes_place_is_said_to_be_passed_over(tmp_path):
     path = recipe(tmp_path, "small", out=str(tmp_path / "mine"))
-    assert main(["run", str(path), "--data", SOURCE, "--out", str(tmp_path / "out"), "--budget",
-                 "0.34"]) in (0, 1)
-    assert "small: its out, " in capsys.readouterr().err
+    with pytest.warns(DataWarning, match="small: its out, .*mine, is for papermill alone; --out"):
+        plan_runs([str(path)])
 
 
 def test_a_killed_convert_leaves_nothing_that_stays(tmp_path):
@@ -225,9 +240,7 @@ def test_a_killed_convert_leaves_nothing_that_stays(tmp_path):
     begun[1].wait()
     with pytest.raises(DataError, match="exists already"), creating(target):
         pass
-    with creating(tmp_path / "cells.npz2"):
-        (next(tmp_path.glob(".cells.npz2*")) / "new.npz2").write_text("another")
-    assert target.read_text() == "whole"
+    assert [*tmp_path.iterdir()] == [target] and target.read_text() == "whole"
 
 
 def test_convert_leaves_nothing_half_written(tmp_path):

@@ -97,11 +97,13 @@ class Name(str):
 def test_many_drawings_are_named_in_one_go(tmp_path):
     "Each name is looked at once, not beside each other."
     names = [Name(f"cell_{k}") for k in range(300)]
-    files = evidence_files([SimpleNamespace(stem=name) for name in names], tmp_path)
+    files = evidence_files([SimpleNamespace(stem=name) for name in names], tmp_path,
+                           [""] * len(names))
     assert [path.name for path in files] == [f"cell_{k}_grad_cam.png" for k in range(300)]
     assert Name.compared < 3 * len(names)
     with pytest.raises(DataError, match="two images are named cell_7, and so would be their"):
-        evidence_files([tmp_path / f"{name}.png" for name in [*names, "cell_7"]], tmp_path)
+        evidence_files([tmp_path / f"{name}.png" for name in [*names, "cell_7"]], tmp_path,
+                       [""] * 301)
 
 
 @pytest.fixture
@@ -163,6 +165,10 @@ def test_a_drawing_takes_the_place_of_a_drawing_alone(tmp_path, capsys):
     assert drawing.read_text() == "mine"
     drawing.unlink()
     assert [main(predict), main(predict)] == [0, 0]
+    held = drawing.read_bytes()
+    Image.fromarray(draw_cells(16).images[1]).save(image)  # another of that name
+    one_line_error(capsys, predict, "cell_grad_cam.png: exists already, and is no drawing of this")
+    assert drawing.read_bytes() == held
 
 
 def with_status(folder, **values):
@@ -218,6 +224,19 @@ def test_a_run_removes_nothing(tmp_path):
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["model.keras"]
 
 
+def test_a_table_that_another_wrote_stays(tmp_path, capsys):
+    shutil.copytree(RECORDS.parent / "course" / "analysis", tmp_path / "analysis")
+    (tmp_path / "results.csv").write_text("run\nmonday 5 km\n")
+    one_line_error(capsys, ["page", tmp_path], "results.csv: bloodcell did not write it")
+    (tmp_path / "results.csv").unlink()
+    (tmp_path / "index.html").symlink_to("none")
+    one_line_error(capsys, ["page", tmp_path], "index.html: bloodcell did not write it")
+    (tmp_path / "index.html").unlink()
+    assert main(["page", str(tmp_path)]) == 0
+    assert (tmp_path / "results.csv").read_text() == "run\n"
+    assert main(["page", str(tmp_path)]) == 0, "its own is replaced"
+
+
 def test_a_page_that_another_wrote_stays(tmp_path):
     shutil.copy(RECORDS / GOOD / "notebook.ipynb", tmp_path)
     (tmp_path / "notebook.html").write_text("my own page")
@@ -232,7 +251,11 @@ def test_what_is_empty_is_no_default(tmp_path, capsys):
     for arguments in (["run", "analysis", "--data", "", "--out", out], ["predict", ""],
                       ["page", ""], ["submission", ""], ["run", "analysis", "--out", ""],
                       ["predict", "cell.png", "--grad-cam", ""]):
-        one_line_error(capsys, arguments, "is empty; leave it out or give it a value")
+        one_line_error(capsys, arguments, "is empty; ", "give it a value")
+    for arguments, words in ((["page", "a", "--notebooks", "x"], "invalid choice: 'x'"),
+                             (["run", "analysis", "--data", ""], "--data is empty; leave it out"),
+                             (["convert", "", "x"], "source is empty; give it a value")):
+        one_line_error(capsys, arguments, words)
     assert not out.exists()
 
 

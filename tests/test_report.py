@@ -211,6 +211,14 @@ def test_folders_that_may_not_be_read_or_written(folder, monkeypatch, capsys):
     assert f"left out: {ODD}: status.json" in capsys.readouterr().out
 
 
+def test_a_folder_whose_name_is_no_text(folder, capsys):
+    "The page has the other runs, and names it."
+    (folder / ODD).rename(folder / "caf\udce9")
+    page = build_page(folder).read_text()
+    assert GOOD in page and "caf\\udce9" in page
+    assert "left out: caf\\udce9: " in capsys.readouterr().out
+
+
 def test_a_folder_that_a_user_calls_earlier(folder, capsys):
     "Only what was set aside there is left out."
     (folder / "earlier").mkdir()

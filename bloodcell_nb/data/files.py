@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import tarfile
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from .cells import DataError, lies_in_source
 
@@ -128,9 +129,12 @@ def check_free(
     source: str = None,  # cells that it is made from, as for `load`
 ) -> Path:
     "Refuse a path where something lies, or within the source; raises DataError."
-    path = Path(path).expanduser()
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+    path = Path(os.path.expanduser(path) if isinstance(path, str) else path)
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path}: exists already; name a new path, nothing was overwritten")
+    above = next(one for one in path.absolute().parents if os.path.lexists(one))
+    if not above.is_dir():
+        raise DataError(f"{path}: {above.name} is no folder; name a path in one")
     if lies_in_source(path, source):
         raise DataError(f"{path} lies in the source {source}, and would become its cells; name "
                         "another place")
@@ -152,15 +156,22 @@ def _put(work, path):
     os.rename(work, path)  # fails where a folder holds something
 
 # %% ../../nbs/reference/data/files.ipynb #6a20b13e
-_LOCK = ".bloodcell.lock"  # held while a new file or folder is made
+def _begins(name):
+    "Beginnings of the names of folders in which a file or folder of a name is made: any's, ours."
+    place = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    begin = f".{name[:40]}.{place}-"
+    return begin, f"{begin}{os.getpid()}."
 
 
-def _remove_dead(path, begin):
-    "Remove folders beside a path, of a name that begins so, which killed processes left."
-    for place in path.parent.iterdir():
-        if place.name.startswith(begin) and (place / _LOCK).is_file():
-            with suppress(Timeout, OSError), FileLock(place / _LOCK, timeout=0):
-                shutil.rmtree(place, ignore_errors=True)
+def _remove_dead(path):
+    "Remove what processes of this machine that are no more had begun to make beside a path."
+    from psutil import pid_exists
+
+    begin, _ = _begins(path.name)
+    for place in path.parent.glob("*") if path.parent.is_dir() else ():
+        number = place.name.removeprefix(begin).partition(".")[0]
+        if place.name.startswith(begin) and number.isdecimal() and not pid_exists(int(number)):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager
@@ -170,12 +181,11 @@ def creating(
     """Write a new file or folder whole or not at all, and so that it stays after a power failure;
     raises DataError where something lies.
     """
+    _remove_dead(Path(path))
     path = check_free(path)
-    begin = f".{path.name[:40]}."
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=begin) as place:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_begins(path.name)[1]) as place:
         work = Path(place) / f"new{path.suffix}"
-        with FileLock(Path(place) / _LOCK), _naming(path, work):
-            _remove_dead(path, begin)
+        with _naming(path, work):
             yield work
             flush_all(work)
         _put(work, path)

@@ -48,7 +48,7 @@ class ImageFiles:
     "The image files of a folder or zip, and what lies beside them; names are below it, with /."
     names: list[str]  # of the images, folder by folder
     folders: list[str]
-    others: list[str]  # files of other formats
+    others: list[str]  # files of other formats, pipes and devices
     opened: Callable  # gives a stream that reads the file of a name
 
     @property
@@ -65,8 +65,8 @@ class ImageFiles:
 
 # %% ../../nbs/reference/data/image_files.ipynb #listing3
 def _in_folder(root):
-    "Names of the files and of the folders below a folder, without hidden ones."
-    files, folders, left = [], [], [("", {os.path.realpath(root)})]
+    "Names of files, of folders and of what is neither below a folder, without hidden ones."
+    files, folders, special, left = [], [], [], [("", {os.path.realpath(root)})]
     while left:
         place, above = left.pop()
         with os.scandir(root / place) as entries:
@@ -82,7 +82,9 @@ def _in_folder(root):
                 left.append((f"{name}/", above | {real}))
             elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is to be seen
                 files.append(name)
-    return files, folders
+            else:  # a pipe or a device
+                special.append(name)
+    return files, folders, special
 
 # %% ../../nbs/reference/data/image_files.ipynb #981bdc3a
 def _in_zip(path):
@@ -132,20 +134,20 @@ def list_images(
     """
     if path.is_dir():
         try:
-            files, folders = _in_folder(path)
+            files, folders, special = _in_folder(path)
         except OSError as error:
             raise DataError(f"{path}: {error.filename or 'it'} cannot be read "
                             f"({error.strerror}); give a folder that can") from None
         opened = lambda name: open(path / name, "rb")  # noqa: E731
     else:
-        entries, opened = _in_zip(path)
+        (entries, opened), special = _in_zip(path), []
         entries = {name: entry for name, entry in entries.items() if not is_hidden(name)}
         folders = [name.rstrip("/") for name in entries if name.endswith("/")]
         files = [name for name in entries if not name.endswith("/")]
         _check_unpacked({name: entries[name].file_size for name in filter(_is_image, files)}, path)
     files.sort(key=lambda name: name.split("/"))
     return ImageFiles(list(filter(_is_image, files)), folders,
-                      [name for name in files if not _is_image(name)], opened)
+                      [name for name in files if not _is_image(name)] + special, opened)
 
 # %% ../../nbs/reference/data/image_files.ipynb #21dc70ad
 # Acevedo et al. 2020: 360x363 pixels; some files are 360x360 or 366x369, so some room either way
@@ -178,7 +180,7 @@ def rebuild_96(
     return crop_centre(original).resize((96, 96), Image.Resampling.NEAREST)
 
 # %% ../../nbs/reference/data/image_files.ipynb #depths00
-_BITS, _MEANING, _WHITE_IS_0 = 258, 262, 0  # TIFF 6.0 (1992): BitsPerSample, its interpretation
+_MEANING, _WHITE_IS_0 = 262, 0  # TIFF 6.0 (1992): PhotometricInterpretation
 
 
 def _values(image):
@@ -188,7 +190,7 @@ def _values(image):
         return values
     if not image.mode.startswith("I;16"):
         raise ValueError("its white is 0, in numbers of 32 bits; save it with black as 0")
-    return 2**image.tag_v2[_BITS][0] - 1 - values  # what Pillow does for 8 bits alone
+    return 2**16 - 1 - values  # what Pillow does for 8 bits alone
 
 
 def _in_eight_bits(image, notes):
@@ -212,7 +214,7 @@ def _in_eight_bits(image, notes):
     return Image.fromarray(np.round(grey).astype(np.uint8))
 
 # %% ../../nbs/reference/data/image_files.ipynb #cb3b81f3
-SOFTWARE = "bloodcell_nb"  # so begins what a figure that this project draws says of its origin
+SOFTWARE = "bloodcell_nb"  # so begins what a page's figure, or a drawing, says of its origin
 
 
 def _in_rgb(image, notes):
@@ -264,9 +266,9 @@ def _read_header(opened):
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError:
-            if data[:4] in (b"II*\0", b"MM\0*"):
-                raise ValueError("a TIFF of a kind that is not read, such as colours of 32 bits; "
-                                 "save it with 8 or 16 bits") from None
+            if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+                raise ValueError("a TIFF that is damaged, or of a kind that is not read, such as "
+                                 "colours of 32 bits") from None
             raise
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height}, over {MAX_PIXELS / 1e6:g} megapixels")

@@ -65,4 +65,4 @@ def convert(
         path = write_npz(destination, **course_arrays(load(source, size), seed or 0))
     else:
         path = save_source(source, destination, size)
-    print(f"wrote {path}")
+    print(f"wrote {printable(path)}")

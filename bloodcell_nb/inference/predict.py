@@ -9,6 +9,7 @@ __all__ = ['expand', 'image_files', 'read_images', 'Answer', 'answer', 'write_an
 # %% ../../nbs/reference/inference/predict.ipynb #43e849d3
 import csv
 import glob
+import hashlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -198,11 +200,15 @@ def evidence(
 _MARK = f"{SOFTWARE}, Grad-CAM"  # in a drawing's file
 
 
-def _is_drawing(path):
-    "Whether a file was drawn by this command."
+_OF = "Source"  # also in it: the sum of the pixels of the image whose evidence is shown
+
+
+def _is_drawing(path, of):
+    "Whether a file was drawn by this command, of an image of this sum."
     try:
-        with Image.open(path) as image:
-            return image.info.get("Software") == _MARK
+        with Image.open(path) as drawing:
+            about = drawing.info
+            return about.get("Software") == _MARK and about.get(_OF) == of
     except Exception:  # image readers raise many kinds
         return False
 
@@ -210,17 +216,22 @@ def _is_drawing(path):
 def evidence_files(
     paths: list[Path],
     folder: Path,  # for the drawings
+    sums: list[str],  # of the images' pixels
 ) -> list[Path]:  # name_grad_cam.png of each
-    "Name the drawings; raises DataError for two of one name, and for a file that is none of ours."
+    """Name the drawings; raises DataError for two of one name, for a name that no file can have,
+    and for a file that lies there and is no drawing of that image.
+    """
     folder = Path(folder)
     counts = Counter(stems := [path.stem for path in paths])
     if twice := [stem for stem in stems if counts[stem] > 1]:
         raise DataError(f"two images are named {twice[0]}, and so would be their drawings in "
                         f"{folder}; ask for them one by one")
     files = [folder / f"{stem}_grad_cam.png" for stem in stems]
-    for path in files:
-        if os.path.lexists(path) and not _is_drawing(path):
-            raise DataError(f"{path}: exists already, and is no drawing of this command; name "
+    for path, of in zip(files, sums, strict=True):
+        if len(os.fsencode(path.name)) > 255:
+            raise DataError(f"{path.name}: too long a name for a drawing; give the image another")
+        if os.path.lexists(path) and not _is_drawing(path, of):
+            raise DataError(f"{path}: exists already, and is no drawing of this image; name "
                             "another folder")
     return files
 
@@ -238,6 +249,8 @@ def _read_named(names, size, messages):
             found, left_out = image_files(name)
         except DataError as error:
             wrong.append(str(error))
+        except OSError as error:  # a name that can be none
+            wrong.append(f"{name}: {error.strerror}; expected images of cells")
         else:
             again |= files.keys() & found.keys()
             files |= found
@@ -253,22 +266,23 @@ def _read_named(names, size, messages):
     return images, paths, len(wrong)
 
 # %% ../../nbs/reference/inference/predict.ipynb #59229282
-def _draw(pairs, paths):
-    "Save pairs of images, three times as large."
-    for pair, path in zip(pairs, paths, strict=True):
+def _draw(pairs, drawings):
+    "Save pairs of images, three times as large: for each a path, and the sum of what it is of."
+    for pair, (path, of) in zip(pairs, drawings, strict=True):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             mark = PngInfo()
             mark.add_text("Software", _MARK)
+            mark.add_text(_OF, of)
             Image.fromarray(pair.repeat(3, axis=0).repeat(3, axis=1)).save(path, pnginfo=mark)
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror}); name a folder that "
                             "can") from None
 
 
-def _draw_evidence(classifier, images, answers, paths, some, messages):
-    """Draw what some answers rest on, at their places of all paths; gives the paths, or none, and
-    says why, where the network has no evidence. Raises DataError where a file cannot be written.
+def _draw_evidence(classifier, images, answers, drawings, some, messages):
+    """Draw what some answers rest on, of all that are to be drawn; gives those, or none, and says
+    why, where the network has no evidence. Raises DataError where a file cannot be written.
     """
     labels = np.array([classifier.class_names.index(one.label) for one in answers])
     try:
@@ -276,8 +290,8 @@ def _draw_evidence(classifier, images, answers, paths, some, messages):
     except DataError as error:  # a network from elsewhere
         _say(f"nothing is drawn: {error}", messages)
         return []
-    _draw(pairs, paths[some])
-    return paths
+    _draw(pairs, drawings[some])
+    return drawings
 
 # %% ../../nbs/reference/inference/predict.ipynb #e81d9fb4
 def _check_drawable(names, folder):
@@ -288,6 +302,9 @@ def _check_drawable(names, folder):
     read = {Path(one).resolve() for one in found if os.path.isdir(one)}
     read |= {Path(one).parent.resolve() for one in found if one not in named}
     place = Path(folder).resolve()
+    drawing = str(place / "1_grad_cam.png")
+    read |= {place for one in named if glob.has_magic(one) and fnmatch(
+        drawing, os.path.abspath(one))}
     if read & {place, *place.parents}:
         raise DataError(f"--grad-cam {folder} lies in a folder that is read, whose images its "
                         "drawings would become; name another folder")
@@ -342,7 +359,7 @@ def predict_files(
     label_shift: bool = False,  # correct the answers for shares of classes estimated from them
     scale: float | str = 1.0,  # by which images are magnified; auto: estimated from the nuclei
     level: str = None,  # of prediction sets, of `SET_LEVELS`; None: no sets
-) -> int:  # exit code: 1 if a file had no answer
+) -> int:  # exit code: 1 if a file had no answer, or a drawing could not be written
     """Print the answers for images, those as text and CSV as soon as they are known, and a line for
     each file that is none, and for a network that gives no evidence to draw.
 
@@ -355,11 +372,14 @@ def predict_files(
     if level:
         _ = classifier.sets(np.eye(len(classifier.class_names)), level)
     images, paths, wrong = _read_named(names, classifier.answering[0].input_shape[1:3], stderr)
+    drawings = []
+    if grad_cam_folder:
+        sums = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+        drawings = [*zip(evidence_files(paths, grad_cam_folder, sums), sums, strict=True)]
     if scale == "auto":
         scale = classifier.scale_of(images)
         _say(_scale_words(scale, len(images)), stderr)
     images = magnified(images, scale)
-    drawings = evidence_files(paths, grad_cam_folder) if grad_cam_folder else []
     portions = [slice(start, start + _PORTION) for start in range(0, len(paths), _PORTION)]
     bar = tqdm(portions, "predict", unit="portion", file=stderr,
                disable=stderr is None or len(portions) == 1)
@@ -388,7 +408,7 @@ def predict_files(
     if level:
         _say(_set_words(level), stderr)
     if drawings and form == "text":
-        print(printable(f"drawn: {', '.join(path.name for path in drawings[:3])}"
+        print(printable(f"drawn: {', '.join(path.name for path, _ in drawings[:3])}"
                         f"{', ...' if len(drawings) > 3 else ''} in {grad_cam_folder}"
                         f"{f', magnified {scale:.2f} times' if scale != 1 else ''}"))
     return int(wrong > 0)

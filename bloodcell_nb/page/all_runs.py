@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ..data.cells import printable
 from bloodcell_nb.page.comparable import (
     epochs_words,
     kind_of,
@@ -121,7 +122,7 @@ def place_of(
 ) -> str:  # such as pbc96/custom_cnn
     "Name a run's folder as the page does."
     place = run.folder.relative_to(page_folder).as_posix()
-    return run.folder.name if place == "." else place
+    return printable(run.folder.name if place == "." else place)
 
 
 def anchor_of(

@@ -247,8 +247,9 @@ def _our_page(path):
 
 
 def _our_table(path):
-    header = _text(path).partition("\n")[0].strip()
-    return header == "run" or (header.startswith("run,") and ",clean_accuracy," in header)
+    text = _text(path).strip()
+    header = text.partition("\n")[0]
+    return text == "run" or (header.startswith("run,") and ",clean_accuracy," in header)
 
 
 def _our_figure(path):
@@ -280,7 +281,7 @@ def check_page_free(
             raise DataError(f"{place} is no folder, and figures of the page lie there; move it "
                             "away, or name another folder")
     for path, ours in places.items():
-        if path.exists() and not ours(path):
+        if os.path.lexists(path) and not ours(path):
             raise DataError(f"{path}: bloodcell did not write it, and the page of the runs would "
                             "replace it; move it away, or name another folder")
     return folder

@@ -7,6 +7,7 @@ __all__ = ['AUGMENTATION', 'GAINS_HEADER', 'compare', 'difference', 'compare_ove
            'step_gains', 'one_change_each', 'seed_words', 'gain_rows', 'results_table', 'gains_table', 'on_real_cells']
 
 # %% ../../nbs/reference/page/comparisons.ipynb #661111ee
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -28,10 +29,11 @@ from bloodcell_nb.page.comparable import (
     words_of,
 )
 from bloodcell_nb.page.differences import (
+    Apart,
     changed_settings,
+    pooled_variance,
     seed_groups,
     seed_variance,
-    training_variance,
 )
 from .ladder import SPLITS, accuracy_words, ladders, with_interval
 from ..runs.finished import Finished, read_runs
@@ -68,18 +70,21 @@ def difference(
     return f"{comparison['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 # %% ../../nbs/reference/page/comparisons.ipynb #599a869d
-def _of_a_difference(between, counts):
-    """Variance of the difference of two means over so many seeds, and its degrees of freedom, by
-    Satterthwaite's approximation (1946) where the two have estimates of their own.
+def _half_width(cells, between, counts):
+    """Half of the 95 % interval of the difference of two means over so many seeds, whose variance
+    over cells is known: by Student's t with the degrees of freedom of the sum of all variances
+    ([Satterthwaite 1946](https://doi.org/10.2307/3002019)).
     """
+    from scipy.stats import norm, t
+
     weights = {}
-    for estimate, count in zip(between, counts, strict=True):
+    for estimate, count in zip(between, counts, strict=True):  # the same one counts once
         weights[estimate] = weights.get(estimate, 0) + 1 / count
-    parts = [(variance * weight, freedom) for (variance, freedom), weight in weights.items()]
-    whole = sum(part for part, _ in parts)
-    if not whole:
-        return 0.0, max(freedom for _, freedom in parts)
-    return whole, whole**2 / sum(part**2 / freedom for part, freedom in parts if part)
+    whole = cells + sum(one.variance * weight for one, weight in weights.items())
+    doubt = sum((one.observed * weight) ** 2 / one.freedom for one, weight in weights.items()
+                if one.freedom)
+    return np.sqrt(whole) * (t.ppf(0.975, max(whole**2 / doubt, 1)) if doubt
+                             else norm.ppf(0.975))
 
 
 def compare_over_seeds(
@@ -88,8 +93,6 @@ def compare_over_seeds(
     apart: dict,  # on each split: of the recipe and of its baseline what `seed_variance` gives
 ) -> list[dict]:  # mean difference, its 95 % interval, numbers of trainings; as `compare`
     "Compare the means of recipes over seeds; raises DataError where their cells differ."
-    from scipy.stats import t
-
     from bloodcell_nb.evaluation.ensemble import read_predictions
 
     found, count = [], len(ran)
@@ -98,14 +101,12 @@ def compare_over_seeds(
         read = read_predictions([run.folder for run in (*ran, *there)], split)
         right = (read.probabilities.argmax(axis=2) == read.labels).astype(float)
         gain = right[:count].mean(axis=0) - right[count:].mean(axis=0)
-        variance, freedom = _of_a_difference(between, (count, len(there)))
-        pairs = []
+        pairs, counts = [], (count, len(there))
         if count > 1:
             pairs = right[:count] - right[count:2 * count]
-            if not freedom:
-                variance, freedom = max(training_variance(pairs), 0) / count, count - 1
-        seeds = t.ppf(0.975, freedom) ** 2 * variance if freedom else 0
-        half = np.sqrt(1.96**2 * gain.var() / len(gain) + seeds)
+            if not any(one.freedom for one in between):  # their own differences tell
+                between, counts = [pooled_variance([pairs])], [count]
+        half = _half_width(gain.var() / len(gain), between, counts)
         found.append({"difference": float(gain.mean()), "trainings": (count, len(there)),
                       "interval_95": (gain.mean() + [-half, half]).tolist(),
                       "seeds": [float(pair.mean()) for pair in pairs]})
@@ -167,29 +168,37 @@ def _of_each_seed(step, known):
 _ENOUGH = 10  # degrees of freedom, by which a standard deviation is known to a fourth or so
 
 
-def _families(known):
-    "By recipe, the one that it is compared with; of that one, which others are, itself."
-    beside = {step.recipe: step.baseline for step in _steps(known) if step.baseline}
-    names = map(recipe_name, known.values())
-    return {name: name if name in beside.values() else beside.get(name, name) for name in names}
+def _families(known, groups):
+    """By recipe that has run, the one with which it is compared, or for that one itself, where it
+    and those compared with it leave enough degrees of freedom; "" for any other.
+    """
+    names = {recipe_name(run) for run in known.values()}
+    beside = {step.recipe: step.baseline for step in _steps(known)
+              if {step.recipe, step.baseline} <= names}
+    freedom = Counter({recipe_name(group[0]): len(group) - 1 for group in groups})
+    heads = {head for head in beside.values() if _ENOUGH <= freedom[head] + sum(
+        freedom[name] for name, other in beside.items() if other == head)}
+    return {name: name if name in heads else beside[name] if beside.get(name) in heads else ""
+            for name in names}
 
 
 def seeds_apart(
     runs: list[Finished],  # of one data set
     split: str = "stand_in",
-) -> dict[str, tuple[float, int]]:  # by name of a recipe that others are compared with
-    """Estimate how far seeds are apart, as `seed_variance` does: of a recipe and of those that are
-    compared with it, where these leave ten degrees of freedom or more; under the name "", of all.
+) -> dict[str, Apart]:  # by name of a recipe that others are compared with
+    """Estimate how far seeds are apart: of a recipe and those that are compared with it, where
+    these leave ten degrees of freedom or more and are in no such family already; under the name
+    "", of all recipes.
     """
-    families, found = _families({run.name: run for run in runs}), {}
-    for group in (groups := seed_groups(runs)):
+    groups, found = seed_groups(runs), {}
+    families = _families({run.name: run for run in runs}, groups)
+    for group in groups:
         found.setdefault(families[recipe_name(group[0])], []).append(group)
-    estimates = {name: seed_variance(some, split) for name, some in sorted(found.items())}
     return {"": seed_variance(groups, split)} | {
-        name: one for name, one in estimates.items() if one[1] >= _ENOUGH}
+        name: seed_variance(some, split) for name, some in sorted(found.items()) if name}
 
 
-def _gain(step, pairs, groups, apart, usual):
+def _gain(step, pairs, groups, families, apart, usual):
     """What a step is worth, over its seeds and its baseline's where some recipe has several; of
     one that trains nothing, beside the run that it is made of.
     """
@@ -202,11 +211,16 @@ def _gain(step, pairs, groups, apart, usual):
         there += [run for group in groups if there[0] in group
                   for run in group if run not in there]
     over_seeds = len(pairs) > 1 or (trains and groups)
-    between = {split: [found[recipe_name(one)] for one in pairs[0]]
+    of = [families[recipe_name(one)] for one in pairs[0]]
+    of = of if all(of) else ["", ""]  # what is pooled over all is not independent of a family's
+    # of the same networks' answers the differences of each seed tell how far they are apart
+    between = {split: [found[name] if trains else Apart(0.0, 0.0, 0) for name in of]
                for split, found in apart.items()}
     compared = compare_over_seeds(ran, there, between) if over_seeds else compare(*pairs[0])
-    changed = dict.fromkeys(name for pair in (*pairs, *((ran[0], run) for run in ran[1:]))
-                            for name in changed_settings(*pair) if name != "seed")
+    changed = [name for pair in pairs for name in changed_settings(*pair)]
+    changed += [name for run in ran[1:] for name in changed_settings(ran[0], run)
+                if name not in ("members", "models")]  # runs of the same seed
+    changed = [name for name in dict.fromkeys(changed) if name != "seed"]
     return StepGain(pairs[0][0].name, pairs[0][1].name, step.step, *compared, tuple(changed),
                     tuple(labels), named)
 
@@ -221,10 +235,8 @@ def step_gains(
     known = {run.name: run for run in runs if "stand_in" in run.metrics.get("results", {})}
     gains, left_out, usual = [], [], usual_code(runs)
     groups = seed_groups([*known.values()])
-    families, apart = _families(known), {}
-    for split in SPLITS:
-        found = seeds_apart([*known.values()], split)
-        apart[split] = {name: found.get(one, found[""]) for name, one in families.items()}
+    families = _families(known, groups)
+    apart = {split: seeds_apart([*known.values()], split) for split in SPLITS}
     for step in _steps(known):
         pairs, alone = _of_each_seed(step, known) if step.baseline else ((), ())
         left_out += [(name, f"not compared: no run of {step.baseline} with its seed")
@@ -232,7 +244,7 @@ def step_gains(
         if not pairs:
             continue
         try:
-            gains.append(_gain(step, pairs, groups, apart, usual))
+            gains.append(_gain(step, pairs, groups, families, apart, usual))
         # whatever is odd about two files of predictions, the other pairs are compared
         except Exception as error:
             left_out.append((f"{step.recipe} against {step.baseline}",
@@ -270,9 +282,9 @@ def _pooled_words(runs):
     "The standard deviation between seeds, and over which recipes it is pooled."
     apart = seeds_apart(runs)
     whole, first = apart.pop(""), {recipe_name(run): called(run) for run in reversed(runs)}
-    words = [f"{variance**0.5:.3f} over {first.get(name, name)} and what is compared with it"
-             for name, (variance, _) in apart.items()]
-    rest = f"{whole[0]**0.5:.3f} over all recipes"
+    words = [f"{one.variance**0.5:.3f} over {first.get(name, name)} and what {'else ' * (k > 0)}"
+             "is compared with it" for k, (name, one) in enumerate(apart.items())]
+    rest = f"{whole.variance**0.5:.3f} over all recipes"
     return "; ".join([*words, f"elsewhere {rest}"]) if words else rest
 
 

@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from ..data.cells import DataError
+from ..data.cells import DataError, printable
 from .recipes import first_error
 
 # %% ../../nbs/reference/runs/finished.ipynb #e5ba017f
@@ -345,8 +345,10 @@ def read_runs(
 # %% ../../nbs/reference/runs/finished.ipynb #3e35a28b
 def _read_run(folder):
     "A run as `read_runs` lists it."
-    status = {"recipe": folder.name}
+    status = {"recipe": printable(folder.name)}
     try:
+        if printable(folder.name) != folder.name:
+            raise DataError("a name that a page cannot show; rename the folder")
         status |= read_checked(folder / "status.json", Status)
         return Finished(folder, status, read_checked(folder / "metrics.json", Record)
                         if status["state"] == "done" else {})

@@ -180,5 +180,6 @@ def render(
         return write_text(place, template.render(
             title=path.parent.name.removesuffix(".partial"), made_from=made_from, back=path.name,
             body=body, style=style))
-    except OSError as error:
-        raise DataError(f"{place.name} cannot be written ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:  # a name that is no text, too
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise DataError(f"{place.name} cannot be written ({why})") from None
