@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .commands import command, main, option, place, say  # noqa: F401  main: for callers
+from .commands import command, main, option, place, say  # noqa: F401  main: its entry
 from .data.cells import DataWarning
 from .data.files import shared_folder
 from .data.inspection import convert, inspect

@@ -126,7 +126,7 @@ def _check_streams():
     is said to a closed stderr is lost.
     """
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
         raise DataError("standard output is closed; send it to a file, or to /dev/null")
     for stream in (sys.stdout, sys.stderr):
@@ -157,8 +157,6 @@ def main(
     goes_on = False
     try:
         _check_streams()
-        import bloodcell_nb.cli  # noqa: F401  declares the commands, which takes its time
-
         options = vars(parser().parse_args(arguments))
         goes_on = options.pop("goes_on")
         code = _obey(**options)

@@ -280,6 +280,12 @@ def _draw(pairs, drawings):
                             "can") from None
 
 
+def _drawings(paths, folder, images):
+    "For each image the path of its drawing, and the sum of its pixels."
+    sums = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    return [*zip(evidence_files(paths, folder, sums), sums, strict=True)]
+
+
 def _draw_evidence(classifier, images, answers, drawings, some, messages):
     """Draw what some answers rest on, of all that are to be drawn; gives those, or none, and says
     why, where the network has no evidence. Raises DataError where a file cannot be written.
@@ -372,10 +378,7 @@ def predict_files(
     if level:
         _ = classifier.sets(np.eye(len(classifier.class_names)), level)
     images, paths, wrong = _read_named(names, classifier.answering[0].input_shape[1:3], stderr)
-    drawings = []
-    if grad_cam_folder:
-        sums = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
-        drawings = [*zip(evidence_files(paths, grad_cam_folder, sums), sums, strict=True)]
+    drawings = _drawings(paths, grad_cam_folder, images) if grad_cam_folder else []
     if scale == "auto":
         scale = classifier.scale_of(images)
         _say(_scale_words(scale, len(images)), stderr)

@@ -145,26 +145,7 @@ class StepGain(NamedTuple):
         "Whether the two recipes differ in their augmentation and in nothing else."
         return bool(self.changed) and AUGMENTATION.issuperset(self.changed)
 
-# %% ../../nbs/reference/page/comparisons.ipynb #75da9f8d
-def _steps(known):
-    "Steps of recipes/, and of runs whose own recipe names a baseline: a student's, say."
-    own, files = {}, recipes()
-    for run in known.values():
-        said, name = run.metrics["recipe"], recipe_name(run)
-        if said.get("baseline") and name not in files:
-            own[name] = SimpleNamespace(recipe=name, baseline=said["baseline"],
-                                        step=said.get("step") or name)
-    return [*(step for steps in ladders() for step in steps), *own.values()]
-
-
-def _of_each_seed(step, known):
-    "A step's runs, each with its baseline's of the same seed; and names of those without."
-    ran, there = ({run.name.removeprefix(name): run for run in known.values()
-                   if recipe_name(run) == name} for name in (step.recipe, step.baseline))
-    pairs = [(ran[seed], there[seed]) for seed in sorted(ran) if seed in there]
-    return pairs, [run.name for seed, run in ran.items() if there and seed not in there]
-
-
+# %% ../../nbs/reference/page/comparisons.ipynb #seedfam3
 _ENOUGH = 10  # degrees of freedom, by which a standard deviation is known to a fourth or so
 
 
@@ -196,6 +177,25 @@ def seeds_apart(
         found.setdefault(families[recipe_name(group[0])], []).append(group)
     return {"": seed_variance(groups, split)} | {
         name: seed_variance(some, split) for name, some in sorted(found.items()) if name}
+
+# %% ../../nbs/reference/page/comparisons.ipynb #75da9f8d
+def _steps(known):
+    "Steps of recipes/, and of runs whose own recipe names a baseline: a student's, say."
+    own, files = {}, recipes()
+    for run in known.values():
+        said, name = run.metrics["recipe"], recipe_name(run)
+        if said.get("baseline") and name not in files:
+            own[name] = SimpleNamespace(recipe=name, baseline=said["baseline"],
+                                        step=said.get("step") or name)
+    return [*(step for steps in ladders() for step in steps), *own.values()]
+
+
+def _of_each_seed(step, known):
+    "A step's runs, each with its baseline's of the same seed; and names of those without."
+    ran, there = ({run.name.removeprefix(name): run for run in known.values()
+                   if recipe_name(run) == name} for name in (step.recipe, step.baseline))
+    pairs = [(ran[seed], there[seed]) for seed in sorted(ran) if seed in there]
+    return pairs, [run.name for seed, run in ran.items() if there and seed not in there]
 
 
 def _gain(step, pairs, groups, families, apart, usual):

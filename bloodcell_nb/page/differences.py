@@ -71,7 +71,7 @@ def training_variance(
     by_chance = (right - shares).var(axis=0, ddof=1).mean() / max(right.shape[1] - 1, 1)
     return float(shares.var(ddof=1) - by_chance)
 
-
+# %% ../../nbs/reference/page/differences.ipynb #seedapt5
 class Apart(NamedTuple):
     "How far trainings that differ in their seed alone are apart."
     variance: float  # of their accuracies, beyond the chance of single cells
