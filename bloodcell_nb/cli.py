@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .commands import command, main, option, place, say  # noqa: F401  main: its entry
 from .data.cells import DataWarning
-from .data.files import shared_folder
+from .data.files import check_writable, shared_folder
 from .data.inspection import convert, inspect
 from .data.sources import source_words
 from .evaluation.sets import SET_LEVELS
@@ -29,7 +29,7 @@ from .runs.plan import check_inputs, check_minutes, plan_runs, runs_root
 from .runs.recipes import check_recipe
 from .runs.spaces import read_space, spaces
 from .runs.studies import PROFILES, list_recipes, studies
-from .runs.tensorboard import check_events_folder, check_writable
+from .runs.tensorboard import check_events_folder
 
 # %% ../nbs/reference/cli.ipynb #ad6dd3c9
 _SOURCES = source_words(options=True)

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from .data.cells import DataError, DataWarning, as_message
+from .runs.engine import terminated_as_interrupted
+from .runs.keys import keras_backend
 
 # %% ../nbs/reference/commands.ipynb #cmds0006
 COMMANDS = {}  # name: function, its options, whether it goes on, keywords for its parser
@@ -59,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     for name, (function, options, goes_on, about) in COMMANDS.items():
         one = commands.add_parser(name, argument_default=argparse.SUPPRESS, **about)
-        one.set_defaults(function=function, goes_on=goes_on, parser=one)
+        one.set_defaults(function=function, goes_on=goes_on, actions=one._actions)
         for add in options:
             add(one)
     return whole
@@ -108,12 +110,9 @@ def _check_given(actions, options):
             raise DataError(f"{name} is empty; {words}give it a value")
 
 
-def _obey(function, parser, **options):
+def _obey(function, actions, **options):
     "Call a command's function; gives the exit code."
-    from bloodcell_nb.runs.engine import terminated_as_interrupted
-    from bloodcell_nb.runs.keys import keras_backend
-
-    _check_given(parser._actions, options)
+    _check_given(actions, options)
     keras_backend()  # one that is not there is refused before anything starts
     os.environ.pop("MPLBACKEND", None)  # figures go into files, and a kernel has its own
     with warnings.catch_warnings(), terminated_as_interrupted():

@@ -100,16 +100,6 @@ def test_every_command_reads_the_same_files(tmp_path, drawn, command):
                                     "such as neutrophil/1.gif"]
 
 
-def counted_in(command, source):
-    "Images of a folder, one of whose files is left out with a word."
-    _, out, said = command("inspect", source)
-    code, answered, said_too = command("predict", source, "--json")
-    assert code == 0 and said == said_too and "left out, no images: 1 .png, such as" in said[0]
-    inspected = int(out.split(": ")[1].split()[0])
-    assert len(json.loads(answered)) == inspected
-    return inspected
-
-
 def test_links_are_followed(tmp_path, drawn, command):
     tree(tmp_path / "cells" / "Training", CLASS_NAMES, drawn)
     (tmp_path / "cells" / "Validation").symlink_to(tree(tmp_path / "val", CLASS_NAMES, drawn[16:]))
@@ -227,7 +217,10 @@ def test_a_pipe_among_images_is_named(tmp_path, drawn, command):
     "Nobody waits for it."
     source = tree(tmp_path / "cells", CLASS_NAMES, drawn)
     os.mkfifo(source / "monocyte" / "f.png")
-    assert counted_in(command, source) == 16
+    _, out, said = command("inspect", source)
+    code, answered, said_too = command("predict", source, "--json")
+    assert code == 0 and said == said_too and "left out, no images: 1 .png, such as" in said[0]
+    assert int(out.split(": ")[1].split()[0]) == len(json.loads(answered)) == 16
     for name in (source / ("x" * 300), source / "none" / ("x" * 300)):
         code, out, said = command("predict", name, source / CLASS_NAMES[3] / "3_0.png")
         assert (code, out.count("\n"), len(said)) == (1, 1, 1)

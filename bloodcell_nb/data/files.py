@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAVING', 'flush', 'flush_all', 'replacing', 'write_text', 'write_json', 'is_unfinished', 'remove_unfinished',
-           'check_free', 'creating', 'file_sum', 'shared', 'shared_folder', 'pack', 'unpack']
+           'check_free', 'creating', 'check_writable', 'file_sum', 'shared', 'shared_folder', 'pack', 'unpack']
 
 # %% ../../nbs/reference/data/files.ipynb #fimport1
 import hashlib
@@ -156,19 +156,18 @@ def _put(work, path):
     os.rename(work, path)  # fails where a folder holds something
 
 # %% ../../nbs/reference/data/files.ipynb #6a20b13e
-def _begins(name):
-    "Beginnings of the names of folders in which a file or folder of a name is made: any's, ours."
-    place = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-    begin = f".{name[:40]}.{place}-"
-    return begin, f"{begin}{os.getpid()}."
+def _begin(name):
+    "Beginning of the names of folders in which this machine makes a file or folder of a name."
+    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f".{name[:40]}.{machine}-"  # then the number of the process, and a point
 
 
 def _remove_dead(path):
     "Remove what processes of this machine that are no more had begun to make beside a path."
     from psutil import pid_exists
 
-    begin, _ = _begins(path.name)
-    for place in path.parent.glob("*") if path.parent.is_dir() else ():
+    begin = _begin(path.name)
+    for place in path.parent.glob("*"):
         number = place.name.removeprefix(begin).partition(".")[0]
         if place.name.startswith(begin) and number.isdecimal() and not pid_exists(int(number)):
             shutil.rmtree(place, ignore_errors=True)
@@ -183,13 +182,29 @@ def creating(
     """
     _remove_dead(Path(path))
     path = check_free(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_begins(path.name)[1]) as place:
+    begin = f"{_begin(path.name)}{os.getpid()}."
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=begin) as place:
         work = Path(place) / f"new{path.suffix}"
         with _naming(path, work):
             yield work
             flush_all(work)
         _put(work, path)
         flush(path.parent)
+
+# %% ../../nbs/reference/data/files.ipynb #writabl2
+def check_writable(
+    folder: Path,  # made where it is missing
+    name: str,  # of the folder in an error
+) -> Path:  # the folder
+    "Find out whether files can be written into a folder. Raises DataError."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))  # a full disk takes an empty file
+            file.flush()
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror}; name a folder that can be written") from None
+    return folder
 
 # %% ../../nbs/reference/data/files.ipynb #f1a2b3c5
 def file_sum(

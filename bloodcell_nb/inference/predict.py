@@ -27,6 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ..data.cells import DataError, as_message, check_memory, printable
+from ..data.files import check_writable
 from bloodcell_nb.data.image_files import (
     IMAGE_SUFFIXES,
     SOFTWARE,
@@ -36,7 +37,6 @@ from bloodcell_nb.data.image_files import (
 )
 from ..data.scale import LEAST_CELLS, magnified
 from .classifier import Classifier, Seen
-from ..runs.tensorboard import check_writable
 
 # %% ../../nbs/reference/inference/predict.ipynb #c3ec8a2f
 def expand(
@@ -197,10 +197,8 @@ def evidence(
     return np.concatenate([images, heat_overlay(images, heat)], axis=2)
 
 # %% ../../nbs/reference/inference/predict.ipynb #ea2b99fb
-_MARK = f"{SOFTWARE}, Grad-CAM"  # in a drawing's file
-
-
-_OF = "Source"  # also in it: the sum of the pixels of the image whose evidence is shown
+# in a drawing's file: what drew it; under which key the sum of the pixels of what it is of
+_MARK, _OF = f"{SOFTWARE}, Grad-CAM", "Source"
 
 
 def _is_drawing(path, of):
@@ -286,18 +284,18 @@ def _drawings(paths, folder, images):
     return [*zip(evidence_files(paths, folder, sums), sums, strict=True)]
 
 
-def _draw_evidence(classifier, images, answers, drawings, some, messages):
-    """Draw what some answers rest on, of all that are to be drawn; gives those, or none, and says
-    why, where the network has no evidence. Raises DataError where a file cannot be written.
+def _draw_evidence(classifier, images, answers, drawings, messages):
+    """Draw what answers rest on; says why, and gives False, where the network has no evidence.
+    Raises DataError where a file cannot be written.
     """
     labels = np.array([classifier.class_names.index(one.label) for one in answers])
     try:
         pairs = evidence(classifier, images, labels)
     except DataError as error:  # a network from elsewhere
         _say(f"nothing is drawn: {error}", messages)
-        return []
-    _draw(pairs, drawings[some])
-    return drawings
+        return False
+    _draw(pairs, drawings)
+    return True
 
 # %% ../../nbs/reference/inference/predict.ipynb #e81d9fb4
 def _check_drawable(names, folder):
@@ -342,6 +340,13 @@ def _scale_words(factor, n):
         return f"{n} images are too few to tell their scale; {LEAST_CELLS} are needed"
     return (f"images magnified {factor:.2f} times, as their nuclei tell" if factor != 1 else
             "images as they are: no other scale was found for them")
+
+
+def _drawn_words(drawings, folder, scale):
+    "What was drawn, and where."
+    return printable(f"drawn: {', '.join(path.name for path, _ in drawings[:3])}"
+                     f"{', ...' if len(drawings) > 3 else ''} in {folder}"
+                     f"{f', magnified {scale:.2f} times' if scale != 1 else ''}")
 
 
 _PORTION = 256  # images at once
@@ -401,8 +406,9 @@ def predict_files(
             write_answers(answers, form, header=k == 0)
             sys.stdout.flush()
         try:
-            drawings = drawings and _draw_evidence(classifier, images[some], answers, drawings,
-                                                   some, stderr)
+            if drawings and not _draw_evidence(classifier, images[some], answers, drawings[some],
+                                               stderr):
+                drawings = []
         except DataError as error:  # the answers are there
             _say(error, stderr)
             drawings, wrong = [], wrong + 1
@@ -411,7 +417,5 @@ def predict_files(
     if level:
         _say(_set_words(level), stderr)
     if drawings and form == "text":
-        print(printable(f"drawn: {', '.join(path.name for path, _ in drawings[:3])}"
-                        f"{', ...' if len(drawings) > 3 else ''} in {grad_cam_folder}"
-                        f"{f', magnified {scale:.2f} times' if scale != 1 else ''}"))
+        print(_drawn_words(drawings, grad_cam_folder, scale))
     return int(wrong > 0)

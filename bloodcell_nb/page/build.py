@@ -259,7 +259,7 @@ def _our_figure(path):
     except Exception:  # image readers raise many kinds
         return False
     return software == SOFTWARE or (software.startswith("Matplotlib")
-                                     and _our_page(path.parent.parent / "index.html"))
+                                    and _our_page(path.parent.parent / "index.html"))
 
 # %% ../../nbs/reference/page/build.ipynb #3d351330
 def check_page_free(
@@ -276,7 +276,7 @@ def check_page_free(
               folder / "results.csv": _our_table}
     places |= {place / f"{key}.png": _our_figure for place in taken or [folder / "figures"]
                for key in SECTIONS}
-    for place in (*{path.parent for path in places} - {folder},):
+    for place in {path.parent for path in places} - {folder}:
         if os.path.lexists(place) and not place.is_dir():
             raise DataError(f"{place} is no folder, and figures of the page lie there; move it "
                             "away, or name another folder")

@@ -110,7 +110,7 @@ def _rows(runs, split):
     return [row for row in rows if len(row) == len(rows[0])]
 
 
-@lru_cache(maxsize=256)  # a page asks three times
+@lru_cache(maxsize=256)  # a page asks several times
 def _right(folder, split, written):
     "Which cells a run classifies correctly, as its predictions of that time tell."
     from bloodcell_nb.evaluation.ensemble import read_predictions

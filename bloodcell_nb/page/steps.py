@@ -314,8 +314,9 @@ def method(
         "Scores: right answers on the clean test cells, on the same cells with one corruption "
         f"each, and on the stand-in, where each has three of {len(STAND_IN)} heavy distortions. "
         "Brackets hold 95 % bootstrap intervals over the test cells.",
-        "Comparisons: both networks on the same cells (paired bootstrap, McNemar's test); where a "
-        "recipe has several seeds, the means over them, their intervals over cells and seeds. "
+        "Comparisons: both networks on the same cells (paired bootstrap, McNemar's test); where "
+        "some recipe here has several seeds, means over seeds in their place, and intervals over "
+        "cells and seeds. "
         "Where an interval holds zero, it is not told which is better.",
         "Authors: the bloodcell_nb authors. Each run's recipe is below, with the notebook as it "
         "ran where that is kept."])
