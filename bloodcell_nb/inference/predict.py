@@ -317,7 +317,7 @@ def _check_drawable(names, folder):
     check_writable(next(one for one in (place, *place.parents) if one.exists()),
                    f"--grad-cam {folder}")
 
-
+# %% ../../nbs/reference/inference/predict.ipynb #predwrd1
 def _shares_words(class_names, shares, n):
     "The shares of classes that are at least half a per cent, of n images."
     if n < LEAST_CELLS:
