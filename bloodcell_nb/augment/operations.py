@@ -7,8 +7,8 @@ __all__ = ['HED', 'AUTO_AUGMENT', 'AUG_MIX', 'affine', 'warp', 'rotation', 'rota
            'random_zoom', 'random_translation', 'random_shear', 'geometric', 'blend', 'grey', 'random_brightness',
            'auto_contrast', 'random_color_jitter', 'random_channel_shift', 'channel_shuffle', 'solarize',
            'solarization', 'posterize', 'sharpen', 'equalize', 'random_gaussian_blur', 'gaussian_noise', 'hed_jitter',
-           'amplitude_mix', 'random_cutout', 'grid_mask', 'draw_patterns', 'overlay', 'apply_some', 'rand_augment',
-           'aug_mix', 'mix_up', 'cut_mix']
+           'amplitude_mix', 'rand_conv', 'random_cutout', 'grid_mask', 'draw_patterns', 'overlay', 'apply_some',
+           'rand_augment', 'aug_mix', 'mix_up', 'cut_mix']
 
 # %% ../../nbs/reference/augment/operations.ipynb #660214a2
 import math
@@ -270,6 +270,19 @@ def amplitude_mix(images, draw: Draw, strength: float = 1.0):
     other = ops.take(amplitude, draw.order(), axis=0)
     mixed = blend(other, amplitude, draw.uniform(0, strength)) / ops.maximum(amplitude, 1e-6)
     return ops.transpose(ops.ifft2((real * mixed, imaginary * mixed))[0], (0, 2, 3, 1))
+
+# %% ../../nbs/reference/augment/operations.ipynb #5b1d2c07
+@operation("RandConv", "photometric", kernel_size=(1, 3, 5, 7))
+def rand_conv(images, draw: Draw, kernel_size: int = 3, strength: float = 1.0):
+    "Blend up to a share of each image's convolution with weights of its own over it."
+    n, height, width, channels = images.shape
+    rim, taps = kernel_size // 2, kernel_size**2 * channels
+    padded = ops.pad(images - 127.5, ((0, 0), (rim, rim), (rim, rim), (0, 0)), "reflect")
+    near = [padded[:, y : y + height, x : x + width]
+            for y in range(kernel_size) for x in range(kernel_size)]
+    near = ops.reshape(ops.concatenate(near, axis=-1), (n, height * width, taps))
+    filtered = ops.matmul(near, draw.normal((taps, channels)) / math.sqrt(taps)) + 127.5
+    return blend(ops.reshape(filtered, images.shape), images, draw.uniform(0, strength))
 
 # %% ../../nbs/reference/augment/operations.ipynb #17975bf7
 def _box(images, draw, half_height, half_width):
