@@ -171,8 +171,9 @@ def _most_words(most, steps):
     cause = (" The two differ in their augmentation alone." if most.augments_alone else
              " One setting and the code differ between the two, so neither can be named as the "
              "cause." if count == 1 < len(most.changed) else
-             f" {count} settings differ between the two, so none of them can be named as the "
-             "cause." if count > 1 else "")
+             f" {count} settings differ between the two"
+             f"{', one of them the members, networks of their own' * ('members' in most.changed)}"
+             ", so none of them can be named as the cause." if count > 1 else "")
     return (f"{begin} {run}: on the stand-in it is "
             f"{relation(most.stand_in, baseline)}, on the clean cells "
             f"{relation(most.clean, 'it')}.{cause}")
@@ -338,8 +339,8 @@ def conclusion(
         above = [gain for gain in gains if gain.stand_in["interval_95"][0] > 0]
         alone = sum(len(gain.changed) == 1 for gain in above)
         text = [f"Steps that have a baseline here: {len(gains)}; worth more than chance on the "
-                f"stand-in: {len(above)}; of these with one changed setting, which can be named as "
-                f"the cause: {alone}."]
+                f"stand-in: {len(above)}; of these with one changed setting, without which no "
+                f"cause can be named: {alone}."]
     if not best.synthetic:
         text.append("The stand-in is not the homework's hidden test: what is better here need not "
                     "be better there, and no level here is a level there.")
