@@ -276,13 +276,16 @@ def amplitude_mix(images, draw: Draw, strength: float = 1.0):
 def rand_conv(images, draw: Draw, kernel_size: int = 3, strength: float = 1.0):
     "Blend up to a share of each image's convolution with weights of its own over it."
     n, height, width, channels = images.shape
-    rim, taps = kernel_size // 2, kernel_size**2 * channels
-    padded = ops.pad(images - 127.5, ((0, 0), (rim, rim), (rim, rim), (0, 0)), "reflect")
-    near = [padded[:, y : y + height, x : x + width]
-            for y in range(kernel_size) for x in range(kernel_size)]
-    near = ops.reshape(ops.concatenate(near, axis=-1), (n, height * width, taps))
-    filtered = ops.matmul(near, draw.normal((taps, channels)) / math.sqrt(taps)) + 127.5
-    return blend(ops.reshape(filtered, images.shape), images, draw.uniform(0, strength))
+    read = (np.pad(np.arange(size), kernel_size // 2, "reflect") for size in (height, width))
+    padded = ops.take(ops.take(images - 127.5, next(read), axis=1), next(read), axis=2)
+    weights = draw.normal((kernel_size**2, channels, channels)) / math.sqrt(channels)
+    filtered = 0.0
+    for k in range(kernel_size**2):
+        y, x = divmod(k, kernel_size)
+        seen = ops.reshape(padded[:, y : y + height, x : x + width], (n, -1, channels))
+        filtered = filtered + ops.matmul(seen, weights[:, k])
+    filtered = ops.reshape(filtered, images.shape) / kernel_size + 127.5
+    return blend(filtered, images, draw.uniform(0, strength))
 
 # %% ../../nbs/reference/augment/operations.ipynb #17975bf7
 def _box(images, draw, half_height, half_width):
