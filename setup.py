@@ -15,7 +15,7 @@ PROJECT = ("recipes/*.yaml", "spaces/*.yaml", "studies/*.yaml", "nbs/*.ipynb",
            "nbs/exercises/*.ipynb", "nbs/reference/**/*.ipynb", "models/*/*",
            *(f"reports/{data}/*/{name}.json"
              for data in ("bccd", "cellavision", "course", "pbc96", "published", "search_cnn",
-                          "trials", "worth")
+                          "travel", "trials", "worth")
              for name in ("metrics", "status")))
 
 

@@ -8,7 +8,8 @@ import pytest
 os.environ["TQDM_DISABLE"] = "1"  # where it is slow, a bar would stand beside what a test reads
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = [ROOT / "reports" / name for name in (  # as in setup.py
-    "bccd", "cellavision", "course", "pbc96", "published", "search_cnn", "trials", "worth")]
+    "bccd", "cellavision", "course", "pbc96", "published", "search_cnn", "travel", "trials",
+    "worth")]
 LONGEST = ["test_ensemble", "test_command", "test_installed", "test_networks", "test_models",
            "test_report"]
 
