@@ -278,13 +278,12 @@ def rand_conv(images, draw: Draw, kernel_size: int = 3, strength: float = 1.0):
     n, height, width, channels = images.shape
     read = (np.pad(np.arange(size), kernel_size // 2, "reflect") for size in (height, width))
     padded = ops.take(ops.take(images - 127.5, next(read), axis=1), next(read), axis=2)
-    weights = draw.normal((kernel_size**2, channels, channels)) / math.sqrt(channels)
-    filtered = 0.0
-    for k in range(kernel_size**2):
-        y, x = divmod(k, kernel_size)
-        seen = ops.reshape(padded[:, y : y + height, x : x + width], (n, -1, channels))
-        filtered = filtered + ops.matmul(seen, weights[:, k])
-    filtered = ops.reshape(filtered, images.shape) / kernel_size + 127.5
+    weights = draw.normal((kernel_size**2, channels, channels)) / kernel_size / math.sqrt(channels)
+    filtered = sum(
+        ops.matmul(ops.reshape(padded[:, y : y + height, x : x + width], (n, -1, channels)),
+                   weights[:, kernel_size * y + x])
+        for y in range(kernel_size) for x in range(kernel_size))
+    filtered = ops.reshape(filtered, images.shape) + 127.5
     return blend(filtered, images, draw.uniform(0, strength))
 
 # %% ../../nbs/reference/augment/operations.ipynb #17975bf7

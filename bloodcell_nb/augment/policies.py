@@ -32,6 +32,8 @@ _FIFTEEN = ["RandAugment", "GridMask", "RandomCutout", "RandomShear", "RandomTra
             "RandomChannelShift", "Solarization", "ChannelShuffle", "AutoContrast",
             "RandomColorJitter", "RandomZoom", "RandomGaussianBlur", "GaussianNoise", "Overlay",
             "RandomBrightness"]
+_SIXTEEN = [*_TEN, "HEDJitter", "AmplitudeMix", "RandomBrightness", "RandomChannelShift",
+            "AutoContrast", "GridMask"]
 
 
 def _turned(k, operations):
@@ -49,6 +51,7 @@ POLICIES = {
     "augmix": ["AugMix"],  # the report: ConvNeXt, 0.73
     "medium": [*_turned(2, _TEN), "CutMix"],  # ours
     "heavy": [*_turned(4, _TEN), "CutMix"],  # ours
+    "broad": [*_turned(4, _SIXTEEN), "CutMix"],  # ours
     "fifteen": _turned(4, _FIFTEEN),  # ours, after the best public solution's fifteen operations
 }
 
