@@ -6,7 +6,7 @@ Shares of right answers, one view, no temperature: validation cells of HOME as t
 corruption each and as stand-in; all cells of ELSEWHERE, a microscope on which choices may be made,
 as they are, at 1.2 times their size, and told which classes occur. Of runs that differ in their
 seed alone: the mean and the range, the mean of their answers, and the network of their mean
-weights ("soup", Wortsman et al. 2022).
+weights ("soup", Wortsman et al. 2022). Of runs that differ in more: the mean of all answers.
 """
 import argparse
 import tempfile
@@ -109,7 +109,7 @@ def without_seed(run):
 
 
 def main(home, elsewhere, *runs):
-    sets = None
+    sets, everyone = None, []
     for name, places in groupby(sorted(runs, key=without_seed), without_seed):
         found, weights = [], []
         for place in places:
@@ -130,6 +130,10 @@ def main(home, elsewhere, *runs):
             network.set_weights([np.mean(one, axis=0) for one in zip(*weights, strict=True)])
             row(f"{name}, mean weights of {len(found)}",
                 right(answers(network, sets), sets, names))
+        everyone.extend(found)
+    if len(everyone) > len(found):
+        row(f"mean of all {len(everyone)} answers",
+            right([np.mean(one, axis=0) for one in zip(*everyone, strict=True)], sets, names))
 
 
 if __name__ == "__main__":
