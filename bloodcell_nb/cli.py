@@ -207,8 +207,8 @@ def _scale(text):
 _NETWORK = "name of a published network, a .keras file, or a finished run's or ensemble's folder"
 _MODEL = option("model", metavar="MODEL|RUN", type=place, help=_NETWORK)
 _OR_DEFAULT = option("--model", metavar="MODEL|RUN", type=place,
-                     help=f"{_NETWORK}; by default the published one that is best under shift, of "
-                          "those measured on the same data")
+                     help=f"{_NETWORK}; by default the published single network that is best under "
+                          "shift, of those measured on the same data")
 _CLASSES = option("--classes", metavar="NAME=CLASS,...",
                   help="the network's class for a class of the source")
 _AMONG = option("--among", metavar="CLASS,...",

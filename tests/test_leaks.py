@@ -448,21 +448,29 @@ def test_settings_and_features_are_part_of_a_networks_identity(network, tmp_path
 
 
 def test_the_default_is_chosen_by_scores_under_shift(tmp_path, monkeypatch):
-    "Among those of the same data; of an easier set there are fewer, so they have no say."
+    """Among those of the same data; of an easier set there are fewer, so they have no say. A better
+    ensemble answers where it is named, or where there is nothing else.
+    """
     for name, scores, data in (("a", None, ""), ("b", (0.99, 0.9, 0.6), ""),
-                               ("c", (0.95, 0.8, 0.75), ""), ("easy", (1.0, 1.0, 1.0), "0" * 16)):
+                               ("c", (0.95, 0.8, 0.75), ""), ("easy", (1.0, 1.0, 1.0), "0" * 16),
+                               ("mean", (0.99, 0.9, 0.8), "")):
         (tmp_path / "models" / name).mkdir(parents=True)
         zipfile.ZipFile(tmp_path / "models" / name / "model.keras", "w").close()
         values = scores and dict(zip(("clean", "corrupted", "stand_in"), scores, strict=True))
         write_json(tmp_path / "models" / name / "ensemble.json",
-                   {"members": [name], "validation": values, "data": data})
+                   {"members": ["b", "c"] if name == "mean" else [name], "validation": values,
+                    "data": data})
     monkeypatch.setattr("bloodcell_nb.inference.published.project_root", lambda: tmp_path)
     assert find_model().name == "c" and find_model("b").name == "b"
+    assert find_model("mean").name == "mean"
     (tmp_path / "here" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     with pytest.warns(DataWarning, match=r"b: the published network is taken; \./b is the folder"):
         assert find_model("b") == tmp_path / "models" / "b"
     assert find_model("./b").samefile(tmp_path / "here" / "b")
+    for name in ("a", "b", "c", "easy"):  # b and c stay, as members
+        (tmp_path / "models" / name / "ensemble.json").unlink()
+    assert find_model().name == "mean"
     shutil.rmtree(tmp_path / "models")
     with pytest.raises(DataError, match="expected one of none"):
         find_model()

@@ -55,15 +55,18 @@ def _default():
             warnings.warn(f"{folder.name} is passed over: {error}", DataWarning, stacklevel=3)
         else:
             groups.setdefault(read_ensemble(folder).data, []).append(folder)
-    return max(max(groups.values(), key=len), key=under_shift) if groups else None
+    if not groups:
+        return None
+    return max(max(groups.values(), key=len), key=lambda folder: (
+        len(read_ensemble(folder).members) == 1, under_shift(folder)))
 
 # %% ../../nbs/reference/inference/published.ipynb #dc0d130f
 def find_model(
     name: str = "",  # of a published network, a .keras file, or a run's folder; empty: the default
 ) -> Path:
     """Find a network. The default is the published one that is best under shift among those
-    measured on the same data; of several data sets, the one with most networks counts (of as
-    many, the first by name of a network).
+    measured on the same data, an ensemble only where no single network is; of several data sets,
+    the one with most networks counts (of as many, the first by name of a network).
 
     Raises DataError for what is neither.
     """
