@@ -251,11 +251,15 @@ def _plot_answered(found, title):
     if not found:
         return None
     fig = Figure(figsize=(8.2, 3.6), layout="constrained")
-    ax = fig.subplots()
-    for k, run in enumerate(found):
-        answered = _answered(run)
-        line, = ax.plot(*zip(*answered.values(), strict=True), linestyle=("-", "--", ":")[k % 3],
-                        label=_network(run), zorder=1)
+    ax, lines = fig.subplots(), {}  # of each network: a colour; as it is, a whole line
+    for run in found:
+        lines.setdefault(run.metrics["recipe"]["model"], []).append(_network(run))
+    for run in found:
+        answered, model = _answered(run), run.metrics["recipe"]["model"]
+        rounds, colour = divmod([*lines].index(model), 10)
+        style = sorted(lines[model], key=len).index(_network(run)) + 2 * rounds
+        line, = ax.plot(*zip(*answered.values(), strict=True), label=_network(run), zorder=1,
+                        color=f"C{colour}", linestyle=("-", "--", ":", "-.")[style % 4])
         for rule, point in answered.items():
             ax.scatter(*point, marker=_MARKS[rule], color=line.get_color(), edgecolor="black",
                        s=45, zorder=2)
@@ -266,7 +270,7 @@ def _plot_answered(found, title):
            xlim=(max(0, min(share for run in found for share, _ in _answered(run).values()) - 0.1),
                  1.02))
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    ax.set_title(title, fontsize=11)
+    fig.suptitle(title, fontsize=11)
     return fig
 
 # %% ../../nbs/reference/page/diagnosis.ipynb #promisec
