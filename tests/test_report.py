@@ -22,6 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bloodcell_nb.cli import main
+from bloodcell_nb.inference.published import default_name
 from bloodcell_nb.page import build
 from bloodcell_nb.page.build import build_page
 from bloodcell_nb.page.comparisons import gains_table, results_table
@@ -421,6 +422,12 @@ def test_what_chapters_say_of_the_committed_records():
         return [one[of][what] - one[over][what] for one in place.values()
                 if {of, over} <= one.keys()]
 
+    assert min(gains(bccd, "among", "test") + gains(away, "among", "test")) > 0  # every network
+    told_of = {"efficientnet_lite0_heavy", "convnext_atto_heavy", "ensemble_lite0_atto",
+               default_name()}  # the networks of chapter 09's tables
+    bccd, away = ({name: one for name, one in place.items() if name.removeprefix("evaluate_")
+                   .removesuffix("_scale_auto") in told_of} for place in (bccd, away))
+    assert len(bccd) == len(away) == 2 * len(told_of) == 8
     assert min(gains(bccd, "among", "test") + gains(away, "among", "test")) > 0.05
     assert min(gains(away, "test", "unscaled")) > 0.05 < max(gains(bccd, "test", "unscaled"))
     assert min(gains(bccd, "test", "unscaled", "auc")) < -0.02
