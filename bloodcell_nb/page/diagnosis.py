@@ -251,13 +251,13 @@ def _plot_answered(found, title):
     if not found:
         return None
     fig = Figure(figsize=(8.2, 3.6), layout="constrained")
-    ax, lines = fig.subplots(), {}  # of each network: a colour; as it is, a whole line
+    ax, ways = fig.subplots(), {}  # a colour a network, a kind of line for each way it is asked
     for run in found:
-        lines.setdefault(run.metrics["recipe"]["model"], []).append(_network(run))
+        ways.setdefault(run.metrics["recipe"]["model"], []).append(_network(run))
     for run in found:
         answered, model = _answered(run), run.metrics["recipe"]["model"]
-        rounds, colour = divmod([*lines].index(model), 10)
-        style = sorted(lines[model], key=len).index(_network(run)) + 2 * rounds
+        rounds, colour = divmod([*ways].index(model), 10)
+        style = sorted(ways[model], key=len).index(_network(run)) + 2 * rounds
         line, = ax.plot(*zip(*answered.values(), strict=True), label=_network(run), zorder=1,
                         color=f"C{colour}", linestyle=("-", "--", ":", "-.")[style % 4])
         for rule, point in answered.items():
